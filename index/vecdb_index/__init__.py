@@ -1,0 +1,1 @@
+"""The index backends of vecdb: pure NumPy and Numba, knowing nothing of storage or of the product."""

@@ -1,0 +1,1 @@
+"""vecdb: an embedded-first vector database."""

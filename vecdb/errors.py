@@ -1,0 +1,94 @@
+"""Every error that vecdb raises on purpose, in one tree.
+
+    VecdbError
+    ├── InvalidInput (ValueError)        the caller's data is wrong; nothing was written
+    │   ├── DimensionMismatch            a vector has another length than its field
+    │   ├── InvalidVector                NaN, infinity, zero under cosine, overflow of the field's dtype
+    │   ├── InvalidPayload               not a JSON object, or larger than 1 MiB
+    │   ├── InvalidId                    neither int64 nor a string of 1 to 512 bytes, or of the other kind
+    │   ├── DuplicateId                  an id occurs twice in one batch
+    │   ├── InvalidFilter                `where=` cannot be understood
+    │   └── EncoderMismatch              texts were embedded by another encoder than the one at hand
+    ├── NotFound (KeyError)              no such database, collection, field or point
+    ├── AlreadyExists                    a collection, field or point of that name is there
+    ├── Locked                           another process writes to this database
+    ├── Closed                           the database was closed, or this process is a fork
+    ├── ReadOnly                         a write to a database opened read-only
+    ├── Corruption                       bytes on disk are not what was written
+    ├── StorageError                     the operating system refused a read, write or sync
+    │   └── DiskFull
+    ├── NewerFormat                      written by a later version
+    └── Unsupported                      this platform, or an optional package that is not installed
+
+Classes carry what they report as attributes (`point`, `field`, `file`, `pid`, …). The part that the storage
+engine raises is defined in `vecdb_storage.errors`.
+"""
+
+from __future__ import annotations
+
+from vecdb_storage.errors import (
+    AlreadyExists,
+    Closed,
+    Corruption,
+    DiskFull,
+    DuplicateId,
+    InvalidInput,
+    InvalidPayload,
+    Locked,
+    NewerFormat,
+    NotFound,
+    ReadOnly,
+    StorageError,
+    VecdbError,
+)
+
+
+class DimensionMismatch(InvalidInput):
+    """A vector has another length than its field."""
+
+
+class InvalidVector(InvalidInput):
+    """A vector holds NaN or infinity, is zero under cosine, or does not fit the field's dtype."""
+
+
+class InvalidId(InvalidInput):
+    """An id is neither an int64 nor a string of 1 to 512 UTF-8 bytes, or is not of the collection's kind."""
+
+
+class InvalidFilter(InvalidInput):
+    """A `where=` expression cannot be understood. position: the offset in its text form, when known."""
+
+    def __init__(self, message: str, *, field: str | None = None, position: int | None = None) -> None:
+        super().__init__(message, field=field)
+        self.position = position
+
+
+class EncoderMismatch(InvalidInput):
+    """The collection's texts were embedded by another encoder than the one at hand."""
+
+
+class Unsupported(VecdbError):
+    """This platform cannot do it, or an optional package is missing; the message says which."""
+
+
+__all__ = [
+    "AlreadyExists",
+    "Closed",
+    "Corruption",
+    "DimensionMismatch",
+    "DiskFull",
+    "DuplicateId",
+    "EncoderMismatch",
+    "InvalidFilter",
+    "InvalidId",
+    "InvalidInput",
+    "InvalidPayload",
+    "InvalidVector",
+    "Locked",
+    "NewerFormat",
+    "NotFound",
+    "ReadOnly",
+    "StorageError",
+    "Unsupported",
+    "VecdbError",
+]
