@@ -22,6 +22,7 @@ class InvalidInput(VecdbError, ValueError):
         where = [f"point {point!r}"] if point is not None else []
         where += [f"field {field!r}"] if field is not None else []
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
+        self.reason = message
         self.point = point
         self.field = field
 

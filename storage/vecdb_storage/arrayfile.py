@@ -1,0 +1,257 @@
+"""Named arrays in one immutable file: the container of segments, and, in memory, of log records.
+
+A file is a 64-byte header, the arrays one after another (each at a 64-byte boundary, so that kernels read them
+where they lie), a JSON directory of them, and a 64-byte footer that says where the directory is. FORMAT.md
+gives every byte. Arrays carry an xxh3 for each 4 MiB block. A file is written once, front to back, under a
+temporary name, synced, and renamed; after that nobody writes to it, so an open `ArrayFile` may be read from
+any thread.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import xxhash
+
+from .errors import Corruption, NewerFormat
+from .files import Buffer, Files
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+VERSION = 1
+BLOCK = 4 << 20
+ALIGNMENT = 64
+_HEADER = struct.Struct("<8sI52x")
+_FOOTER = struct.Struct("<8sIIQQQ16sQ")  # magic, version, zero, offset, length, xxh3 of directory, store uuid, xxh3
+_MAGIC, _END = b"VECDBARR", b"VECDBEND"
+
+
+def checksum(data: Buffer | Array) -> int:
+    """The 64-bit xxh3 of some bytes."""
+    return int(xxhash.xxh3_64_intdigest(data))
+
+
+def _padding(length: int, alignment: int = ALIGNMENT) -> int:
+    return -length % alignment
+
+
+def _entry(name: str, array: Array, offset: int) -> dict[str, Any]:
+    return {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "offset": offset, "bytes": array.nbytes}
+
+
+def _bytes_of(array: Array) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def pack(meta: dict[str, Any], arrays: Arrays) -> bytes:
+    """Arrays as one string of bytes, for a log record; whoever stores it adds the checksum."""
+    entries, parts, offset = [], [], 0
+    for name, array in arrays.items():
+        entries.append(_entry(name, array, offset))
+        pad = _padding(array.nbytes, 8)
+        parts += [_bytes_of(array), bytes(pad)]
+        offset += array.nbytes + pad
+    head = orjson.dumps({"meta": meta, "arrays": entries})
+    head += b" " * _padding(8 + len(head), 8)
+    return b"".join([len(head).to_bytes(8, "little"), head, *parts])
+
+
+def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The inverse of `pack`; the arrays are views of `data`."""
+    length = int.from_bytes(data[:8], "little")
+    directory = orjson.loads(data[8 : 8 + length])
+    start = 8 + length
+    return directory["meta"], {e["name"]: _view(data, e, start) for e in directory["arrays"]}
+
+
+def _view(data: Any, entry: dict[str, Any], start: int = 0) -> Array:
+    dtype, shape = np.dtype(entry["dtype"]), entry["shape"]
+    count = entry["bytes"] // dtype.itemsize
+    if count == 0:
+        return np.empty(shape, dtype)
+    return np.frombuffer(data, dtype, count, start + entry["offset"]).reshape(shape)
+
+
+class ArrayWriter:
+    """Writes one file front to back. Nothing of it can be seen under its own name until `finish` returns.
+
+    Not thread-safe, but may be handed from one thread to another between calls.
+    """
+
+    def __init__(self, files: Files, path: Path, store: bytes) -> None:
+        self._files, self._path, self._store = files, path, store
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._fd = files.create(self._temporary)
+        self._entries: list[dict[str, Any]] = []
+        self._offset = 0
+        self._put(_HEADER.pack(_MAGIC, VERSION))
+
+    def _put(self, data: Buffer) -> None:
+        self._files.write(self._fd, data, self._temporary)
+        self._offset += len(data)
+
+    def add(self, name: str, array: Array) -> None:
+        """Appends an array; its blocks are checksummed while they are in cache."""
+        self._put(bytes(_padding(self._offset)))
+        entry = _entry(name, array, self._offset)
+        data, sums = _bytes_of(array), []
+        for start in range(0, len(data), BLOCK):
+            block = data[start : start + BLOCK]
+            sums.append(checksum(block))
+            self._put(block)
+            if len(block) == BLOCK:
+                self._files.start_writeback(self._fd, self._offset - BLOCK, BLOCK)
+        self._entries.append({**entry, "xxh3": sums})
+
+    def finish(self, meta: dict[str, Any]) -> int:
+        """Directory, footer, sync, rename, sync of the folder. Returns the file's length in bytes."""
+        self._put(bytes(_padding(self._offset)))
+        directory = orjson.dumps({"meta": meta, "arrays": self._entries})
+        offset = self._offset
+        self._put(directory)
+        self._put(bytes(_padding(self._offset)))
+        footer = _FOOTER.pack(_END, VERSION, 0, offset, len(directory), checksum(directory), self._store, 0)[:-8]
+        self._put(footer + checksum(footer).to_bytes(8, "little"))
+        self._files.sync(self._fd, self._temporary)
+        self._files.close(self._fd)
+        self._fd = -1
+        self._files.rename(self._temporary, self._path)
+        self._files.sync_directory(self._path.parent)
+        return self._offset
+
+    def abandon(self) -> None:
+        """Leaves no trace of an unfinished file; harmless after `finish`."""
+        if self._fd >= 0:
+            self._files.close(self._fd)
+            self._fd = -1
+            with suppress(Exception):  # the next writer to open the store deletes it
+                self._files.unlink(self._temporary)
+
+
+@dataclass
+class _Checked:
+    """Which blocks of one array have been compared with their checksums."""
+
+    entry: dict[str, Any]
+    done: npt.NDArray[np.bool_]
+
+
+class ArrayFile:
+    """An array file mapped into memory. Blocks are checked against their xxh3 before their first use."""
+
+    def __init__(self, files: Files, path: Path, store: bytes | None = None) -> None:
+        """store: the uuid the footer must carry. Raises NotFound, Corruption, NewerFormat or StorageError."""
+        self.path, self._files = path, files
+        self._fd = files.open(path)
+        self._lock = threading.Lock()
+        try:
+            self.size = files.size(path)
+            directory = self._read_directory(store)
+            self.meta: dict[str, Any] = directory["meta"]
+            self._map = files.map(self._fd, self.size, path)
+        except BaseException:
+            self.close()
+            raise
+        self._arrays: dict[str, Array] = {}
+        self._checked: dict[str, _Checked] = {}
+        for entry in directory["arrays"]:
+            self._arrays[entry["name"]] = _view(self._map, entry)
+            self._checked[entry["name"]] = _Checked(entry, np.zeros(len(entry["xxh3"]), np.bool_))
+
+    def _read_directory(self, store: bytes | None) -> dict[str, Any]:
+        name = str(self.path)
+        if self.size < _HEADER.size + _FOOTER.size:
+            raise Corruption(f"{self.size} bytes are too few for an array file; it was cut short", file=name)
+        footer = self._files.read_at(self._fd, self.size - _FOOTER.size, _FOOTER.size, self.path)
+        magic, version, _, offset, length, expected, uuid, own = _FOOTER.unpack(footer)
+        if magic != _END or own != checksum(footer[:-8]):
+            raise Corruption("the footer is damaged or missing; the file was cut short or overwritten", file=name)
+        if version > VERSION:
+            raise NewerFormat(f"{name} has format {version}; this vecdb reads up to {VERSION}", needs=f"format {version}")
+        header = self._files.read_at(self._fd, 0, _HEADER.size, self.path)
+        if header != _HEADER.pack(_MAGIC, version):
+            raise Corruption("the header is damaged", file=name)
+        if store is not None and uuid != store:
+            raise Corruption(f"it belongs to another store ({uuid.hex()})", file=name)
+        directory = self._files.read_at(self._fd, offset, length, self.path)
+        if checksum(directory) != expected:
+            raise Corruption("the directory of arrays is damaged", file=name)
+        parsed: dict[str, Any] = orjson.loads(directory)
+        for entry in parsed["arrays"]:
+            if entry["offset"] + entry["bytes"] > self.size:
+                raise Corruption("it reaches past the end of the file", file=name, array=entry["name"])
+        return parsed
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def names(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def unchecked(self, name: str) -> Array:
+        """The array as it lies on disk; for arrays whose blocks the caller checks as it goes."""
+        return self._arrays[name]
+
+    def array(self, name: str) -> Array:
+        """The array, all of its blocks checked. Raises Corruption naming file, array and block."""
+        self.check(name, 0, self._checked[name].entry["bytes"])
+        return self._arrays[name]
+
+    def check(self, name: str, start: int, stop: int) -> None:
+        """Compares the blocks under bytes start..stop of an array with their checksums, once each."""
+        checked = self._checked[name]
+        first, last = start // BLOCK, -(-stop // BLOCK)
+        if checked.done[first:last].all():
+            return
+        with self._lock:
+            for block in range(first, last):
+                if not checked.done[block]:
+                    self._check_block(checked.entry, block)
+                    checked.done[block] = True
+            if all(each.done.all() for each in self._checked.values()):
+                self.close()  # the mapping has a descriptor of its own
+
+    def _check_block(self, entry: dict[str, Any], block: int) -> None:
+        start = block * BLOCK
+        length = min(BLOCK, entry["bytes"] - start)
+        # By pread and not through the mapping: a read error is then an error and not a SIGBUS.
+        data = self._files.read_at(self._fd, entry["offset"] + start, length, self.path)
+        if len(data) != length or checksum(data) != entry["xxh3"][block]:
+            raise Corruption(
+                "the bytes are not what was written; restore this file from a backup, or quarantine the segment",
+                file=str(self.path), array=entry["name"], block=block,
+            )  # fmt: skip
+
+    def verify(self) -> Iterator[Corruption]:
+        """Reads every block from disk again and yields what does not match."""
+        fd = self._files.open(self.path)
+        try:
+            for name, checked in self._checked.items():
+                for block in range(len(checked.entry["xxh3"])):
+                    start = block * BLOCK
+                    length = min(BLOCK, checked.entry["bytes"] - start)
+                    data = self._files.read_at(fd, checked.entry["offset"] + start, length, self.path)
+                    if checksum(data) != checked.entry["xxh3"][block]:
+                        yield Corruption("checksum mismatch", file=str(self.path), array=name, block=block)
+        finally:
+            self._files.close(fd)
+
+    def close(self) -> None:
+        """Gives the descriptor back. Arrays stay valid: they hold the mapping."""
+        if self._fd >= 0:
+            self._files.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()

@@ -1,0 +1,115 @@
+"""A batch: the rows and deletes that one call writes, checked and in the stored types.
+
+The product builds batches from user input; the log stores them (`to_record`), the memtable appends them, and a
+large one becomes a level-0 segment. Values are not changed after construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import ids as ids_module
+from .arrayfile import Arrays, pack, unpack
+from .ids import Id, IntIds, StrIds
+
+
+@dataclass(frozen=True)
+class FieldRows:
+    """The vectors of one field: vectors (n, d) f32 | f16 | i8, norms (n,) f32, present (n,) bool or None for all."""
+
+    vectors: npt.NDArray[Any]
+    norms: npt.NDArray[np.float32]
+    present: npt.NDArray[np.bool_] | None = None
+
+    def slice(self, start: int, stop: int) -> FieldRows:
+        present = None if self.present is None else self.present[start:stop]
+        return FieldRows(self.vectors[start:stop], self.norms[start:stop], present)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """keys: the ids as Python values. payloads: JSON per row, b"" for none. deletes: ids that die first.
+
+    columns: typed columns of the payloads with their description, when the caller has built them already.
+    """
+
+    keys: Sequence[Id] = ()
+    fields: dict[str, FieldRows] = field(default_factory=dict)
+    payloads: Sequence[bytes] = ()
+    deletes: Sequence[Id] = ()
+    columns: tuple[Arrays, dict[str, Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """About what the rows take in memory and in the log."""
+        vectors = sum(f.vectors.nbytes + f.norms.nbytes for f in self.fields.values())
+        return vectors + sum(map(len, self.payloads)) + 64 * (len(self.keys) + len(self.deletes))
+
+    def to_record(self) -> bytes:
+        """The batch as a log record."""
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        if self.keys:
+            arrays |= ids_module.from_list(self.keys).arrays()
+            arrays |= payload_arrays(self.payloads)
+            for name, rows in self.fields.items():
+                arrays |= field_arrays(name, rows)
+        if self.deletes:
+            arrays |= {f"delete.{k}": a for k, a in ids_module.from_list(self.deletes).arrays().items()}
+        return pack({"fields": list(self.fields)}, arrays)
+
+    @staticmethod
+    def from_record(record: bytes) -> Batch:
+        """The inverse of `to_record`."""
+        meta, arrays = unpack(record)
+        deleted = {k.removeprefix("delete."): a for k, a in arrays.items() if k.startswith("delete.")}
+        deletes = ids_module.from_arrays(deleted).tolist() if deleted else ()
+        if "payload.offsets" not in arrays:
+            return Batch(deletes=deletes)
+        keys = ids_module.from_arrays(arrays).tolist()
+        fields = {}
+        for name in meta["fields"]:
+            packed = arrays.get(f"field.{name}.present")
+            present = None if packed is None else unpack_bits(packed, len(keys))
+            fields[name] = FieldRows(arrays[f"field.{name}.vectors"], arrays[f"field.{name}.norms"], present)
+        return Batch(keys, fields, payload_list(arrays["payload.offsets"], arrays["payload.bytes"]), deletes)
+
+
+def field_arrays(name: str, rows: FieldRows) -> dict[str, npt.NDArray[Any]]:
+    """The arrays that store a field; `present` only where some row lacks it."""
+    arrays = {f"field.{name}.vectors": rows.vectors, f"field.{name}.norms": rows.norms}
+    if rows.present is not None and not rows.present.all():
+        arrays[f"field.{name}.present"] = pack_bits(rows.present)
+    return arrays
+
+
+def payload_arrays(payloads: Sequence[bytes]) -> dict[str, npt.NDArray[Any]]:
+    """JSON strings end to end: `payload.offsets` (n+1,) u64 and `payload.bytes`."""
+    offsets = np.zeros(len(payloads) + 1, np.uint64)
+    np.cumsum(np.fromiter(map(len, payloads), np.uint64, len(payloads)), out=offsets[1:])
+    return {"payload.offsets": offsets, "payload.bytes": np.frombuffer(b"".join(payloads), np.uint8)}
+
+
+def payload_list(offsets: npt.NDArray[np.uint64], data: npt.NDArray[np.uint8]) -> list[bytes]:
+    text, ends = data.tobytes(), offsets.tolist()
+    return [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def pack_bits(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:
+    """Flags as uint64 words: bit i % 64 of word i // 64."""
+    words = np.zeros(-(-len(flags) // 64), np.uint64)
+    packed = np.packbits(flags, bitorder="little")
+    words.view(np.uint8)[: len(packed)] = packed
+    return words
+
+
+def unpack_bits(words: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.bool_]:
+    """The first `count` flags of such words."""
+    return np.unpackbits(np.ascontiguousarray(words).view(np.uint8), count=count, bitorder="little").view(np.bool_)

@@ -1,0 +1,240 @@
+"""The LMDB environment: the one transaction on which everything that changes is decided.
+
+Tables and keys (all integers big-endian, so that keys sort by them):
+
+    meta        name                          "seq" (last commit, u64), "txn" (own transaction id, u64), "uuid"
+    catalog     collection name               JSON: uuid, schema
+    manifest    collection uuid (16)          JSON: see manifest.py
+    tombstones  segment (26) chunk (u32)      8 KiB bitmap, see tombstones.py
+    log         uuid (16) seq (u64) part (u32)   a slice of a log record
+    garbage     file path relative to the store  the transaction id that dropped it
+    checkpoint  token                         progress of ingests
+
+Every value begins with the xxh3 of key and rest. LMDB itself has no checksums and, when its newest meta page is
+damaged, falls back to the commit before without a word: `check_before_open` refuses that. One writer thread at a
+time (the commit section); readers open short transactions and never hold one.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from .arrayfile import checksum
+from .errors import Corruption, DiskFull, StorageError
+from .files import Files
+
+TABLES = ("meta", "catalog", "manifest", "tombstones", "log", "garbage", "checkpoint")
+MAP_SIZE = 1 << 40
+PART = 65_520 - 8  # with its checksum and LMDB's page header, a part fills sixteen pages exactly
+_SLACK = 16 << 20
+_META = struct.Struct("<IIQQ")  # magic, version, address, map size; follows the 16-byte page header
+_MAGIC = 0xBEEFC0DE
+Transaction = Any
+_T = TypeVar("_T")
+
+
+def check_before_open(files: Files, path: Path) -> None:
+    """Refuses an LMDB file from which LMDB would silently show an older commit, or crash.
+
+    Both meta pages must be sane and one transaction apart, and the file must cover the last page they name.
+    Raises Corruption.
+    """
+    name = str(path)
+    if not files.exists(path) or files.size(path) == 0:
+        raise Corruption("VECDB names this file, but it is missing or empty; restore a backup", file=name)
+    page = os.sysconf("SC_PAGE_SIZE")
+    fd = files.open(path)
+    try:
+        head = files.read_at(fd, 0, 2 * page, path)
+        length = files.size(path)
+    finally:
+        files.close(fd)
+    transactions = []
+    for number in (0, 1):
+        body = head[number * page + 16 : (number + 1) * page]
+        if len(body) < 200 or _META.unpack_from(body)[0] != _MAGIC:
+            raise Corruption(
+                f"meta page {number} is damaged, so the last commit may be lost; restore a backup", file=name
+            )
+        last_page, transaction = struct.unpack_from("<QQ", body, _META.size + 2 * 48)
+        transactions.append(transaction)
+        if (last_page + 1) * page > length:
+            raise Corruption(f"it was cut short: {length} bytes, but page {last_page} is in use", file=name)
+    if abs(transactions[0] - transactions[1]) != 1:
+        raise Corruption(f"its meta pages are of transactions {transactions}, not of successive ones", file=name)
+
+
+class Environment:
+    """One open LMDB environment. `sync=False` is for temporary databases only."""
+
+    def __init__(self, files: Files, path: Path, *, read_only: bool, sync: bool = True, fresh: bool = False) -> None:
+        self._files, self.path, self.read_only = files, path, read_only
+        if not fresh:
+            check_before_open(files, path)
+        self._env = self._open(read_only, sync)
+        self._tables: dict[str, Any] = {}
+        try:
+            if not read_only:
+                with self._typed(), self._env.begin(write=True) as txn:
+                    self._tables = {t: self._env.open_db(t.encode(), txn=txn) for t in TABLES}
+                    if fresh:
+                        self.put(txn, "meta", b"txn", txn.id().to_bytes(8, "big"))
+            else:
+                with self._typed(), self._env.begin() as txn:
+                    self._tables = {t: self._env.open_db(t.encode(), txn=txn, create=False) for t in TABLES}
+            with self.read() as txn:
+                stored = self.get(txn, "meta", b"txn")
+                if stored is None or int.from_bytes(stored, "big") != txn.id():
+                    raise Corruption(
+                        f"the tree of transaction {txn.id()} says it is "
+                        f"{None if stored is None else int.from_bytes(stored, 'big')}",
+                        file=str(path),
+                    )
+        except BaseException:
+            self._env.close()
+            raise
+        self._page = os.sysconf("SC_PAGE_SIZE")
+
+    def _open(self, read_only: bool, sync: bool) -> Any:
+        size = MAP_SIZE
+        while True:
+            try:
+                with self._typed():
+                    return lmdb.open(
+                        str(self.path), map_size=size, subdir=False, readonly=read_only, create=not read_only,
+                        max_dbs=16, max_readers=1024, sync=sync, metasync=sync, meminit=False,
+                        readahead=False, lock=not read_only or os.access(self.path.parent, os.W_OK),
+                    )  # fmt: skip
+            except StorageError as error:
+                if "Cannot allocate memory" not in str(error) or size <= 1 << 28:
+                    raise
+                size //= 2  # a limit on address space: a smaller reservation will do
+
+    @contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.CorruptedError as error:
+            raise Corruption(f"LMDB: {error}", file=str(self.path)) from error
+        except (lmdb.MapFullError, lmdb.DiskError, lmdb.Error) as error:
+            text = str(error)
+            if "No space left" in text or "quota" in text or isinstance(error, lmdb.MapFullError):
+                raise DiskFull(f"{self.path}: {text}; free some space and try again", file=str(self.path)) from error
+            raise StorageError(f"{self.path}: {text}", file=str(self.path)) from error
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """A short read transaction."""
+        with self._typed():
+            try:
+                txn = self._env.begin()
+            except lmdb.MapResizedError:
+                self._env.set_mapsize(0)
+                txn = self._env.begin()
+            with txn:
+                yield txn
+
+    def commit(self, room: int, write: Callable[[Transaction], _T]) -> _T:
+        """Runs `write` in one durable transaction; room: about how many bytes it will put.
+
+        An error before LMDB's own commit leaves the disk as it was. One during it has an unknown outcome:
+        StorageError with outcome="unknown", after which the caller must reopen and look.
+        """
+        # The file is kept longer than its last page, so that a file that is shorter has been cut.
+        needed = (self._env.info()["last_pgno"] + 1) * self._page + 2 * room + (1 << 20)
+        if self._files.size(self.path) < needed:
+            self._files.extend(self.path, needed + _SLACK)
+        with self._typed():
+            txn = self._env.begin(write=True)
+        try:
+            with self._typed():
+                result = write(txn)
+                self.put(txn, "meta", b"txn", txn.id().to_bytes(8, "big"))
+        except BaseException:
+            txn.abort()
+            raise
+        try:
+            with self._typed():
+                txn.commit()
+        except StorageError as error:
+            if isinstance(error, DiskFull):
+                raise  # pages could not be written, so no meta page names them
+            raise StorageError(f"commit failed: {error}", outcome="unknown", file=str(self.path)) from error
+        return result
+
+    def last_transaction(self) -> int:
+        """The id of the newest commit, by any process."""
+        return int(self._env.info()["last_txnid"])
+
+    def transaction_of(self, txn: Transaction) -> int:
+        return int(txn.id())
+
+    def reader_check(self) -> int:
+        """Frees the reader slots of processes that died; returns how many."""
+        return int(self._env.reader_check())
+
+    def get(self, txn: Transaction, table: str, key: bytes) -> bytes | None:
+        value = txn.get(key, db=self._tables[table])
+        return None if value is None else self._checked(table, key, value)
+
+    def put(self, txn: Transaction, table: str, key: bytes, value: bytes | memoryview) -> None:
+        guarded = b"".join([_sum(key, value), value])
+        with self._typed():
+            txn.put(key, guarded, db=self._tables[table])
+
+    def delete(self, txn: Transaction, table: str, key: bytes) -> None:
+        txn.delete(key, db=self._tables[table])
+
+    def scan(self, txn: Transaction, table: str, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Keys that begin with `prefix`, from prefix + start on, in order, with their values."""
+        with txn.cursor(db=self._tables[table]) as cursor:
+            if not cursor.set_range(prefix + start):
+                return
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    return
+                yield key, self._checked(table, key, value)
+
+    def delete_prefix(self, txn: Transaction, table: str, prefix: bytes, until: bytes | None = None) -> int:
+        """Deletes the keys that begin with `prefix` (and sort before `until`, if given); returns how many."""
+        count = 0
+        with txn.cursor(db=self._tables[table]) as cursor:
+            found = cursor.set_range(prefix)
+            while found:
+                key = cursor.key()
+                if not key.startswith(prefix) or (until is not None and key >= until):
+                    break
+                cursor.delete()
+                count += 1
+                found = bool(cursor.key())
+        return count
+
+    def put_parts(self, txn: Transaction, table: str, key: bytes, record: bytes) -> None:
+        """A record of any length, in parts of `PART` bytes under key + part number."""
+        view = memoryview(record)
+        for number, start in enumerate(range(0, len(record), PART)):
+            self.put(txn, table, key + number.to_bytes(4, "big"), view[start : start + PART])
+
+    def _checked(self, table: str, key: bytes, value: bytes) -> bytes:
+        body = value[8:]
+        if value[:8] != _sum(key, body):
+            raise Corruption(f"the value of {key!r} is damaged", file=str(self.path), array=table)
+        return body
+
+    def size(self) -> int:
+        return self._files.size(self.path)
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def _sum(key: bytes, value: bytes | memoryview) -> bytes:
+    """The checksum that guards a pair. The key seeds it, so that a value under another key is noticed."""
+    return checksum(key + checksum(value).to_bytes(8, "little")).to_bytes(8, "little")

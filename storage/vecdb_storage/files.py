@@ -1,0 +1,172 @@
+"""The only door to the file system: every byte the engine writes or reads outside LMDB passes through here.
+
+`Files` is the real one. Tests hand the store a subclass that fails, cuts short, delays or loses the n-th
+call; so each method is one system call, or a loop of one, and nothing else in this package imports `os` for
+input or output. An OSError leaves as a typed error that names the file. Stateless, so safe in any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import DiskFull, NotFound, StorageError
+
+Buffer = bytes | bytearray | memoryview
+
+_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs"}
+
+
+@contextmanager
+def typed(path: str | Path, verb: str) -> Iterator[None]:
+    """Turns an OSError met in the block into StorageError, DiskFull or NotFound, naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot {verb} {path}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{message}; free some space and try again", file=str(path)) from error
+        if error.errno == errno.ENOENT:
+            raise NotFound(message) from error
+        raise StorageError(message, file=str(path)) from error
+
+
+class Files:
+    """The operating system's files. Methods raise StorageError, DiskFull or NotFound."""
+
+    def create(self, path: Path) -> int:
+        """A descriptor on a new empty file; an old one of that name is a leftover and is replaced."""
+        with typed(path, "create"):
+            return os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+
+    def open(self, path: Path) -> int:
+        with typed(path, "open"):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def write(self, fd: int, data: Buffer, path: Path) -> None:
+        """All of `data` at the end of what was written."""
+        view = memoryview(data).cast("B")
+        with typed(path, "write"):
+            while len(view):
+                view = view[os.write(fd, view) :]
+
+    def start_writeback(self, fd: int, offset: int, length: int) -> None:
+        """Asks the kernel to begin writing a finished range, so that the sync at the end has less to wait for."""
+        if hasattr(os, "posix_fadvise"):
+            # DONTNEED on dirty pages starts their write-out and leaves them cached until it is done.
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def sync(self, fd: int, path: Path) -> None:
+        """Returns when the file's bytes and length would survive a power cut."""
+        with typed(path, "sync"):
+            if sys.platform == "darwin":
+                import fcntl
+
+                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            else:
+                os.fdatasync(fd)
+
+    def sync_directory(self, path: Path) -> None:
+        """Makes renames and new names in `path` survive a power cut."""
+        with typed(path, "sync"):
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def rename(self, old: Path, new: Path) -> None:
+        with typed(old, "rename"):
+            os.rename(old, new)
+
+    def unlink(self, path: Path) -> None:
+        with typed(path, "delete"):
+            os.unlink(path)
+
+    def remove_directory(self, path: Path) -> None:
+        with typed(path, "delete"):
+            os.rmdir(path)
+
+    def make_directory(self, path: Path) -> None:
+        with typed(path, "create"):
+            os.makedirs(path, exist_ok=True)
+
+    def names(self, path: Path) -> list[str]:
+        """What a directory holds, sorted; nothing when it is not there."""
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
+
+    def exists(self, path: Path) -> bool:
+        return os.path.exists(path)
+
+    def size(self, path: Path) -> int:
+        with typed(path, "read"):
+            return os.stat(path).st_size
+
+    def extend(self, path: Path, length: int) -> None:
+        """Makes a file at least `length` bytes long, sparse, never shorter."""
+        with typed(path, "extend"):
+            if os.stat(path).st_size < length:
+                os.truncate(path, length)
+
+    def read_at(self, fd: int, offset: int, length: int, path: Path) -> bytes:
+        """`length` bytes from `offset`, fewer only at the end of the file."""
+        parts = []
+        with typed(path, "read"):
+            while length:
+                part = os.pread(fd, length, offset)
+                if not part:
+                    break
+                parts.append(part)
+                offset += len(part)
+                length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def map(self, fd: int, length: int, path: Path) -> mmap.mmap:
+        with typed(path, "map"):
+            return mmap.mmap(fd, length, access=mmap.ACCESS_READ)
+
+    def read(self, path: Path) -> bytes:
+        fd = self.open(path)
+        try:
+            return self.read_at(fd, 0, os.fstat(fd).st_size, path)
+        finally:
+            self.close(fd)
+
+    def replace(self, path: Path, data: Buffer) -> None:
+        """The whole file anew: after a crash either the old bytes are there or the new."""
+        temporary = path.with_name(path.name + ".tmp")
+        fd = self.create(temporary)
+        try:
+            self.write(fd, data, temporary)
+            self.sync(fd, temporary)
+        finally:
+            self.close(fd)
+        self.rename(temporary, path)
+        self.sync_directory(path.parent)
+
+    def on_network(self, path: Path) -> str | None:
+        """The file system's name if `path` lies on a network, where flock and LMDB cannot be trusted."""
+        try:
+            mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+        except OSError:  # not Linux
+            return None
+        best, kind = "", ""
+        real = os.path.realpath(path)
+        for line in mounts:
+            fields = line.split(" ")
+            point = fields[1].replace("\\040", " ")
+            inside = real == point or real.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):
+                best, kind = point, fields[2]
+        return kind if kind in _NETWORK_FILE_SYSTEMS else None

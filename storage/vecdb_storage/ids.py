@@ -1,0 +1,177 @@
+"""Point ids: a column of them, their hashes, and the table that finds an id's row in a segment.
+
+A collection's ids are all int64 or all strings of at most 512 UTF-8 bytes. In a segment they are arrays:
+`id.int` (n,) i64, or `id.offsets` (n+1,) u64 with `id.bytes`; beside them the table, `id.hash` (n,) u64 sorted
+with `id.row` (n,) u32, and `id.filter`, a bitmap addressed by the hash's top bits, 16 to 32 bits a row, which turns
+away most of the look-ups of ids that are not there. Values never change; safe in any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+Id = int | str
+Kind = Literal["int", "str"]
+Hashes = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int64]
+
+MAX_ID_BYTES = 512
+
+
+class Ids(Protocol):
+    """A column of ids."""
+
+    kind: Kind
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int) -> Any: ...
+    def tolist(self) -> list[Any]: ...
+    def hashes(self) -> Hashes: ...
+    def arrays(self) -> dict[str, npt.NDArray[Any]]: ...
+
+
+@dataclass(frozen=True)
+class IntIds:
+    values: npt.NDArray[np.int64]
+    kind: Kind = "int"
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, row: int) -> int:
+        return int(self.values[row])
+
+    def tolist(self) -> list[Any]:
+        return self.values.tolist()
+
+    def hashes(self) -> Hashes:
+        return hash_ints(self.values)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {"id.int": self.values}
+
+
+@dataclass(frozen=True)
+class StrIds:
+    """offsets: (n+1,) u64 into data, (bytes,) u8."""
+
+    offsets: npt.NDArray[np.uint64]
+    data: npt.NDArray[np.uint8]
+    kind: Kind = "str"
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> str:
+        return bytes(self.data[self.offsets[row] : self.offsets[row + 1]]).decode()
+
+    def tolist(self) -> list[Any]:
+        text = self.data.tobytes()
+        ends = self.offsets.tolist()
+        if text.isascii():  # then byte offsets are character offsets, and one decode does for all
+            whole = text.decode("ascii")
+            return [whole[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        return [text[a:b].decode() for a, b in zip(ends, ends[1:], strict=False)]
+
+    def hashes(self) -> Hashes:
+        return hash_strings(self.tolist())
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {"id.offsets": self.offsets, "id.bytes": self.data}
+
+
+def hash_ints(values: npt.NDArray[np.int64]) -> Hashes:
+    """The splitmix64 finaliser of each value: one to one, so that int ids never collide."""
+    z = values.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    hashed: Hashes = z ^ (z >> np.uint64(31))
+    return hashed
+
+
+def hash_strings(values: Sequence[str]) -> Hashes:
+    """xxh3-64 of each string's UTF-8 bytes."""
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, map(str.encode, values)), np.uint64, len(values))
+
+
+def hashes_of(keys: Sequence[Id]) -> Hashes:
+    """The hashes of ids of one kind."""
+    if keys and isinstance(keys[0], str):
+        return hash_strings(keys)  # type: ignore[arg-type]
+    return hash_ints(np.array(keys, np.int64))
+
+
+def from_list(values: Sequence[Id]) -> IntIds | StrIds:
+    """A column from checked ids of one kind."""
+    if values and isinstance(values[0], str):
+        text = "".join(values)  # type: ignore[arg-type]
+        data = text.encode()
+        sizes = map(len, values) if len(data) == len(text) else (len(v.encode()) for v in values)  # type: ignore[union-attr, arg-type]
+        offsets = np.zeros(len(values) + 1, np.uint64)
+        np.cumsum(np.fromiter(sizes, np.uint64, len(values)), out=offsets[1:])
+        return StrIds(offsets, np.frombuffer(data, np.uint8))
+    return IntIds(np.array(values, np.int64))
+
+
+def from_arrays(arrays: Any) -> IntIds | StrIds:
+    """The column that `arrays()` took apart."""
+    if "id.int" in arrays:
+        return IntIds(arrays["id.int"])
+    return StrIds(arrays["id.offsets"], arrays["id.bytes"])
+
+
+@dataclass(frozen=True)
+class IdTable:
+    """Finds the row of an id in one segment. hash: (n,) u64 sorted; row: (n,) u32; bits: the filter, u8."""
+
+    ids: IntIds | StrIds
+    hash: Hashes
+    row: npt.NDArray[np.uint32]
+    bits: npt.NDArray[np.uint8]
+
+    @staticmethod
+    def build(ids: IntIds | StrIds, hashes: Hashes) -> IdTable:
+        order = np.argsort(hashes, kind="stable")
+        width = max(3, (16 * max(1, len(hashes)) - 1).bit_length())
+        place = hashes >> np.uint64(64 - width)
+        bits = np.zeros(1 << width, np.bool_)
+        bits[place] = True
+        return IdTable(ids, hashes[order], order.astype(np.uint32), np.packbits(bits, bitorder="little"))
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {"id.hash": self.hash, "id.row": self.row, "id.filter": self.bits}
+
+    def find(self, keys: Sequence[Id], hashes: Hashes) -> Rows:
+        """The row of each key, (m,) int64, -1 where it is not here."""
+        found = np.full(len(keys), -1, np.int64)
+        if not len(self.hash):
+            return found
+        place = hashes >> np.uint64(64 - (8 * len(self.bits) - 1).bit_length())
+        passed = (self.bits[place >> np.uint64(3)] >> (place & np.uint64(7)).astype(np.uint8)) & np.uint8(1)
+        candidates = np.flatnonzero(passed)
+        if not len(candidates):
+            return found
+        wanted = hashes[candidates]
+        at = np.searchsorted(self.hash, wanted)
+        inside = at < len(self.hash)
+        candidates, wanted, at = candidates[inside], wanted[inside], at[inside]
+        equal = self.hash[at] == wanted
+        for key_at, slot in zip(candidates[equal].tolist(), at[equal].tolist(), strict=True):
+            found[key_at] = self._confirm(keys[key_at], slot)
+        return found
+
+    def _confirm(self, key: Id, slot: int) -> int:
+        """The row of `key` among the rows that share its hash."""
+        expected = self.hash[slot]
+        while slot < len(self.hash) and self.hash[slot] == expected:
+            row = int(self.row[slot])
+            if self.ids[row] == key:
+                return row
+            slot += 1
+        return -1

@@ -1,0 +1,154 @@
+"""Rows since the last flush, in memory and in the log.
+
+A memtable is a list of blocks that only grow. Each row has the seq of its commit and the seq of its death (`_ALIVE`
+until then), so that a snapshot at seq s sees exactly the rows with seq <= s < death, without a copy of anything,
+however the table goes on. `rows_of` maps an id to its newest row, and `previous` chains to the older ones.
+A row's address is block << 32 | row.
+
+Written only in the commit section; read from any thread through snapshots, which hold a number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .batch import Batch, FieldRows
+from .ids import Id
+
+_ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+_FIRST_BLOCK, _LARGEST_BLOCK = 256 << 10, 16 << 20
+_ROW_OVERHEAD = 200  # bytes of an id, its map entry and its share of the row arrays, about
+
+
+class Block:
+    """Rows in the order of their commits. Arrays have `capacity` rows; a snapshot knows how many are its own."""
+
+    def __init__(self, capacity: int, layout: Mapping[str, tuple[int, npt.DTypeLike]]) -> None:
+        """layout: field -> (dimension, dtype)."""
+        self.capacity = capacity
+        self.rows = 0
+        self.keys: list[Id] = []
+        self.payloads: list[bytes] = []
+        self.seq = np.zeros(capacity, np.uint64)
+        self.death = np.full(capacity, _ALIVE)
+        self.previous = np.full(capacity, -1, np.int64)
+        self.stripes: dict[int, Any] = {}  # typed columns of finished runs of rows, built when first asked for
+        self.fields = {
+            name: FieldRows(
+                np.zeros((capacity, dim), dtype), np.zeros(capacity, np.float32), np.zeros(capacity, np.bool_)
+            )
+            for name, (dim, dtype) in layout.items()
+        }
+
+    def append(self, batch: Batch, start: int, stop: int, seq: int) -> None:
+        first, last = self.rows, self.rows + stop - start
+        self.keys += batch.keys[start:stop]
+        self.payloads += batch.payloads[start:stop]
+        self.seq[first:last] = seq
+        for name, source in batch.fields.items():
+            target = self.fields[name]
+            target.vectors[first:last] = source.vectors[start:stop]
+            target.norms[first:last] = source.norms[start:stop]
+            assert target.present is not None
+            target.present[first:last] = True if source.present is None else source.present[start:stop]
+        self.rows = last
+
+
+class Memtable:
+    def __init__(self, layout: Mapping[str, tuple[int, npt.DTypeLike]]) -> None:
+        self._layout = dict(layout)
+        self._row_bytes = sum(dim * np.dtype(dtype).itemsize + 5 for dim, dtype in layout.values()) + _ROW_OVERHEAD
+        self.blocks: list[Block] = []
+        self.rows_of: dict[Id, int] = {}
+        self.bytes = 0
+        self.records = 0  # log records whose rows or deletes these are
+        self.last_seq = 0
+
+    def set_layout(self, layout: Mapping[str, tuple[int, npt.DTypeLike]]) -> None:
+        """Later rows may have these fields; a block keeps those it began with."""
+        self._layout = dict(layout)
+        self._row_bytes = sum(dim * np.dtype(dtype).itemsize + 5 for dim, dtype in layout.values()) + _ROW_OVERHEAD
+
+    def append(self, batch: Batch, seq: int) -> None:
+        """Adds the batch's rows; whoever calls has marked the rows they replace."""
+        self.last_seq = seq
+        self.records += 1
+        start = 0
+        while start < len(batch):
+            block = self._open_block(len(batch) - start)
+            stop = min(len(batch), start + block.capacity - block.rows)
+            base = (len(self.blocks) - 1) << 32 | block.rows
+            block.append(batch, start, stop, seq)
+            get = self.rows_of.get
+            for address, key in enumerate(batch.keys[start:stop], base):
+                older = get(key)
+                if older is not None:
+                    block.previous[address & 0xFFFF_FFFF] = older
+                self.rows_of[key] = address
+            start = stop
+        self.bytes += sum(map(len, batch.payloads)) + len(batch) * self._row_bytes + 64 * len(batch.deletes)
+
+    def _open_block(self, rows: int) -> Block:
+        if self.blocks:
+            last = self.blocks[-1]
+            if last.rows < last.capacity and last.fields.keys() == self._layout.keys():
+                return last
+        size = min(_LARGEST_BLOCK, max(_FIRST_BLOCK, self.bytes))
+        block = Block(max(1, size // self._row_bytes, min(rows, 8192)), self._layout)
+        self.blocks.append(block)
+        return block
+
+    def live_address(self, key: Id) -> int:
+        """The address of the id's newest row if it is alive, else -1. For the commit section."""
+        address = self.rows_of.get(key, -1)
+        if address >= 0 and self.blocks[address >> 32].death[address & 0xFFFF_FFFF] != _ALIVE:
+            return -1
+        return address
+
+    def address_at(self, key: Id, seq: int) -> int:
+        """The address of the row of `key` that a snapshot at `seq` sees, or -1."""
+        address = self.rows_of.get(key, -1)
+        while address >= 0:
+            block, row = self.blocks[address >> 32], address & 0xFFFF_FFFF
+            if block.seq[row] <= seq:
+                return address if block.death[row] > seq else -1
+            address = int(block.previous[row])
+        return -1
+
+    def seq_of(self, address: int) -> int:
+        return int(self.blocks[address >> 32].seq[address & 0xFFFF_FFFF])
+
+    def kill(self, address: int, seq: int) -> None:
+        self.blocks[address >> 32].death[address & 0xFFFF_FFFF] = seq
+
+    @property
+    def rows(self) -> int:
+        return sum(block.rows for block in self.blocks)
+
+
+def gather(blocks: Sequence[Block], seq: int, layout: Mapping[str, tuple[int, npt.DTypeLike]]) -> tuple[Batch, Any, list[Any]]:
+    """The rows of `blocks` alive at `seq`, as one batch, with their seqs and their rows in each block."""
+    kept = [np.flatnonzero(b.death[: b.rows] > np.uint64(seq)) for b in blocks]
+    keys: list[Id] = []
+    payloads: list[bytes] = []
+    for block, rows in zip(blocks, kept, strict=True):
+        keys += [block.keys[row] for row in rows]
+        payloads += [block.payloads[row] for row in rows]
+    fields = {}
+    for name, (dim, dtype) in layout.items():
+        vectors, norms = np.zeros((len(keys), dim), dtype), np.zeros(len(keys), np.float32)
+        present, at = np.zeros(len(keys), np.bool_), 0
+        for block, rows in zip(blocks, kept, strict=True):
+            source = block.fields.get(name)
+            if source is not None and source.present is not None:
+                np.take(source.vectors, rows, axis=0, out=vectors[at : at + len(rows)])
+                norms[at : at + len(rows)] = source.norms[rows]
+                present[at : at + len(rows)] = source.present[rows]
+            at += len(rows)
+        fields[name] = FieldRows(vectors, norms, present)
+    seqs = np.concatenate([b.seq[rows] for b, rows in zip(blocks, kept, strict=True)]) if blocks else np.zeros(0, np.uint64)
+    return Batch(keys, fields, payloads), seqs, kept

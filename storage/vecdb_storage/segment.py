@@ -1,0 +1,179 @@
+"""A segment: rows in one immutable array file, as FORMAT.md describes.
+
+Arrays: the ids and their table (ids.py), `seq` (n,) u64 unless the segment is level-0, `payload.offsets` and
+`payload.bytes`, typed columns `col.*` (columns.py), and per field `field.<name>.vectors` (n, d), `.norms` (n,)
+f32 and, where some row lacks it, `.present`. Rows ascend by seq. A Segment is read-only and safe in any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import columns as columns_module
+from . import ids as ids_module
+from .arrayfile import ArrayFile, Arrays, ArrayWriter
+from .batch import Batch, field_arrays, payload_arrays
+from .columns import ColumnSet
+from .errors import Corruption
+from .files import Files
+from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds
+from .tombstones import Words
+
+SUFFIX = ".seg"
+
+
+@dataclass(frozen=True)
+class StoredField:
+    """One field of one part of a collection: vectors (n, d), norms (n,) f32, present: bitmap words, None for all."""
+
+    vectors: npt.NDArray[Any]
+    norms: npt.NDArray[np.float32]
+    present: Words | None
+
+
+class SegmentWriter:
+    """Writes a segment's file in pieces: fields first, since they can be on their way to disk while the rest is made."""
+
+    def __init__(self, files: Files, path: Path, store: bytes, begun: int) -> None:
+        """begun: id of the LMDB transaction that was current, by which a leftover file is told from a new one."""
+        self._writer = ArrayWriter(files, path, store)
+        self._meta: dict[str, Any] = {"kind": "segment", "begun": begun, "fields": []}
+
+    def add_fields(self, batch: Batch) -> None:
+        for name, rows in batch.fields.items():
+            if rows.present is None or rows.present.any():
+                self._meta["fields"].append(name)
+                self._add(field_arrays(name, rows))
+
+    def finish(self, batch: Batch, hashes: Hashes, seqs: npt.NDArray[np.uint64] | None) -> int:
+        """Ids, payloads, columns, directory; synced and named. Returns the file's length."""
+        ids = ids_module.from_list(batch.keys)
+        self._add(ids.arrays())
+        self._add(IdTable.build(ids, hashes).arrays())
+        if seqs is not None:
+            self._add({"seq": seqs})
+        self._add(payload_arrays(batch.payloads))
+        arrays, described = batch.columns or columns_of(batch.payloads)
+        self._add(arrays)
+        self._meta |= {"rows": len(batch), "columns": described}
+        return self._writer.finish(self._meta)
+
+    def _add(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            self._writer.add(name, array)
+
+    def abandon(self) -> None:
+        self._writer.abandon()
+
+
+def columns_of(payloads: Sequence[bytes]) -> tuple[Arrays, dict[str, Any]]:
+    """Typed columns over stored payloads."""
+    return columns_module.build([columns_module.parse(p) for p in payloads])
+
+
+class _CheckedArrays(Mapping[str, npt.NDArray[Any]]):
+    """The file's arrays by name, each checked against its checksums when it is first asked for."""
+
+    def __init__(self, file: ArrayFile) -> None:
+        self._file = file
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._file:
+            raise KeyError(name)
+        return self._file.array(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file
+
+    def __iter__(self) -> Iterator[str]:
+        return self._file.names()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._file.names())
+
+
+class Segment:
+    def __init__(self, files: Files, path: Path, store: bytes, seq: int | None) -> None:
+        """seq: of all rows (level-0), or None when they carry their own. Raises Corruption, NotFound, StorageError.
+
+        What the engine dereferences (ids, hashes, offsets, seqs) is checked here; vectors and payloads on first use.
+        """
+        self.name = path.name.removesuffix(SUFFIX)
+        self.file = ArrayFile(files, path, store)
+        self._arrays = _CheckedArrays(self.file)
+        self.rows = int(self.file.meta["rows"])
+        self.ids: IntIds | StrIds = ids_module.from_arrays(self._arrays)
+        self._table = IdTable(
+            self.ids, self._arrays["id.hash"], self._arrays["id.row"], self._arrays["id.filter"]
+        )
+        self._payload_offsets = self._arrays["payload.offsets"]
+        self._payload_bytes = self.file.unchecked("payload.bytes")
+        self._seqs = self._arrays["seq"] if seq is None else None
+        self.min_seq = int(self._seqs[0]) if self._seqs is not None else int(seq or 0)
+        self.max_seq = int(self._seqs[-1]) if self._seqs is not None else int(seq or 0)
+        self._fields: dict[str, StoredField] = {}
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        rows, offsets = self.rows, self._payload_offsets
+        right = len(self.ids) == rows == len(self._table.row) == len(self._table.hash) == len(offsets) - 1
+        if not right or (rows and int(self._table.row.max()) >= rows) or int(offsets[-1]) != len(self._payload_bytes):
+            raise Corruption("its arrays do not fit each other", file=str(self.file.path))
+
+    def find(self, keys: Sequence[Id], hashes: Hashes) -> Rows:
+        """The row of each id, (m,) int64, -1 where it is not here; dead rows are found too."""
+        return self._table.find(keys, hashes)
+
+    def keys(self, rows: Rows) -> list[Id]:
+        ids = self.ids
+        return [ids[row] for row in rows.tolist()]
+
+    def all_keys(self) -> list[Id]:
+        return self.ids.tolist()
+
+    def seqs(self, rows: Rows) -> npt.NDArray[np.uint64]:
+        """The commit seq of each row."""
+        return np.full(len(rows), self.min_seq, np.uint64) if self._seqs is None else self._seqs[rows]
+
+    def payload(self, row: int) -> bytes:
+        """The row's JSON, b"" when it has none."""
+        start, stop = int(self._payload_offsets[row]), int(self._payload_offsets[row + 1])
+        self.file.check("payload.bytes", start, stop)
+        return self._payload_bytes[start:stop].tobytes()
+
+    def field(self, name: str) -> StoredField | None:
+        """The vectors of a field, checked; None when no row has one."""
+        found = self._fields.get(name)
+        if found is None and f"field.{name}.vectors" in self.file:
+            present = f"field.{name}.present"
+            found = self._fields[name] = StoredField(
+                self.file.array(f"field.{name}.vectors"),
+                self.file.array(f"field.{name}.norms"),
+                self.file.array(present) if present in self.file else None,
+            )
+        return found
+
+    @cached_property
+    def columns(self) -> ColumnSet:
+        return columns_module.open_columns(self.file.meta["columns"], self._arrays, self.rows)
+
+    def verify(self) -> Iterator[Corruption]:
+        """Every byte against its checksum, then every id against its hash and its place in the table."""
+        damaged = list(self.file.verify())
+        yield from damaged
+        if damaged:
+            return
+        hashes = self.ids.hashes()
+        if not np.array_equal(hashes[self._table.row], self._table.hash):
+            yield Corruption("hashes do not belong to their ids", file=str(self.file.path), array="id.hash")
+        if np.any(self._table.hash[1:] < self._table.hash[:-1]):
+            yield Corruption("hashes are not sorted", file=str(self.file.path), array="id.hash")
+        if self._seqs is not None and np.any(self._seqs[1:] < self._seqs[:-1]):
+            yield Corruption("seqs do not ascend", file=str(self.file.path), array="seq")

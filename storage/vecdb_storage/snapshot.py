@@ -1,0 +1,220 @@
+"""What a reader holds: a collection as it was after one commit, for as long as the reader likes.
+
+A Snapshot is a tuple of parts, segments first in manifest order, then the memtable's blocks. Nothing in it changes:
+segments are immutable, tombstones are versions, and of a memtable block only the rows and deaths up to the
+snapshot's seq count. Safe in any thread; it blocks nobody. Files deleted meanwhile stay readable through their maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from . import columns as columns_module
+from .batch import pack_bits
+from .columns import ColumnSet
+from .ids import Hashes, Id, Rows, hashes_of
+from .memtable import Block, Memtable
+from .segment import Segment, StoredField
+from .tombstones import Tombstones, Words
+
+
+class Part(Protocol):
+    """Some rows of a collection, addressed 0..rows-1."""
+
+    rows: int
+
+    @property
+    def live(self) -> Words | None:
+        """Bitmap of the rows that count, None when all do."""
+
+    @property
+    def live_rows(self) -> int: ...
+    @property
+    def identity(self) -> object:
+        """Equal for parts with the same rows: a key for what callers cache about them."""
+
+    def field(self, name: str) -> StoredField | None: ...
+    def keys(self, rows: Rows) -> list[Id]: ...
+    def payload(self, row: int) -> bytes: ...
+    def seqs(self, rows: Rows) -> npt.NDArray[np.uint64]: ...
+    def column_sets(self) -> Iterator[tuple[int, int, ColumnSet | None]]:
+        """(start, stop, columns) for runs of rows; None where no columns were built yet."""
+
+
+class SegmentPart:
+    def __init__(self, segment: Segment, tombstones: Tombstones) -> None:
+        self.segment, self.tombstones = segment, tombstones
+        self.rows = segment.rows
+        self.field, self.keys, self.payload, self.seqs = segment.field, segment.keys, segment.payload, segment.seqs
+
+    @property
+    def live(self) -> Words | None:
+        return self.tombstones.live
+
+    @property
+    def live_rows(self) -> int:
+        return self.rows - self.tombstones.count
+
+    @property
+    def identity(self) -> object:
+        return self.segment
+
+    def column_sets(self) -> Iterator[tuple[int, int, ColumnSet | None]]:
+        yield 0, self.rows, self.segment.columns
+
+
+_STRIPE = 1024
+
+
+class BlockPart:
+    """The first `rows` rows of a memtable block, as a snapshot at `seq` sees them."""
+
+    def __init__(self, block: Block, rows: int, seq: int) -> None:
+        self.block, self.rows, self._seq = block, rows, seq
+
+    @cached_property
+    def _alive(self) -> npt.NDArray[np.bool_]:
+        return self.block.death[: self.rows] > np.uint64(self._seq)
+
+    @cached_property
+    def live(self) -> Words | None:
+        return None if self._alive.all() else pack_bits(self._alive)
+
+    @cached_property
+    def live_rows(self) -> int:
+        return int(np.count_nonzero(self._alive))
+
+    @property
+    def identity(self) -> object:
+        return (self.block, self.rows)
+
+    def field(self, name: str) -> StoredField | None:
+        stored = self.block.fields.get(name)
+        if stored is None or stored.present is None:
+            return None
+        present = stored.present[: self.rows]
+        words = None if present.all() else pack_bits(present)
+        return StoredField(stored.vectors[: self.rows], stored.norms[: self.rows], words)
+
+    def keys(self, rows: Rows) -> list[Id]:
+        return [self.block.keys[row] for row in rows.tolist()]
+
+    def payload(self, row: int) -> bytes:
+        return self.block.payloads[row]
+
+    def seqs(self, rows: Rows) -> npt.NDArray[np.uint64]:
+        return self.block.seq[rows]
+
+    def column_sets(self) -> Iterator[tuple[int, int, ColumnSet | None]]:
+        # Full stripes of a block never change again, so their columns are built once and kept on the block.
+        for start in range(0, self.rows, _STRIPE):
+            stop = min(start + _STRIPE, self.rows)
+            number = start // _STRIPE
+            if stop - start < _STRIPE:
+                yield start, stop, None
+                continue
+            columns = self.block.stripes.get(number)
+            if columns is None:
+                arrays, meta = columns_module.build([columns_module.parse(p) for p in self.block.payloads[start:stop]])
+                columns = self.block.stripes[number] = columns_module.open_columns(meta, arrays, _STRIPE)
+            yield start, stop, columns
+
+
+class Snapshot:
+    """A collection at `seq`. count: live rows. schema: as it was then."""
+
+    def __init__(
+        self,
+        seq: int,
+        schema: dict[str, Any],
+        segments: Sequence[tuple[Segment, Tombstones]],
+        memtables: Sequence[Memtable],
+    ) -> None:
+        self.seq, self.schema = seq, schema
+        self._segments = [SegmentPart(*pair) for pair in segments]
+        self._memtables: list[tuple[int, Memtable]] = []
+        self.parts: list[Part] = list(self._segments)
+        for memtable in memtables:
+            self._memtables.append((len(self.parts), memtable))
+            self.parts += [BlockPart(block, block.rows, seq) for block in memtable.blocks]
+
+    @cached_property
+    def count(self) -> int:
+        return sum(part.live_rows for part in self.parts)
+
+    def find(self, keys: Sequence[Id]) -> list[tuple[Part, int] | None]:
+        """Where each id is: its part and row, or None when it does not exist at this seq."""
+        found: list[tuple[Part, int] | None] = [None] * len(keys)
+        missing = []
+        for position, key in enumerate(keys):
+            for base, memtable in self._memtables:
+                address = memtable.address_at(key, self.seq)
+                if address >= 0:
+                    found[position] = (self.parts[base + (address >> 32)], address & 0xFFFF_FFFF)
+                    break
+            else:
+                missing.append(position)
+        hashes: Hashes | None = None
+        for part in self._segments:
+            if not missing:
+                break
+            asked = [keys[p] for p in missing]
+            if hashes is None:
+                hashes = hashes_of(asked)
+            rows = part.segment.find(asked, hashes)
+            here = rows >= 0
+            here[here] = ~part.tombstones.is_dead(rows[here])
+            if here.any():
+                for slot in np.flatnonzero(here).tolist():
+                    found[missing[slot]] = (part, int(rows[slot]))
+                missing = [p for p, hit in zip(missing, here.tolist(), strict=True) if not hit]
+                hashes = hashes[~here]
+        return found
+
+    def in_order(self) -> Iterator[tuple[Part, Rows]]:
+        """Live rows by ascending seq, in runs of rows of one part."""
+        spans = []
+        for part in self.parts:
+            if not part.live_rows:
+                continue
+            if isinstance(part, SegmentPart):
+                spans.append((part.segment.min_seq, part.segment.max_seq, part))
+            elif part.rows:
+                first, last = part.seqs(np.array([0, part.rows - 1]))
+                spans.append((int(first), int(last), part))
+        spans.sort(key=lambda span: span[:2])
+        while spans:
+            end, together = spans[0][1], 1
+            while together < len(spans) and spans[together][0] < end:
+                end = max(end, spans[together][1])
+                together += 1
+            yield from _merged([part for _, _, part in spans[:together]])
+            del spans[:together]
+
+
+def live_rows(part: Part) -> Rows:
+    """The rows of a part that count, ascending int64."""
+    if part.live is None:
+        return np.arange(part.rows)
+    return np.flatnonzero(np.unpackbits(part.live.view(np.uint8), count=part.rows, bitorder="little"))
+
+
+def _merged(parts: Sequence[Part]) -> Iterator[tuple[Part, Rows]]:
+    """Rows of parts whose seqs interleave, by seq; a run ends where the part changes."""
+    rows = [live_rows(part) for part in parts]
+    if len(parts) == 1:
+        yield parts[0], rows[0]
+        return
+    seqs = np.concatenate([part.seqs(r) for part, r in zip(parts, rows, strict=True)])
+    owner = np.repeat(np.arange(len(parts)), [len(r) for r in rows])
+    order = np.argsort(seqs, kind="stable")
+    owner, flat = owner[order], np.concatenate(rows)[order]
+    edges = np.flatnonzero(np.diff(owner)) + 1
+    for run, of in zip(np.split(flat, edges), np.split(owner, edges), strict=True):
+        if len(run):
+            yield parts[int(of[0])], run

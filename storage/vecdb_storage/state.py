@@ -1,0 +1,145 @@
+"""One collection as the store knows it: manifest, segments, tombstones, memtable.
+
+The same code serves the commit section, the replay of the log at open, and reader processes that follow a
+writer, because all of it rests on one rule: *a row is live iff no row or delete of its id has a higher seq.*
+
+Changed only under the store's commit lock. Readers get the `snapshot` published last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .batch import Batch
+from .errors import VecdbError
+from .ids import Hashes, Id, hashes_of
+from .manifest import Manifest, SegmentEntry
+from .memtable import Memtable
+from .segment import Segment
+from .snapshot import Snapshot
+from .tombstones import Tombstones
+
+DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "i8": np.dtype(np.int8)}
+
+
+class CollectionState:
+    def __init__(self, uuid: bytes, name: str, schema: dict[str, Any], manifest: Manifest) -> None:
+        self.uuid, self.name, self.schema, self.manifest = uuid, name, schema, manifest
+        self.segments: list[Segment] = []
+        self.tombstones: dict[str, Tombstones] = {}
+        self.committed: dict[str, Tombstones] = {}  # as the tombstones table has them
+        self.frozen: Memtable | None = None  # being flushed
+        self.active = Memtable(self.layout)
+        self.last_seq = manifest.flushed
+        self.snapshot: Snapshot | None = None
+        self.damage: VecdbError | None = None  # what kept this collection from being opened
+
+    @property
+    def layout(self) -> dict[str, tuple[int, np.dtype[Any]]]:
+        """Field -> (dimension, dtype)."""
+        return {name: (f["dim"], DTYPES[f["dtype"]]) for name, f in self.schema["fields"].items()}
+
+    @property
+    def memtables(self) -> list[Memtable]:
+        return [self.active] if self.frozen is None else [self.frozen, self.active]
+
+    @property
+    def memtable_bytes(self) -> int:
+        return sum(memtable.bytes for memtable in self.memtables)
+
+    def set_schema(self, schema: dict[str, Any]) -> None:
+        self.schema = schema
+        self.active.set_layout(self.layout)
+
+    def attach(self, segment: Segment, tombstones: Tombstones) -> None:
+        self.segments.append(segment)
+        self.tombstones[segment.name] = tombstones
+
+    def publish(self, seq: int) -> None:
+        """From now on readers see everything up to `seq`."""
+        pairs = [(segment, self.tombstones[segment.name]) for segment in self.segments]
+        self.snapshot = Snapshot(seq, self.schema, pairs, self.memtables)
+
+    # -- the rule -----------------------------------------------------------------------------------
+
+    def alive(self, keys: Sequence[Id], hashes: Hashes | None = None) -> list[tuple[Segment | Memtable, int] | None]:
+        """Where the live row of each id is: a memtable and address, a segment and row, or None."""
+        found: list[tuple[Segment | Memtable, int] | None] = [None] * len(keys)
+        missing = list(range(len(keys)))
+        for memtable in (self.active, self.frozen):
+            if memtable is None or not memtable.rows_of:
+                continue
+            still = []
+            for position in missing:
+                address = memtable.live_address(keys[position])
+                if address >= 0:
+                    found[position] = (memtable, address)
+                else:
+                    still.append(position)
+            missing = still
+        if not self.segments or not missing:
+            return found
+        if hashes is None:
+            hashes = hashes_of(keys)
+        asked: Sequence[Id] = keys if len(missing) == len(keys) else [keys[p] for p in missing]
+        hashes = hashes if len(missing) == len(keys) else hashes[missing]
+        for segment in self.segments:
+            rows = segment.find(asked, hashes)
+            here = np.flatnonzero(rows >= 0)
+            if not len(here):
+                continue
+            here = here[~self.tombstones[segment.name].is_dead(rows[here])]
+            for slot in here.tolist():
+                found[missing[slot]] = (segment, int(rows[slot]))
+        return found
+
+    def kill(self, keys: Sequence[Id], seq: int, hashes: Hashes | None = None) -> int:
+        """Marks the live rows of `keys` that are older than `seq` dead as of `seq`; returns how many."""
+        dead = 0
+        in_segments: dict[Segment, list[int]] = {}
+        for place in self.alive(keys, hashes):
+            if place is None:
+                continue
+            where, row = place
+            if isinstance(where, Memtable):
+                if where.seq_of(row) < seq:
+                    where.kill(row, seq)
+                    dead += 1
+            else:
+                in_segments.setdefault(where, []).append(row)
+        for segment, rows in in_segments.items():
+            older = np.array(rows, np.int64)
+            older = older[segment.seqs(older) < seq]
+            if len(older):
+                self.tombstones[segment.name] = self.tombstones[segment.name].with_dead(older)
+                dead += len(older)
+        return dead
+
+    def apply(self, batch: Batch, seq: int) -> int:
+        """A committed batch, in the order of commits: kills what it replaces or deletes, then adds its rows."""
+        dead = self.kill(batch.deletes, seq) if batch.deletes else 0
+        if batch.keys:
+            dead += self.kill(batch.keys, seq)
+        self.active.append(batch, seq)
+        self.last_seq = seq
+        return dead
+
+    def replay(self, batch: Batch, seq: int) -> None:
+        """A batch read from the log. Segments may already hold later rows of its ids: then its own arrive dead."""
+        self.apply(batch, seq)
+        later = [segment for segment in self.segments if segment.max_seq > seq]
+        if not later or not batch.keys:
+            return
+        hashes = hashes_of(batch.keys)
+        for segment in later:
+            rows = segment.find(batch.keys, hashes)
+            here = np.flatnonzero(rows >= 0)
+            for slot, newer in zip(here.tolist(), segment.seqs(rows[here]).tolist(), strict=True):
+                if newer > seq:
+                    address = self.active.live_address(batch.keys[slot])
+                    if address >= 0:
+                        self.active.kill(address, newer)
+

@@ -1,0 +1,817 @@
+"""A database on disk: the door through which the product writes, and takes the snapshots it reads.
+
+    store = open_store(path)              # or open_store(path, read_only=True); shared within the process
+    uuid = store.create_collection(name, schema)
+    store.write(uuid, batch)              # returns when durable
+    snapshot = store.snapshot(uuid)       # never blocks a writer, nor is blocked by one
+    store.release()
+
+One process writes (LOCK); any number read. Within a process all opens of a directory share one Store, counted.
+Every method may be called from any thread. Locks, in the order in which they are taken: `_flushing` (one flush
+at a time), `_commit_lock` (the commit section; every change of memory happens under it), the queue's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid as uuid_module
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from .arrayfile import ArrayFile
+from .batch import Batch
+from .commit import ChangeCatalog, ChangePayloads, CommitQueue, DeleteRows, Operation, Request, Section, WriteRows, log_key
+from .environment import Environment, Transaction
+from .errors import (
+    AlreadyExists,
+    Closed,
+    Corruption,
+    InvalidInput,
+    NewerFormat,
+    NotFound,
+    ReadOnly,
+    StorageError,
+    VecdbError,
+)
+from .files import Files
+from .ids import Id, hashes_of
+from .locks import WriterLock
+from .manifest import Manifest, SegmentEntry
+from .memtable import Memtable, gather
+from .segment import SUFFIX, Segment, SegmentWriter
+from .snapshot import Snapshot
+from .state import CollectionState
+from .tombstones import Tombstones, from_chunks
+from .ulid import ulid
+
+FORMAT = 1
+LEVEL0_BYTES = 8 << 20  # a batch this large is written once, as a segment
+MEMTABLE_BYTES = 64 << 20  # of the whole database, until a flush begins
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found. ok is true when damage is empty."""
+
+    files: int
+    bytes: int
+    damage: list[VecdbError] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.damage
+
+
+class Store:
+    def __init__(self, path: Path, *, read_only: bool, files: Files, temporary: bool = False) -> None:
+        self.path, self.files, self.temporary = path, files, temporary
+        self.read_only = read_only
+        self.references = 0
+        self.key: tuple[int, int] | None = None  # in the registry
+        self._closed: str | None = None
+        self._pid = os.getpid()
+        self._commit_lock = threading.RLock()
+        self._flushing = threading.Lock()
+        self._room = threading.Condition()  # writers wait here while the memtables are over their bound
+        self._flusher: threading.Thread | None = None
+        self._flush_wanted = threading.Event()
+        self.flush_error: VecdbError | None = None
+        self._decoded: dict[tuple[bytes, int], Batch] = {}  # log records a reader has seen, by key
+        self.states: dict[bytes, CollectionState] = {}
+        self.seq = 0
+        self._transaction = -1
+        self._lock = None if read_only or temporary else WriterLock(path / "LOCK")
+        try:
+            self.uuid, meta = self._identify()
+            self._meta = path / meta
+            self._environment = Environment(files, self._meta, read_only=read_only, sync=not temporary)
+            try:
+                self._load()
+                if not read_only:
+                    self._environment.reader_check()
+                    self._delete_leftovers()
+            except BaseException:
+                self._environment.close()
+                raise
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+        self.queue = CommitQueue(self._commit)
+        self._writers = ThreadPoolExecutor(1, thread_name_prefix="vecdb-write")
+        _stores.add(self)
+
+    # -- opening ------------------------------------------------------------------------------------
+
+    def _identify(self) -> tuple[bytes, str]:
+        """The store's uuid and the name of its meta file, from VECDB."""
+        text = self.files.read(self.path / "VECDB").decode(errors="replace")
+        fields = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+        try:
+            version, uuid, meta = int(fields["format"]), bytes.fromhex(fields["uuid"]), fields["meta"]
+        except (KeyError, ValueError) as error:
+            raise Corruption("it does not say format, uuid and meta", file=str(self.path / "VECDB")) from error
+        if version > FORMAT:
+            needs = fields.get("vecdb", f"format {version}")
+            raise NewerFormat(f"{self.path} has format {version}; open it with vecdb {needs} or later", needs=needs)
+        if not meta.startswith("meta-") or "/" in meta:
+            raise Corruption(f"it names {meta!r} as its meta file", file=str(self.path / "VECDB"))
+        return uuid, meta
+
+    def _load(self) -> None:
+        """Memory as the newest transaction says; what is already open and unchanged is kept."""
+        for attempt in range(20):
+            with self._environment.read() as txn:
+                stored = self._environment.get(txn, "meta", b"uuid")
+                if stored != self.uuid:
+                    raise Corruption("it belongs to another store than VECDB says", file=str(self._meta))
+                states, replays = self._read_catalog(txn)
+                seq = int.from_bytes(self._environment.get(txn, "meta", b"seq") or bytes(8), "big")
+                transaction = self._environment.transaction_of(txn)
+            try:
+                self._open_segments(states, last_try=attempt == 19)
+            except _Vanished:
+                time.sleep(0.01)  # a merge replaced a file between our two looks: look again
+                continue
+            break
+        for state, tombstones, records in replays:
+            if state.damage is None:
+                self._restore(state, tombstones, records)
+        for state in states.values():
+            state.publish(seq)
+        self.states, self.seq, self._transaction = states, seq, transaction
+
+    def _read_catalog(self, txn: Transaction) -> tuple[dict[bytes, CollectionState], list[Any]]:
+        states: dict[bytes, CollectionState] = {}
+        replays = []
+        seen = set()
+        for name, value in list(self._environment.scan(txn, "catalog", b"")):
+            parsed = orjson.loads(value)
+            uuid = bytes.fromhex(parsed["uuid"])
+            manifest = Manifest.from_json(self._environment.get(txn, "manifest", uuid) or b"")
+            state = CollectionState(uuid, name.decode(), parsed["schema"], manifest)
+            tombstones = {}
+            for entry in manifest.segments:
+                chunks = {
+                    int.from_bytes(key[-4:], "big"): np.frombuffer(chunk, np.uint64)
+                    for key, chunk in self._environment.scan(txn, "tombstones", entry.name.encode())
+                }
+                tombstones[entry.name] = from_chunks(entry.rows, chunks)
+            records: dict[int, list[bytes] | Batch] = {}
+            for key, part in self._environment.scan(txn, "log", uuid, (manifest.flushed + 1).to_bytes(8, "big")):
+                seq = int.from_bytes(key[16:24], "big")
+                known = self._decoded.get((uuid, seq))
+                seen.add((uuid, seq))
+                if known is not None:
+                    records[seq] = known
+                else:
+                    parts = records.setdefault(seq, [])
+                    assert isinstance(parts, list)
+                    parts.append(part)
+            states[uuid] = state
+            replays.append((state, tombstones, records))
+        self._decoded = {key: batch for key, batch in self._decoded.items() if key in seen}
+        return states, replays
+
+    def _open_segments(self, states: dict[bytes, CollectionState], *, last_try: bool) -> None:
+        """Opens what the manifests name. Damage is kept with its collection: the others stay usable."""
+        for uuid, state in states.items():
+            old = self.states.get(uuid)
+            known = {segment.name: segment for segment in old.segments} if old else {}
+            try:
+                for entry in state.manifest.segments:
+                    state.attach(known.get(entry.name) or self._open_segment(uuid, entry), Tombstones(entry.rows))
+            except NotFound as error:
+                if not last_try and self.read_only:
+                    raise _Vanished from error
+                state.damage = Corruption(f"the manifest names it, but it is gone: {error}; restore it from a backup")
+            except Corruption as error:
+                state.damage = error
+
+    def _open_segment(self, uuid: bytes, entry: SegmentEntry) -> Segment:
+        segment = Segment(self.files, self._segment_path(uuid, entry.name), self.uuid, entry.seq)
+        if segment.rows != entry.rows:
+            raise Corruption(f"it has {segment.rows} rows; its manifest says {entry.rows}", file=str(segment.file.path))
+        return segment
+
+    def _restore(self, state: CollectionState, tombstones: dict[str, Tombstones], records: dict[int, Any]) -> None:
+        """Tombstones as committed, then the log on top of the segments, in the order of commits."""
+        state.tombstones |= tombstones
+        state.committed |= tombstones
+        for seq, record in records.items():
+            try:
+                batch = record if isinstance(record, Batch) else Batch.from_record(b"".join(record))
+            except (ValueError, KeyError, IndexError) as error:
+                state.damage = Corruption(f"log record {seq} cannot be read: {error}", file=str(self._meta), array="log")
+                return
+            if self.read_only:
+                self._decoded[state.uuid, seq] = batch
+            state.replay(batch, seq)
+
+    def _segment_path(self, uuid: bytes, name: str) -> Path:
+        return self.path / "segments" / uuid.hex() / (name + SUFFIX)
+
+    def _delete_leftovers(self) -> None:
+        """Files that no manifest names: half-written ones, and those of transactions that did not commit.
+
+        A file is deleted only when it is of this store and was begun before the current transaction, so that a meta
+        file put back by hand never eats newer segments. Anything else is left for `verify` to report.
+        """
+        current = self._environment.last_transaction()
+        root = self.path / "segments"
+        for folder in self.files.names(root):
+            state = next((s for uuid, s in self.states.items() if uuid.hex() == folder), None)
+            if state is not None and state.damage is not None:
+                continue
+            named = {entry.name + SUFFIX for entry in state.manifest.segments} if state else set()
+            for name in self.files.names(root / folder):
+                if name not in named and (name.endswith(".tmp") or self._is_leftover(root / folder / name, current)):
+                    self.files.unlink(root / folder / name)
+            if state is None and not self.files.names(root / folder):
+                self.files.remove_directory(root / folder)
+
+    def _is_leftover(self, path: Path, current: int) -> bool:
+        try:
+            file = ArrayFile(self.files, path, self.uuid)
+        except VecdbError:
+            return False
+        try:
+            return int(file.meta["begun"]) <= current
+        finally:
+            file.close()
+
+    # -- collections --------------------------------------------------------------------------------
+
+    def collections(self) -> dict[str, bytes]:
+        """Name -> uuid, by name."""
+        self._refresh()
+        return {state.name: uuid for uuid, state in sorted(self.states.items(), key=lambda item: item[1].name)}
+
+    def create_collection(self, name: str, schema: dict[str, Any]) -> bytes:
+        """schema: {"fields": {name: {"dim", "dtype", …}}, …}, JSON; kept as it is. Raises AlreadyExists."""
+        uuid = uuid_module.uuid4().bytes
+        schema = orjson.loads(orjson.dumps(schema))
+
+        def create(section: Section) -> None:
+            if any(state.name == name for state in section.states.values()):
+                raise AlreadyExists(f"collection {name!r} exists")
+            # Flushed means "up to here nothing of it is in the log", which is true of all commits so far.
+            state = CollectionState(uuid, name, schema, Manifest(section.seq))
+            section.states = {**section.states, uuid: state}
+            section.put_catalog(state)
+            section.put_manifest(state, state.manifest)
+
+        self._submit(ChangeCatalog(create))
+        return uuid
+
+    def drop_collection(self, name: str) -> None:
+        """Its rows, its log and its files; snapshots that readers hold stay readable. Raises NotFound."""
+        dropped: list[CollectionState] = []
+
+        def drop(section: Section) -> None:
+            state = _by_name(section.states, name)
+            section.environment.delete(section.txn, "catalog", name.encode())
+            section.environment.delete(section.txn, "manifest", state.uuid)
+            section.environment.delete_prefix(section.txn, "log", state.uuid)
+            for entry in state.manifest.segments:
+                section.environment.delete_prefix(section.txn, "tombstones", entry.name.encode())
+            section.states = {key: kept for key, kept in section.states.items() if kept is not state}
+            dropped.append(state)
+
+        self._submit(ChangeCatalog(drop))
+        with suppress(VecdbError):  # what cannot be deleted now is deleted by the next open
+            for entry in dropped[0].manifest.segments:
+                self.files.unlink(self._segment_path(dropped[0].uuid, entry.name))
+            if self.files.exists(self.path / "segments" / dropped[0].uuid.hex()):
+                self.files.remove_directory(self.path / "segments" / dropped[0].uuid.hex())
+        self._make_room()
+
+    def rename_collection(self, old: str, new: str) -> None:
+        """Raises NotFound or AlreadyExists."""
+
+        def rename(section: Section) -> None:
+            state = _by_name(section.states, old)
+            if any(other.name == new for other in section.states.values()):
+                raise AlreadyExists(f"collection {new!r} exists")
+            section.environment.delete(section.txn, "catalog", old.encode())
+            state.name = new
+            section.put_catalog(state)
+
+        self._submit(ChangeCatalog(rename))
+
+    def alter_schema(self, uuid: bytes, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        """Replaces a collection's schema by change(schema), which may raise. Returns the new one."""
+
+        def alter(section: Section) -> dict[str, Any]:
+            state = section.state(uuid)
+            state.set_schema(orjson.loads(orjson.dumps(change(state.schema))))
+            section.put_catalog(state)
+            return state.schema
+
+        altered: dict[str, Any] = self._submit(ChangeCatalog(alter))
+        return altered
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def write(self, uuid: bytes, batch: Batch, *, insert: bool = False) -> int:
+        """Rows, all or none of them; returns how many they replaced. With insert: AlreadyExists if one would be."""
+        if not batch.keys:
+            return 0
+        if batch.nbytes < LEVEL0_BYTES:
+            return int(self._submit(WriteRows(uuid, batch, insert, record=batch.to_record())))
+        self._check_open(writing=True)
+        segment, length, hashes = self._write_level0(uuid, batch)
+        try:
+            return int(self._submit(WriteRows(uuid, batch, insert, None, segment, length, hashes)))
+        except BaseException:
+            self._discard(uuid, segment)
+            raise
+
+    def _discard(self, uuid: bytes, segment: Segment) -> None:
+        """Deletes the file of a segment that was not committed after all."""
+        state = self.states.get(uuid)
+        if state is None or all(entry.name != segment.name for entry in state.manifest.segments):
+            with suppress(VecdbError):  # the next writer to open the store deletes it
+                self.files.unlink(segment.file.path)
+
+    def _write_level0(self, uuid: bytes, batch: Batch) -> tuple[Segment, int, Any]:
+        """Writes a batch once, where it will stay. The vectors go to disk while the rest is being made."""
+        name = ulid()
+        path = self._segment_path(uuid, name)
+        if not self.files.exists(path.parent):
+            self._make_segment_folder(path.parent)
+        writer = SegmentWriter(self.files, path, self.uuid, self._environment.last_transaction())
+        try:
+            on_its_way = self._writers.submit(writer.add_fields, batch)
+            try:
+                hashes = hashes_of(batch.keys)
+            finally:
+                on_its_way.result()
+            length = writer.finish(batch, hashes, None)
+            return Segment(self.files, path, self.uuid, 0), length, hashes
+        except BaseException:
+            writer.abandon()
+            raise
+
+    def _make_segment_folder(self, folder: Path) -> None:
+        self.files.make_directory(folder)
+        self.files.sync_directory(folder.parent)
+        self.files.sync_directory(self.path)
+
+    def delete(self, uuid: bytes, keys: Sequence[Id], as_of: int | None = None) -> int:
+        """Deletes ids (only rows no newer than seq `as_of`, if given); returns how many there were."""
+        return int(self._submit(DeleteRows(uuid, keys, as_of))) if keys else 0
+
+    def change_payloads(
+        self, uuid: bytes, keys: Sequence[Id], change: Callable[[Id, bytes], bytes], as_of: int | None = None
+    ) -> int:
+        """Rewrites the payloads of existing ids by change(id, JSON) -> JSON; returns how many."""
+        return int(self._submit(ChangePayloads(uuid, keys, change, as_of))) if keys else 0
+
+    def _submit(self, operation: Operation) -> Any:
+        self._check_open(writing=True)
+        self._wait_for_room()
+        return self.queue.submit(operation)
+
+    def _commit(self, group: list[Request]) -> None:
+        """The commit section: runs a group of operations in one transaction and publishes what they did."""
+        with self._commit_lock:
+            self._check_open(writing=True)
+
+            def run(txn: Transaction) -> Section:
+                section = Section(self._environment, txn, self.states, self.seq)
+                for request in group:
+                    try:
+                        request.result = request.operation.run(section)
+                    except (StorageError, Corruption):
+                        raise
+                    except VecdbError as error:  # this one is refused, and has changed nothing
+                        request.error = error
+                self._environment.put(txn, "meta", b"seq", section.seq.to_bytes(8, "big"))
+                return section
+
+            self._transact(sum(request.operation.room for request in group), run)
+        self._flush_if_large()
+
+    def _transact(self, room: int, run: Callable[[Transaction], Section]) -> None:
+        """Commits and publishes; or, if that fails, puts memory back to what the disk says, and raises."""
+        before = self.seq
+        try:
+            section = self._environment.commit(room, run)
+        except StorageError as error:
+            self._recover(reopen=error.outcome == "unknown")
+            if error.outcome == "unknown":
+                found = "is there" if self.seq != before else "is not there"
+                raise StorageError(
+                    f"{error}; the database was read again from disk, where the write {found}",
+                    outcome="unknown", file=error.file,
+                ) from error  # fmt: skip
+            raise
+        except BaseException:
+            self._recover(reopen=False)
+            raise
+        self.seq = section.seq
+        for uuid in section.touched & section.states.keys():
+            section.states[uuid].publish(self.seq)
+        self.states = section.states
+
+    def _recover(self, *, reopen: bool) -> None:
+        if reopen:
+            self._environment.close()
+            try:
+                self._environment = Environment(self.files, self._meta, read_only=False, sync=not self.temporary)
+            except BaseException as error:
+                self._closed = f"after a failed commit it could not be read again: {error}"
+                raise
+        self._load()
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def snapshot(self, uuid: bytes) -> Snapshot:
+        """The collection as of the newest commit. Raises NotFound, or Corruption if it could not be opened."""
+        self._refresh()
+        state = self.states.get(uuid)
+        if state is None:
+            raise NotFound("the collection was dropped")
+        if state.damage is not None:
+            raise state.damage
+        assert state.snapshot is not None
+        return state.snapshot
+
+    def state(self, uuid: bytes) -> CollectionState:
+        """For figures about the collection. Raises NotFound."""
+        self._refresh()
+        if uuid not in self.states:
+            raise NotFound("the collection was dropped")
+        return self.states[uuid]
+
+    def _refresh(self) -> None:
+        """A reader process follows the writer: when LMDB has a newer transaction, reads what changed."""
+        self._check_open()
+        if self.read_only and self._environment.last_transaction() != self._transaction:
+            with self._commit_lock:
+                if self._environment.last_transaction() != self._transaction:
+                    self._load()
+
+    # -- flush --------------------------------------------------------------------------------------
+
+    def flush(self, uuid: bytes | None = None) -> None:
+        """Moves memtables into segments; returns when they are on disk. uuid: of one collection only."""
+        self._check_open(writing=True)
+        for one in [uuid] if uuid is not None else list(self.states):
+            self._flush(one)
+        self._make_room()
+
+    def _flush(self, uuid: bytes) -> None:
+        with self._flushing:
+            with self._commit_lock:
+                state = self.states.get(uuid)
+                if state is None or state.damage is not None or not state.active.records:
+                    return
+                frozen, until, seen = state.active, state.last_seq, self.seq
+                state.frozen, state.active = frozen, Memtable(state.layout)
+                state.publish(self.seq)
+            begun = self._environment.last_transaction()
+            try:
+                written = self._write_memtable(uuid, frozen, seen, state.layout, begun)
+            except BaseException:
+                with self._commit_lock:
+                    if self.states.get(uuid) is state:
+                        self._recover(reopen=False)  # one memtable again, from the log
+                raise
+            with self._commit_lock:
+                try:
+                    if self.states.get(uuid) is state and state.frozen is frozen:
+                        self._commit_flush(state, written, until)
+                finally:
+                    if written is not None:
+                        self._discard(uuid, written.segment)
+
+    def _write_memtable(
+        self, uuid: bytes, memtable: Memtable, seq: int, layout: dict[str, tuple[int, Any]], begun: int
+    ) -> _Flushed | None:
+        """The rows alive at `seq` as a segment file, or None if there are none."""
+        batch, seqs, rows = gather(memtable.blocks, seq, layout)
+        if not batch.keys:
+            return None
+        name = ulid()
+        path = self._segment_path(uuid, name)
+        if not self.files.exists(path.parent):
+            self._make_segment_folder(path.parent)
+        writer = SegmentWriter(self.files, path, self.uuid, begun)
+        try:
+            writer.add_fields(batch)
+            length = writer.finish(batch, hashes_of(batch.keys), seqs)
+        except BaseException:
+            writer.abandon()
+            raise
+        return _Flushed(Segment(self.files, path, self.uuid, None), length, rows)
+
+    def _commit_flush(self, state: CollectionState, written: _Flushed | None, until: int) -> None:
+        """Under the commit lock: the segment takes the place of the frozen memtable and of its log records."""
+        frozen, entries = state.frozen, state.manifest.segments
+        assert frozen is not None
+        if written is not None:
+            # Rows that died while the file was being written are dead in it from the start.
+            alive_when_written = zip(frozen.blocks, written.rows, strict=True)
+            died = np.concatenate([block.death[rows] != np.uint64(0xFFFF_FFFF_FFFF_FFFF) for block, rows in alive_when_written])
+            tombstones = Tombstones(written.segment.rows)
+            state.attach(written.segment, tombstones.with_dead(np.flatnonzero(died)) if died.any() else tombstones)
+            entries = (*entries, SegmentEntry(written.segment.name, written.segment.rows, None, written.length))
+        state.frozen = None
+
+        def run(txn: Transaction) -> Section:
+            section = Section(self._environment, txn, self.states, self.seq)
+            section.put_manifest(state, Manifest(until, entries))
+            self._environment.delete_prefix(txn, "log", state.uuid, until=log_key(state.uuid, until + 1))
+            return section
+
+        self._transact(1 << 20, run)
+        self._environment.reader_check()
+
+    def _flush_if_large(self) -> None:
+        if sum(state.active.bytes for state in self.states.values()) >= MEMTABLE_BYTES:
+            if self._flusher is None:
+                self._flusher = threading.Thread(target=self._flush_in_background, name="vecdb-flush", daemon=True)
+                self._flusher.start()
+            self._flush_wanted.set()
+
+    def _flush_in_background(self) -> None:
+        while True:
+            self._flush_wanted.wait()
+            self._flush_wanted.clear()
+            if self._closed:
+                return
+            try:
+                while sum(s.active.bytes for s in self.states.values()) >= MEMTABLE_BYTES // 2:
+                    largest = max(self.states.values(), key=lambda state: state.active.bytes)
+                    self._flush(largest.uuid)
+                    self._make_room()
+                self.flush_error = None
+            except Exception as error:  # kept for `info`; the rows are safe in the log, and the next commit tries again
+                self.flush_error = error if isinstance(error, VecdbError) else StorageError(f"flush failed: {error}")
+            self._make_room()
+
+    def _wait_for_room(self) -> None:
+        """Holds writers back while a flush is behind by a whole memtable, so that memory stays bounded."""
+        if sum(state.memtable_bytes for state in self.states.values()) < 2 * MEMTABLE_BYTES:
+            return
+        with self._room:
+            self._room.wait_for(
+                lambda: self._closed
+                or self.flush_error is not None
+                or sum(s.memtable_bytes for s in self.states.values()) < 2 * MEMTABLE_BYTES
+            )
+        if self.flush_error is not None and not self._closed:
+            self.flush()  # in this thread, so that its writer learns why
+
+    def _make_room(self) -> None:
+        with self._room:
+            self._room.notify_all()
+
+    # -- checking -----------------------------------------------------------------------------------
+
+    def verify(self, uuid: bytes | None = None) -> Report:
+        """Reads everything of the database, or of one collection, and reports what is not as it was written."""
+        self._refresh()
+        damage: list[VecdbError] = []
+        files = length = 0
+        try:
+            with self._environment.read() as txn:
+                for table in ("meta", "catalog", "manifest", "tombstones", "log", "garbage", "checkpoint"):
+                    for _ in self._environment.scan(txn, table, b""):
+                        pass
+        except Corruption as error:
+            damage.append(error)
+        for state in list(self.states.values()):
+            if uuid is not None and state.uuid != uuid:
+                continue
+            if state.damage is not None:
+                damage.append(state.damage)
+                continue
+            assert state.snapshot is not None
+            snapshot = state.snapshot
+            for part in snapshot.parts:
+                segment = getattr(part, "segment", None)
+                if segment is not None:
+                    files += 1
+                    length += segment.file.size
+                    damage += segment.verify()
+            damage += _twice_alive(snapshot, state.name)
+        if uuid is None:
+            damage += self._strangers()
+        return Report(files, length + self._environment.size(), damage)
+
+    def _strangers(self) -> Iterator[VecdbError]:
+        """Files that no manifest names and that were too strange to delete."""
+        root = self.path / "segments"
+        named = {self._segment_path(s.uuid, e.name) for s in self.states.values() for e in s.manifest.segments}
+        for folder in self.files.names(root):
+            for name in self.files.names(root / folder):
+                if root / folder / name not in named and not name.endswith(".tmp"):
+                    yield Corruption("no manifest names this file", file=str(root / folder / name))
+
+    def disk_bytes(self) -> int:
+        """Bytes of all files of the database, holes not counted."""
+        total = 0
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                with suppress(OSError):
+                    total += os.stat(os.path.join(folder, name)).st_blocks * 512
+        return total
+
+    # -- closing ------------------------------------------------------------------------------------
+
+    def _check_open(self, *, writing: bool = False) -> None:
+        if self._closed is not None:
+            raise Closed(f"{self.path} is not usable: {self._closed}")
+        if writing and self.read_only:
+            raise ReadOnly(f"{self.path} is open read-only; open it without read_only to write")
+
+    def retain(self) -> Store:
+        self.references += 1
+        return self
+
+    def release(self) -> None:
+        """One reference less; the last one closes the store."""
+        with _registry_lock:
+            self.references -= 1
+            if self.references <= 0:
+                if self.key is not None:
+                    _registry.pop(self.key, None)
+                self.close()
+
+    def close(self) -> None:
+        """Nothing needs to be written: what was acknowledged is durable. Harmless when closed."""
+        if self._closed is not None:
+            return
+        with self._flushing, self._commit_lock:
+            self._closed = "it was closed"
+            self._flush_wanted.set()
+            self._environment.close()
+            if self._lock is not None:
+                self._lock.release()
+        self._make_room()
+        self._writers.shutdown(wait=False)
+        if self.temporary:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def become_writer(self) -> None:
+        """A store opened read-only in this process is now wanted for writing too. Raises Locked."""
+        with self._flushing, self._commit_lock:
+            if not self.read_only:
+                return
+            lock = WriterLock(self.path / "LOCK")
+            self._environment.close()
+            try:
+                self._environment = Environment(self.files, self._meta, read_only=False)
+                self._load()
+                self._delete_leftovers()
+            except BaseException as error:
+                self._closed = f"it could not be reopened for writing: {error}"
+                lock.release()
+                raise
+            self._lock, self.read_only = lock, False
+            self._decoded.clear()
+
+    def after_fork(self) -> None:
+        """In a forked child: its parent goes on with the store, and this process must not touch it."""
+        self._closed = (
+            f"this process is a fork of process {self._pid}, which has it open; open it in each process after forking"
+        )
+        if self._lock is not None:
+            self._lock.release()
+
+
+@dataclass
+class _Flushed:
+    """A segment file written from a memtable, and which rows of each of its blocks it holds."""
+
+    segment: Segment
+    length: int
+    rows: list[Any]
+
+
+class _Vanished(Exception):
+    """A file that a manifest named was replaced before it could be opened."""
+
+
+def _by_name(states: dict[bytes, CollectionState], name: str) -> CollectionState:
+    for state in states.values():
+        if state.name == name:
+            return state
+    raise NotFound(f"no collection {name!r}; there are: {', '.join(sorted(s.name for s in states.values())) or 'none'}")
+
+
+def _twice_alive(snapshot: Snapshot, name: str) -> Iterator[VecdbError]:
+    """Ids with more than one live row, which the rule of visibility forbids."""
+    seen: set[Id] = set()
+    for part, rows in snapshot.in_order():
+        for key in part.keys(rows):
+            if key in seen:
+                yield Corruption(f"collection {name!r} has two live rows of {key!r}")
+            seen.add(key)
+
+
+# -- one Store per process and directory ---------------------------------------------------------------
+
+_registry: dict[tuple[int, int], Store] = {}
+_registry_lock = threading.RLock()
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def open_store(path: str | os.PathLike[str], *, read_only: bool = False, files: Files | None = None) -> Store:
+    """The Store of a directory, made if it is not there; the same one for every open in this process.
+
+    Raises NotFound (read_only and nothing there), Locked, Corruption, NewerFormat, InvalidInput, StorageError.
+    """
+    files = files or Files()
+    folder = Path(path).absolute()
+    with _registry_lock:
+        if not files.exists(folder / "VECDB"):
+            if read_only:
+                raise NotFound(f"no database at {folder}")
+            _create(files, folder)
+        elif not read_only and (kind := files.on_network(folder)):
+            raise InvalidInput(f"{folder} is on a network file system ({kind}), where locks cannot be trusted; use a local disk")
+        key = _identity(folder)
+        store = _registry.get(key)
+        if store is None:
+            store = _registry[key] = Store(folder, read_only=read_only, files=files)
+            store.key = key
+        elif not read_only:
+            store.become_writer()
+        return store.retain()
+
+
+def temporary_store() -> Store:
+    """A Store of its own that is gone when it is closed."""
+    folder = Path(tempfile.mkdtemp(prefix="vecdb-"))
+    _create(Files(), folder, sync=False)
+    store = Store(folder, read_only=False, files=Files(), temporary=True).retain()
+    weakref.finalize(store, _delete_temporary, folder, os.getpid())
+    return store
+
+
+def _delete_temporary(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # and not a forked child on its way out
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _create(files: Files, folder: Path, *, sync: bool = True) -> None:
+    """An empty database. VECDB is written last: without it there is none, and a creation cut short begins again."""
+    files.make_directory(folder)
+    if kind := files.on_network(folder):
+        raise InvalidInput(f"{folder} is on a network file system ({kind}), where locks cannot be trusted; use a local disk")
+    strangers = set(files.names(folder)) - {"LOCK", "segments", "meta-1.mdb", "meta-1.mdb-lock", "VECDB.tmp"}
+    if strangers:
+        raise InvalidInput(f"{folder} is not a database and not empty: it holds {sorted(strangers)[0]!r}")
+    lock = WriterLock(folder / "LOCK")
+    try:
+        if files.exists(folder / "VECDB"):  # another process was faster
+            return
+        uuid = uuid_module.uuid4().bytes
+        meta = folder / "meta-1.mdb"
+        for leftover in (meta, folder / "meta-1.mdb-lock"):
+            if files.exists(leftover):
+                files.unlink(leftover)
+        environment = Environment(files, meta, read_only=False, sync=sync, fresh=True)
+        try:
+            environment.commit(1 << 16, lambda txn: environment.put(txn, "meta", b"uuid", uuid))
+        finally:
+            environment.close()
+        files.make_directory(folder / "segments")
+        files.sync_directory(folder)
+        text = f"format {FORMAT}\nvecdb 0.1.0\nuuid {uuid.hex()}\nmeta {meta.name}\n"
+        files.replace(folder / "VECDB", text.encode())
+        files.sync_directory(folder.parent)
+    finally:
+        lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _registry_lock
+    _registry_lock = threading.RLock()
+    _registry.clear()
+    for store in list(_stores):
+        store.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,77 @@
+"""Which rows of one segment are dead: an immutable bitmap in chunks, copied where it changes.
+
+Death is for ever: a row is dead once a row or delete of its id has a higher seq, and nothing takes that back.
+So writing a tombstone twice, early or in another order does no harm. A value here never changes; `with_dead`
+returns another that shares the untouched chunks, and a snapshot keeps the one it saw. Safe in any thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+CHUNK_ROWS = 65_536
+_CHUNK_WORDS = CHUNK_ROWS // 64
+
+Words = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Tombstones:
+    """rows: rows of the segment. chunks: chunk number -> uint64 (1024,), bit set = dead. count: dead rows."""
+
+    rows: int
+    chunks: dict[int, Words] = field(default_factory=dict)
+    count: int = 0
+
+    def is_dead(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """For each of `rows` (m,) int64, whether it is dead."""
+        out = np.zeros(len(rows), np.bool_)
+        if not self.count:
+            return out
+        for number in np.unique(rows // CHUNK_ROWS):
+            chunk = self.chunks.get(int(number))
+            if chunk is not None:
+                here = rows // CHUNK_ROWS == number
+                local = (rows[here] % CHUNK_ROWS).astype(np.uint64)
+                out[here] = (chunk[local >> np.uint64(6)] >> (local & np.uint64(63))) & np.uint64(1)
+        return out
+
+    def with_dead(self, rows: npt.NDArray[np.int64]) -> Tombstones:
+        """A bitmap in which `rows` (m,) int64 are dead too."""
+        chunks, count = dict(self.chunks), self.count
+        for number in map(int, np.unique(rows // CHUNK_ROWS)):
+            old = chunks.get(number)
+            chunk = np.zeros(_CHUNK_WORDS, np.uint64) if old is None else old.copy()
+            local = (rows[rows // CHUNK_ROWS == number] % CHUNK_ROWS).astype(np.uint64)
+            before = int(np.bitwise_count(chunk).sum())
+            np.bitwise_or.at(chunk, local >> np.uint64(6), np.uint64(1) << (local & np.uint64(63)))
+            count += int(np.bitwise_count(chunk).sum()) - before
+            chunks[number] = chunk
+        return Tombstones(self.rows, chunks, count)
+
+    def changed_since(self, old: Tombstones | None) -> dict[int, Words]:
+        """The chunks that differ from `old`, for the transaction that commits them."""
+        known = old.chunks if old else {}
+        return {number: chunk for number, chunk in self.chunks.items() if known.get(number) is not chunk}
+
+    @cached_property
+    def live(self) -> Words | None:
+        """uint64 words with a bit for each live row, padding bits zero; None when every row is live."""
+        if not self.count:
+            return None
+        words = np.full(-(-self.rows // 64), ~np.uint64(0), np.uint64)
+        if self.rows % 64:
+            words[-1] = np.uint64((1 << self.rows % 64) - 1)
+        for number, chunk in self.chunks.items():
+            part = words[number * _CHUNK_WORDS : (number + 1) * _CHUNK_WORDS]
+            part &= ~chunk[: len(part)]
+        return words
+
+
+def from_chunks(rows: int, chunks: dict[int, Words]) -> Tombstones:
+    """The bitmap whose chunks were read from disk."""
+    return Tombstones(rows, chunks, sum(int(np.bitwise_count(c).sum()) for c in chunks.values()))

@@ -1,0 +1,446 @@
+"""User input -> checked batches: the one place where ids, vectors and payloads are validated.
+
+Whatever form points arrive in (arrays, an iterable of points or dicts, an Arrow table, a pandas or polars frame), they
+leave as `vecdb_storage` batches: ids of one kind, finite vectors in the stored dtype with their norms, payloads
+as JSON with their typed columns. The first thing wrong raises one typed error that names point, field and remedy.
+Plain functions, safe in any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vecdb_storage.batch import Batch, FieldRows
+from vecdb_storage.columns import prepare
+from vecdb_storage.ids import MAX_ID_BYTES, Id
+from vecdb_storage.ulid import ulid
+
+from .errors import DimensionMismatch, DuplicateId, InvalidId, InvalidInput, InvalidVector
+from .schema import DEFAULT_FIELD, Dense
+
+CHUNK_BYTES = 64 << 20  # of an iterable, until a commit
+_CHUNK_POINTS = 20_000
+_SMALLEST_NORM = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(slots=True)
+class Point:
+    """One point. vectors: field -> (dim,) array, only fields that it has; payload: {} when it has none."""
+
+    id: Id
+    vectors: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    payload: dict[str, Any] | None = field(default_factory=dict)
+
+    @property
+    def vector(self) -> npt.NDArray[Any] | None:
+        """The vector of the unnamed field, or of the only one; None when it was not asked for or is absent."""
+        if DEFAULT_FIELD in self.vectors or len(self.vectors) != 1:
+            return self.vectors.get(DEFAULT_FIELD)
+        return next(iter(self.vectors.values()))
+
+
+# -- ids -------------------------------------------------------------------------------------------------
+
+
+def checked_ids(ids: Any) -> list[Id]:
+    """ids as Python ints or strings of one kind. Raises InvalidId."""
+    if isinstance(ids, np.ndarray):
+        if ids.ndim != 1:
+            raise InvalidId(f"ids must be one-dimensional; got shape {ids.shape}")
+        if ids.dtype.kind == "u" and len(ids) and int(ids.max()) > np.iinfo(np.int64).max:
+            raise InvalidId("ids must fit int64", point=int(ids.max()))
+        ids = ids.tolist()
+    elif isinstance(ids, str | bytes | int):
+        raise InvalidId(f"ids must be a sequence of ids; got a single {type(ids).__name__}, wrap it: [{ids!r}]")
+    else:
+        ids = list(ids)
+    kinds = set(map(type, ids))
+    if kinds == {str}:
+        if 4 * max(map(len, ids)) > MAX_ID_BYTES or not all(ids) or not "".join(ids).isascii():
+            for key in ids:
+                _check_string_id(key)
+    elif kinds == {int}:
+        try:
+            np.array(ids, np.int64)
+        except OverflowError:
+            wrong = next(key for key in ids if not -(2**63) <= key < 2**63)
+            raise InvalidId("ids must fit int64", point=wrong) from None
+    elif kinds:
+        return _plain_ids(ids)
+    return ids
+
+
+def _plain_ids(ids: list[Any]) -> list[Id]:
+    """NumPy scalars as Python values; anything else that is no id is refused."""
+    plain: list[Any] = []
+    for key in ids:
+        if isinstance(key, np.integer):
+            key = int(key)
+        elif isinstance(key, np.str_):
+            key = str(key)
+        elif isinstance(key, bool) or not isinstance(key, int | str):
+            raise InvalidId(f"an id is an int or a str, not {type(key).__name__}", point=key)
+        plain.append(key if type(key) in (int, str) else (int(key) if isinstance(key, int) else str(key)))
+    if len(set(map(type, plain))) > 1:
+        first = type(plain[0])
+        wrong = next(key for key in plain if type(key) is not first)
+        raise InvalidId(f"ids are of one kind in a collection; the first here is {first.__name__}", point=wrong)
+    return checked_ids(plain)
+
+
+def _check_string_id(key: str) -> None:
+    try:
+        length = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidId("an id must be valid Unicode", point=key) from None
+    if not 1 <= length <= MAX_ID_BYTES:
+        raise InvalidId(f"an id has 1 to {MAX_ID_BYTES} UTF-8 bytes; this one has {length}", point=key[:64])
+
+
+def _check_distinct(ids: Sequence[Id]) -> None:
+    if len(set(ids)) != len(ids):
+        seen: set[Id] = set()
+        for key in ids:
+            if key in seen:
+                raise DuplicateId("it occurs twice in this batch; keep one of them", point=key)
+            seen.add(key)
+
+
+# -- vectors -----------------------------------------------------------------------------------------------
+
+
+def checked_vectors(
+    values: Any, declared: Dense, name: str, ids: Sequence[Any], present: npt.NDArray[np.bool_] | None = None
+) -> FieldRows:
+    """(n, d) numbers as stored: in the field's dtype, with norms. present: rows that have this field; None for all.
+
+    Raises DimensionMismatch or InvalidVector, naming the first point that is wrong.
+    """
+    given = _as_matrix(values, declared, name, ids)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if declared.dtype == "f32":
+            stored: npt.NDArray[Any] = np.ascontiguousarray(given, np.float32)
+            exact = stored
+        elif declared.dtype == "f16":
+            stored = np.ascontiguousarray(given, np.float16)
+            exact = stored.astype(np.float32)
+        else:
+            stored = _as_int8(given, name, ids)
+            exact = stored.astype(np.float32)
+        norms = np.sqrt(np.vecdot(exact, exact)).astype(np.float32)
+        _settle_norms(norms, exact, given, declared, name, ids, present)
+    return FieldRows(stored, norms, present)
+
+
+def _settle_norms(
+    norms: npt.NDArray[np.float32], exact: Any, given: Any, declared: Dense, name: str, ids: Sequence[Any], present: Any
+) -> None:
+    """Any NaN or infinity makes its row's norm not finite, so only suspicious rows need a second look."""
+    suspicious = np.flatnonzero(~((norms > 1e-15) & (norms < 1e15)))
+    for row in suspicious.tolist():
+        if present is not None and not present[row]:
+            continue
+        if not np.isfinite(exact[row]).all():
+            at = int(np.flatnonzero(~np.isfinite(exact[row]))[0])
+            if declared.dtype == "f16" and np.isfinite(given[row, at]):
+                raise InvalidVector(
+                    f"{given[row, at]} at {at} overflows f16 (65,504); store the field as f32", point=ids[row], field=name
+                )
+            value = given[row, at]
+            why = f"{value} at {at}" if not np.isfinite(value) else f"{value} at {at} overflows f32"
+            raise InvalidVector(f"{why}; every number must be finite", point=ids[row], field=name)
+        norms[row] = np.sqrt(np.vecdot(exact[row].astype(np.float64), exact[row].astype(np.float64)))
+        if declared.metric == "cosine":
+            if norms[row] < _SMALLEST_NORM:
+                raise InvalidVector(
+                    "a zero vector has no direction under cosine; leave it out, or use metric='ip' or 'l2'",
+                    point=ids[row], field=name,
+                )  # fmt: skip
+            if not np.isfinite(norms[row]):
+                raise InvalidVector("its length overflows f32; scale it down", point=ids[row], field=name)
+
+
+def _as_matrix(values: Any, declared: Dense, name: str, ids: Sequence[Any]) -> npt.NDArray[Any]:
+    try:
+        given = np.asarray(values)
+    except ValueError:
+        given = np.empty(0, object)
+    if given.dtype.kind not in "fiu" or given.ndim != 2:
+        if given.ndim == 2 and given.dtype.kind == "b":
+            raise InvalidVector("numbers are needed, not booleans", field=name)
+        if len(ids) == 0 and given.size == 0:
+            return np.zeros((0, declared.dim), np.float32)
+        _diagnose(values, declared, name, ids)
+    if len(given) != len(ids):
+        raise InvalidInput(f"{len(given)} vectors for {len(ids)} ids", field=name)
+    if given.shape[1] != declared.dim:
+        raise _wrong_length(given.shape[1], declared, name, ids[0] if len(ids) else None)
+    return given
+
+
+def _diagnose(values: Any, declared: Dense, name: str, ids: Sequence[Any]) -> None:
+    """Finds the row that keeps `values` from being a matrix of numbers, and raises."""
+    if not isinstance(values, Sequence | np.ndarray) or (isinstance(values, np.ndarray) and values.ndim == 1):
+        raise InvalidInput(f"vectors must be a matrix, one row per id; got {_shape(values)}", field=name)
+    for key, row in zip(ids, values, strict=False):
+        try:
+            vector = np.asarray(row)
+        except ValueError:
+            vector = np.empty(0, object)
+        if vector.dtype.kind not in "fiu":
+            raise InvalidVector(f"it is not a list of numbers: {_shape(row)}", point=key, field=name)
+        if vector.ndim != 1 or len(vector) != declared.dim:
+            raise _wrong_length(vector.size if vector.ndim == 1 else vector.shape, declared, name, key)
+    raise InvalidInput(f"vectors must be a matrix, one row per id; got {_shape(values)}", field=name)
+
+
+def _wrong_length(got: Any, declared: Dense, name: str, key: Any) -> DimensionMismatch:
+    return DimensionMismatch(f"got {got} numbers, the field has {declared.dim}", point=key, field=name)
+
+
+def _shape(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"{type(value).__name__} of shape {shape}" if shape is not None else type(value).__name__
+
+
+def _as_int8(given: npt.NDArray[Any], name: str, ids: Sequence[Any]) -> npt.NDArray[np.int8]:
+    right = (given >= -128) & (given <= 127)
+    if given.dtype.kind == "f":
+        right &= given == np.trunc(given)
+    if not right.all():
+        row, at = map(int, np.argwhere(~right)[0])
+        raise InvalidVector(
+            f"{given[row, at]} at {at} is not a whole number from -128 to 127; i8 fields are never rescaled, "
+            f"so quantise first or use f32",
+            point=ids[row], field=name,
+        )  # fmt: skip
+    return np.ascontiguousarray(given, np.int8)
+
+
+def checked_queries(queries: Any, declared: Dense, name: str) -> npt.NDArray[np.float32]:
+    """(m, d) float32 queries. Raises DimensionMismatch or InvalidVector naming the query by its position."""
+    given = _as_matrix(queries, declared, name, _Positions(len(queries)))
+    with np.errstate(over="ignore"):
+        checked = np.ascontiguousarray(given, np.float32)
+    total = float(np.vecdot(checked.reshape(-1), checked.reshape(-1))) if len(checked) == 1 else np.nan
+    if 1e-30 < total < 1e30:  # the common case, in one pass
+        return checked
+    for position, query in enumerate(checked):
+        if not np.isfinite(query).all():
+            raise InvalidVector("every number of a query must be finite", point=position, field=name)
+        if declared.metric == "cosine" and not query.any():
+            raise InvalidVector("a zero query has no direction under cosine", point=position, field=name)
+    return checked
+
+
+class _Positions(Sequence[int]):
+    """Stands for the ids of queries, which have none."""
+
+    def __init__(self, count: int) -> None:
+        self._range = range(count)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._range[at]
+
+
+# -- batches -----------------------------------------------------------------------------------------------
+
+
+def batch_from_arrays(
+    fields: Mapping[str, Dense], ids: Any, vectors: Any, payloads: Any, *, count: int | None = None
+) -> Batch:
+    """One batch from columns: ids (n) or None for new ULIDs; vectors (n, d), or field -> (n, d) in which a row may be
+    None where the point lacks the field; payloads: n dicts (or None), a dict of columns, or None.
+    """
+    by_field = _by_field(fields, vectors)
+    if ids is None:
+        sizes = [len(v) for v in by_field.values()]
+        count = sizes[0] if sizes else count
+        if count is None:
+            raise InvalidInput("nothing to write: give vectors=, texts= or points")
+        keys: list[Id] = [ulid() for _ in range(count)]
+    else:
+        keys = checked_ids(ids)
+        _check_distinct(keys)
+    stored = {}
+    for name, values in by_field.items():
+        if len(values) != len(keys):
+            raise InvalidInput(f"{len(values)} vectors for {len(keys)} ids", field=name)
+        dense, present = _fill_absent(values, fields[name])
+        stored[name] = checked_vectors(dense, fields[name], name, keys, present)
+    if not stored and keys:
+        raise InvalidInput(f"points need a vector; this collection's fields are {', '.join(fields)}")
+    prepared = _prepared(_as_rows(payloads, len(keys)), keys)
+    return Batch(keys, stored, prepared.json, (), (prepared.arrays, prepared.meta))
+
+
+def _prepared(payloads: Sequence[dict[str, Any] | None], keys: Sequence[Id]) -> Any:
+    from .errors import InvalidPayload
+
+    try:
+        return prepare(payloads)
+    except InvalidPayload as error:  # it knows the row; the user knows the id
+        if isinstance(error.point, int) and error.reason:
+            raise InvalidPayload(error.reason, point=keys[error.point], field=error.field) from None
+        raise
+
+
+def _by_field(fields: Mapping[str, Dense], vectors: Any) -> dict[str, Any]:
+    if vectors is None:
+        return {}
+    if isinstance(vectors, Mapping):
+        for name in vectors:
+            if name not in fields:
+                raise InvalidInput(f"no such field; this collection has {', '.join(fields)}", field=str(name))
+        return dict(vectors)
+    return {only_field(fields): vectors}
+
+
+def only_field(fields: Mapping[str, Dense]) -> str:
+    """The field that is meant when none is named. Raises InvalidInput when that is not clear."""
+    if DEFAULT_FIELD in fields:
+        return DEFAULT_FIELD
+    if len(fields) == 1:
+        return next(iter(fields))
+    raise InvalidInput(f"name the field, one of {', '.join(fields)}")
+
+
+def _fill_absent(values: Any, declared: Dense) -> tuple[Any, npt.NDArray[np.bool_] | None]:
+    if isinstance(values, np.ndarray) or not any(v is None for v in values):
+        return values, None
+    present = np.array([v is not None for v in values])
+    zero = np.zeros(declared.dim, np.float32)
+    return [zero if v is None else v for v in values], present
+
+
+def _as_rows(payloads: Any, count: int) -> Sequence[dict[str, Any] | None]:
+    if payloads is None:
+        return [None] * count
+    if isinstance(payloads, Mapping):
+        columns = {str(key): _as_list(column) for key, column in payloads.items()}
+        for key, column in columns.items():
+            if len(column) != count:
+                raise InvalidInput(f"payload column {key!r} has {len(column)} values for {count} points")
+        names = list(columns)
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [None] * count
+    rows = payloads if isinstance(payloads, list) else list(payloads)
+    if len(rows) != count:
+        raise InvalidInput(f"{len(rows)} payloads for {count} points")
+    return rows
+
+
+def _as_list(column: Any) -> list[Any]:
+    if hasattr(column, "to_pylist"):
+        return list(column.to_pylist())
+    return list(column.tolist() if hasattr(column, "tolist") else column)
+
+
+def batches_from(fields: Mapping[str, Dense], source: Any) -> Iterator[Batch]:
+    """Batches from an Arrow table or a frame (one), or from an iterable of points or dicts (chunk by chunk)."""
+    if hasattr(source, "__arrow_c_stream__"):
+        yield batch_from_table(fields, source)
+        return
+    if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
+        raise InvalidInput(
+            f"cannot read points from {type(source).__name__}: give ids= and vectors=, an iterable of points or dicts, "
+            f"an Arrow table or a data frame"
+        )
+    points = iter(source)
+    row_bytes = 1000 + sum(4 * declared.dim for declared in fields.values())
+    size = max(1, min(_CHUNK_POINTS, CHUNK_BYTES // row_bytes))
+    while chunk := list(islice(points, size)):
+        yield _batch_from_points(fields, chunk)
+
+
+_POINT_KEYS = {"id", "vector", "vectors", "payload"}
+
+
+def _batch_from_points(fields: Mapping[str, Dense], points: list[Any]) -> Batch:
+    ids, payloads = [], []
+    columns: dict[str, list[Any]] = {}
+    for position, point in enumerate(points):
+        if isinstance(point, Point):
+            key, given, payload = point.id, point.vectors, point.payload
+        elif isinstance(point, Mapping):
+            strangers = point.keys() - _POINT_KEYS
+            if strangers:
+                raise InvalidInput(
+                    f"unknown key {sorted(map(str, strangers))[0]!r}; a point has id, vector or vectors, payload",
+                    point=point.get("id", position),
+                )
+            key, payload = point.get("id"), point.get("payload")
+            given = dict(point.get("vectors") or {})
+            if point.get("vector") is not None:
+                given[only_field(fields)] = point["vector"]
+        else:
+            raise InvalidInput(f"it is a {type(point).__name__}; give Point or dict", point=position)
+        if not given:
+            raise InvalidInput("it has no vector", point=key if key is not None else position)
+        ids.append(ulid() if key is None else key)
+        payloads.append(payload)
+        for name, vector in given.items():
+            if name not in columns:
+                columns[name] = [None] * position
+            columns[name].append(vector)
+        for column in columns.values():
+            if len(column) <= position:
+                column.append(None)
+    return batch_from_arrays(fields, ids, columns, payloads)
+
+
+def batch_from_table(fields: Mapping[str, Dense], source: Any) -> Batch:
+    """One batch from anything that speaks Arrow's C stream: column `id`, one column per field (lists of numbers; `vector`
+    for an unnamed one), and all other columns as payload. Null payload values are left out.
+    """
+    import pyarrow as pa
+
+    table = pa.table(source)
+    vectors = {}
+    for name in fields:
+        if name in table.column_names:
+            vectors[name] = _vectors_of(table.column(name), name)
+    if not vectors and "vector" in table.column_names:
+        vectors[only_field(fields)] = _vectors_of(table.column("vector"), "vector")
+    if not vectors:
+        raise InvalidInput(
+            f"the table has no vector column: name one {' or '.join(fields)}; it has {', '.join(table.column_names)}"
+        )
+    ids = table.column("id").to_pylist() if "id" in table.column_names else None
+    if ids is not None and None in ids:
+        raise InvalidId("the id column has nulls; drop the column to have ids generated", point=ids.index(None))
+    rest = table.drop_columns([n for n in table.column_names if n in vectors or n in ("id", "vector")])
+    payloads = [_without_nulls(row) for row in rest.to_pylist()] if rest.num_columns else None
+    return batch_from_arrays(fields, ids, vectors, payloads, count=table.num_rows)
+
+
+def _vectors_of(column: Any, name: str) -> Any:
+    """A list column as a matrix, without a copy of its numbers when its rows are all there and of one length."""
+    import pyarrow as pa
+
+    column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type)):
+        raise InvalidVector(f"the column has type {column.type}; lists of numbers are needed", field=name)
+    if column.null_count or not len(column):
+        return column.to_pylist()
+    flat = column.flatten()
+    if len(flat) % len(column) or flat.null_count:
+        return column.to_pylist()
+    width = len(flat) // len(column)
+    if not pa.types.is_fixed_size_list(column.type):
+        lengths = np.diff(np.asarray(column.offsets))
+        if np.any(lengths != width):
+            return column.to_pylist()
+    return flat.to_numpy(zero_copy_only=False).reshape(len(column), width)
+
+
+def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
