@@ -1,1 +1,64 @@
-"""vecdb: an embedded-first vector database."""
+"""vecdb: an embedded-first vector database.
+
+    import vecdb
+    from vecdb import Dense, F
+
+    db = vecdb.open("my.db")
+    docs = db.create_collection("docs", Dense(384))
+    docs.upsert(ids=ids, vectors=X, payloads=payloads)
+    hits = docs.search(q, k=10, where=F("year") >= 2020)
+
+The names below are the public ones; each is loaded when it is first used, so that `import vecdb` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import errors
+    from .collection import Collection, Info
+    from .database import Database
+    from .database import open_database as open
+    from .filters import F
+    from .hits import BatchHits, Group, Hit, Hits
+    from .points import Point
+    from .schema import Dense, Sparse
+
+__all__ = [
+    "BatchHits", "Collection", "Database", "Dense", "F", "Group", "Hit", "Hits", "Info", "Point", "Sparse", "errors", "open",
+]  # fmt: skip
+
+_HOME = {
+    "BatchHits": "hits",
+    "Collection": "collection",
+    "Database": "database",
+    "Dense": "schema",
+    "F": "filters",
+    "Group": "hits",
+    "Hit": "hits",
+    "Hits": "hits",
+    "Info": "collection",
+    "Point": "points",
+    "Sparse": "schema",
+    "open": "database",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "errors":
+        return import_module(".errors", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module 'vecdb' has no attribute {name!r}")
+    module = import_module("." + _HOME[name], __name__)
+    value = getattr(module, "open_database" if name == "open" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -34,11 +34,8 @@ class Part(Protocol):
 
     @property
     def live_rows(self) -> int: ...
-    @property
-    def identity(self) -> object:
-        """Equal for parts with the same rows: a key for what callers cache about them."""
-
     def field(self, name: str) -> StoredField | None: ...
+    def key(self, row: int) -> Id: ...
     def keys(self, rows: Rows) -> list[Id]: ...
     def payload(self, row: int) -> bytes: ...
     def seqs(self, rows: Rows) -> npt.NDArray[np.uint64]: ...
@@ -50,7 +47,8 @@ class SegmentPart:
     def __init__(self, segment: Segment, tombstones: Tombstones) -> None:
         self.segment, self.tombstones = segment, tombstones
         self.rows = segment.rows
-        self.field, self.keys, self.payload, self.seqs = segment.field, segment.keys, segment.payload, segment.seqs
+        self.key, self.keys = segment.ids.__getitem__, segment.keys
+        self.field, self.payload, self.seqs = segment.field, segment.payload, segment.seqs
 
     @property
     def live(self) -> Words | None:
@@ -59,10 +57,6 @@ class SegmentPart:
     @property
     def live_rows(self) -> int:
         return self.rows - self.tombstones.count
-
-    @property
-    def identity(self) -> object:
-        return self.segment
 
     def column_sets(self) -> Iterator[tuple[int, int, ColumnSet | None]]:
         yield 0, self.rows, self.segment.columns
@@ -89,10 +83,6 @@ class BlockPart:
     def live_rows(self) -> int:
         return int(np.count_nonzero(self._alive))
 
-    @property
-    def identity(self) -> object:
-        return (self.block, self.rows)
-
     def field(self, name: str) -> StoredField | None:
         stored = self.block.fields.get(name)
         if stored is None or stored.present is None:
@@ -100,6 +90,9 @@ class BlockPart:
         present = stored.present[: self.rows]
         words = None if present.all() else pack_bits(present)
         return StoredField(stored.vectors[: self.rows], stored.norms[: self.rows], words)
+
+    def key(self, row: int) -> Id:
+        return self.block.keys[row]
 
     def keys(self, rows: Rows) -> list[Id]:
         return [self.block.keys[row] for row in rows.tolist()]

@@ -1,0 +1,514 @@
+"""Typed columns over payloads: what filters are evaluated on instead of JSON.
+
+A path is the chain of keys that leads to a value, written "author.name" (a dot or backslash inside a key is escaped by
+a backslash); arrays are not descended into. Each path of a segment becomes one column:
+
+    col.<i>.kinds          u8 (n,)     kind of the value in each row; left out when all rows share one, then in the meta
+    col.<i>.bools          u8          the values of the rows of that kind, in row order
+    col.<i>.ints           i64
+    col.<i>.floats         f64
+    col.<i>.codes          u32         strings, as positions in the dictionary
+    col.<i>.text.offsets   u64         dictionary: distinct strings sorted by their UTF-8 bytes, end to end
+    col.<i>.text.bytes     u8
+    col.<i>.text.times     i64         microseconds since 1970 UTC of entries that are RFC 3339 dates or date-times,
+                                       the least int64 for others; left out when there are none
+    col.<i>.item.offsets   u64         arrays that are not inside another: where each one's elements begin
+    col.<i>.item.*                     a column over all their elements; of nested ones only the kind is kept
+
+Kinds: 0 missing, 1 null, 2 bool, 3 int, 4 float, 5 string, 6 array, 7 object. Meta, JSON: {"columns": [{"path", "kind",
+"rows", "item"}, …], "wide": [paths of long distinct texts that have no column], "complete": false when there were
+more than 256 paths}. What has no column is found by a pass over the JSON.
+
+Building a column validates its payloads; there is no other place that does. Pure functions, safe in any thread.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from .errors import InvalidPayload
+
+MISSING, NULL, BOOL, INT, FLOAT, STRING, ARRAY, OBJECT = range(8)
+MAX_PATHS = 256
+MAX_PAYLOAD_BYTES = 1 << 20
+MAX_DEPTH = 64
+NO_TIME = np.iinfo(np.int64).min
+
+Array = npt.NDArray[Any]
+Payload = dict[str, Any]
+
+_WIDE = 128  # mean characters of a text from which, mostly distinct, it has no column
+_ABSENT = object()
+_KINDS: dict[type, int] = {
+    type(None): NULL, bool: BOOL, int: INT, float: FLOAT, str: STRING, list: ARRAY, tuple: ARRAY, dict: OBJECT,
+}  # fmt: skip
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
+_TIME = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)?)?")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+# -- paths, times, JSON ------------------------------------------------------------------------------------
+
+
+def join_path(keys: Sequence[str]) -> str:
+    """The string form of a path."""
+    return ".".join(key.replace("\\", "\\\\").replace(".", "\\.") for key in keys)
+
+
+def split_path(path: str) -> tuple[str, ...]:
+    """The keys of a path's string form; a backslash makes the character after it plain."""
+    keys, key, characters = [], "", iter(path)
+    for character in characters:
+        if character == "\\":
+            key += next(characters, "\\")
+        elif character == ".":
+            keys.append(key)
+            key = ""
+        else:
+            key += character
+    return (*keys, key)
+
+
+def micros_of(text: str) -> int | None:
+    """Microseconds since 1970 UTC if `text` is an RFC 3339 date or date-time; without an offset it is UTC."""
+    if text[4:5] != "-" or not _TIME.fullmatch(text):
+        return None
+    try:
+        return micros(datetime.fromisoformat(text.upper()))
+    except ValueError:  # the 31st of February
+        return None
+
+
+def micros(time: date) -> int:
+    """Microseconds since 1970 UTC of a date (its midnight) or date-time; a naive one is UTC."""
+    if not isinstance(time, datetime):
+        time = datetime(time.year, time.month, time.day)
+    return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+
+
+def rfc3339(time: date) -> str:
+    """How a date or date-time is stored."""
+    if not isinstance(time, datetime):
+        return time.isoformat()
+    aware = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return aware.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def plain(value: Any) -> Any:
+    """Date-times as strings, NumPy scalars and subclasses of plain types as plain values; None for no JSON value."""
+    if isinstance(value, date):
+        return rfc3339(value)
+    if isinstance(value, np.generic):
+        item = value.item()
+        return item if type(item) in _KINDS else _ABSENT
+    for kind in (bool, int, float, str, dict, list):
+        if isinstance(value, kind) and not _is_enum(value):
+            return kind(value)
+    return _ABSENT
+
+
+def _is_enum(value: Any) -> bool:
+    import enum
+
+    return isinstance(value, enum.Enum)
+
+
+def _default(value: Any) -> Any:
+    converted = plain(value)
+    if converted is _ABSENT:
+        raise TypeError(f"{type(value).__name__} is no JSON value")
+    return converted
+
+
+def encode(payload: Payload | None) -> bytes:
+    """A payload as stored: compact JSON, b"" for none."""
+    return b"" if payload is None else orjson.dumps(payload, default=_default, option=_OPTIONS)
+
+
+def parse(stored: bytes) -> Payload | None:
+    """The inverse of `encode`."""
+    if not stored:
+        return None
+    payload: Payload = orjson.loads(stored)
+    return payload
+
+
+# -- building ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked payloads: as JSON, and as typed columns with their description."""
+
+    json: list[bytes]
+    arrays: dict[str, Array]
+    meta: dict[str, Any]
+
+
+def prepare(payloads: Sequence[Payload | None]) -> Prepared:
+    """Validates, encodes and columns payloads in one walk. Raises InvalidPayload with the row and the path."""
+    arrays, meta = build(payloads)
+    try:
+        json = [encode(p) for p in payloads]
+    except (TypeError, ValueError) as error:
+        raise _why_not_json(payloads) or InvalidPayload(f"not JSON: {error}") from None
+    if json and max(map(len, json)) > MAX_PAYLOAD_BYTES:
+        row = next(row for row, text in enumerate(json) if len(text) > MAX_PAYLOAD_BYTES)
+        raise InvalidPayload(
+            f"its JSON has {len(json[row]):,} bytes, {MAX_PAYLOAD_BYTES:,} are allowed; keep large texts elsewhere", point=row
+        )
+    return Prepared(json, arrays, meta)
+
+
+def _why_not_json(payloads: Sequence[Payload | None]) -> InvalidPayload | None:
+    for row, payload in enumerate(payloads):
+        try:
+            encode(payload)
+        except (TypeError, ValueError) as error:
+            return InvalidPayload(f"not JSON: {error}", point=row)
+    return None
+
+
+def build(payloads: Sequence[Payload | None], *, max_paths: int = MAX_PATHS) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Columns of payloads: (arrays, meta). None is no payload. Raises InvalidPayload."""
+    builder = _Builder(max_paths)
+    kinds = set(map(type, payloads))
+    if not kinds <= {dict, type(None)}:
+        payloads = [_as_object(p, row) for row, p in enumerate(payloads)]
+    rows: Sequence[Payload | None] = payloads
+    present = None
+    if kinds != {dict}:
+        present = [row for row, p in enumerate(payloads) if p is not None]
+        rows = [payloads[row] for row in present]
+    builder.walk(rows, present, (), len(payloads))
+    return builder.arrays, {"columns": builder.columns, "wide": builder.wide, "complete": builder.complete}
+
+
+def _as_object(payload: Any, row: int) -> Payload | None:
+    if payload is None or isinstance(payload, dict):
+        return payload
+    raise InvalidPayload(f"a payload is a dict (a JSON object), not {type(payload).__name__}", point=row)
+
+
+@dataclass
+class _Builder:
+    max_paths: int
+    arrays: dict[str, Array] = field(default_factory=dict)
+    columns: list[dict[str, Any]] = field(default_factory=list)
+    wide: list[str] = field(default_factory=list)
+    complete: bool = True
+
+    def walk(self, objects: Sequence[Any], rows: list[int] | None, above: tuple[str, ...], count: int) -> None:
+        """One column for each key of `objects`, which stand in `rows` of the `count` rows (None: in all)."""
+        if len(above) >= MAX_DEPTH:
+            raise InvalidPayload(f"nested deeper than {MAX_DEPTH} levels", point=_row(rows, 0), field=join_path(above))
+        keys = dict.fromkeys(chain.from_iterable(objects))
+        for key in keys:
+            if type(key) is not str:
+                at = next(i for i, each in enumerate(objects) if key in each)
+                raise InvalidPayload(f"the key {key!r} is no string", point=_row(rows, at), field=join_path(above) or None)
+            try:
+                values = list(map(itemgetter(key), objects))
+                where = rows
+            except KeyError:
+                at_keys = [i for i, each in enumerate(objects) if key in each]
+                values = [objects[i][key] for i in at_keys]
+                where = [_row(rows, i) for i in at_keys]
+            path = (*above, key)
+            if len(self.columns) >= self.max_paths:
+                self.complete = False
+                for i, value in enumerate(values):
+                    _check(value, len(path), _row(where, i), join_path(path))
+                continue
+            described: dict[str, Any] = {"path": join_path(path)}
+            number = len(self.columns)
+            self.columns.append(described)
+            if not self._column(f"col.{number}.", values, where, count, described, path):
+                self.columns.pop()
+                self.wide.append(described["path"])
+
+    def _column(
+        self, prefix: str, values: list[Any], rows: list[int] | None, count: int, described: dict[str, Any],
+        path: tuple[str, ...], *, inside: bool = False,
+    ) -> bool:  # fmt: skip
+        """Adds a column of `values`, which stand in `rows`. False: the text is too wide for one. inside: of an array."""
+        types = set(map(type, values))
+        if not types <= _KINDS.keys():
+            values = [_converted(v, _row(rows, i), path) for i, v in enumerate(values)]
+            types = set(map(type, values))
+        found = {_KINDS[t] for t in types}
+        described["rows"] = count
+        if rows is None and len(found) == 1:
+            (kind,) = found
+            described["kind"] = kind
+            by_kind = {kind: (values, rows)}
+        else:
+            codes = np.zeros(count, np.uint8)
+            own = [_KINDS[type(v)] for v in values]
+            codes[slice(None) if rows is None else rows] = own
+            described["kind"] = None
+            by_kind = {}
+            for kind in found:
+                at = [i for i, k in enumerate(own) if k == kind]
+                by_kind[kind] = ([values[i] for i in at], [_row(rows, i) for i in at])
+        if STRING in by_kind and not inside:
+            texts = by_kind[STRING][0]
+            distinct = set(texts)
+            if len(distinct) > len(values) / 2 and sum(map(len, distinct)) > _WIDE * len(distinct):
+                for kind, (some, where) in by_kind.items():
+                    if kind != STRING:
+                        for i, value in enumerate(some):
+                            _check(value, len(path), _row(where, i), join_path(path))
+                return False
+        if described["kind"] is None:
+            self.arrays[prefix + "kinds"] = codes
+        for kind, (some, where) in by_kind.items():
+            self._values(prefix, kind, some, where, count, described, path, inside)
+        return True
+
+    def _values(
+        self, prefix: str, kind: int, values: list[Any], rows: list[int] | None, count: int, described: dict[str, Any],
+        path: tuple[str, ...], inside: bool,
+    ) -> None:  # fmt: skip
+        if kind == BOOL:
+            self.arrays[prefix + "bools"] = np.array(values, np.uint8)
+        elif kind == INT:
+            try:
+                self.arrays[prefix + "ints"] = np.array(values, np.int64)
+            except OverflowError:
+                at = next(i for i, v in enumerate(values) if not -(2**63) <= v < 2**63)
+                raise _refused("a whole number must fit int64; store it as a string", rows, at, path) from None
+        elif kind == FLOAT:
+            floats = self.arrays[prefix + "floats"] = np.array(values, np.float64)
+            if not np.isfinite(floats).all():
+                at = int(np.flatnonzero(~np.isfinite(floats))[0])
+                raise _refused(f"JSON has no {values[at]}; leave the key out, or use None", rows, at, path)
+        elif kind == STRING:
+            self._strings(prefix, values, rows, path)
+        elif kind in (ARRAY, OBJECT) and inside:
+            for i, value in enumerate(values):
+                _check(value, len(path), _row(rows, i), join_path(path))
+        elif kind == ARRAY:
+            offsets = np.zeros(len(values) + 1, np.uint64)
+            np.cumsum(np.fromiter(map(len, values), np.uint64, len(values)), out=offsets[1:])
+            self.arrays[prefix + "item.offsets"] = offsets
+            items = list(chain.from_iterable(values))
+            try:
+                described["item"] = item = {}
+                self._column(prefix + "item.", items, None, len(items), item, (*path, "[]"), inside=True)
+            except InvalidPayload as error:
+                # The element's number says which array it is in, and that one's row is the point.
+                at = int(np.searchsorted(offsets, error.point, "right")) - 1 if isinstance(error.point, int) else 0
+                raise InvalidPayload(error.reason, point=_row(rows, at), field=join_path(path)) from None
+        elif kind == OBJECT:
+            self.walk(values, rows, path, count)
+
+    def _strings(self, prefix: str, values: list[str], rows: list[int] | None, path: tuple[str, ...]) -> None:
+        distinct = sorted(set(values))
+        codes = {text: code for code, text in enumerate(distinct)}
+        self.arrays[prefix + "codes"] = np.fromiter(map(codes.__getitem__, values), np.uint32, len(values))
+        together = "".join(distinct)
+        try:
+            data = together.encode()
+        except UnicodeEncodeError:
+            at = next(i for i, v in enumerate(values) if not _is_unicode(v))
+            raise _refused("the text is not valid Unicode (it has a lone surrogate)", rows, at, path) from None
+        sizes = map(len, distinct) if len(data) == len(together) else (len(text.encode()) for text in distinct)
+        offsets = np.zeros(len(distinct) + 1, np.uint64)
+        np.cumsum(np.fromiter(sizes, np.uint64, len(distinct)), out=offsets[1:])
+        self.arrays[prefix + "text.offsets"] = offsets
+        self.arrays[prefix + "text.bytes"] = np.frombuffer(data, np.uint8)
+        times = {code: time for code, text in enumerate(distinct) if text[4:5] == "-" and (time := micros_of(text)) is not None}
+        if times:
+            column = np.full(len(distinct), NO_TIME, np.int64)
+            column[list(times)] = list(times.values())
+            self.arrays[prefix + "text.times"] = column
+
+
+def _row(rows: list[int] | None, at: int) -> int:
+    return at if rows is None else rows[at]
+
+
+def _refused(reason: str, rows: list[int] | None, at: int, path: tuple[str, ...]) -> InvalidPayload:
+    return InvalidPayload(reason, point=_row(rows, at), field=join_path(path))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _converted(value: Any, row: int, path: tuple[str, ...]) -> Any:
+    if type(value) in _KINDS:
+        return value
+    converted = plain(value)
+    if converted is _ABSENT:
+        raise InvalidPayload(f"{type(value).__name__} is no JSON value; convert it first", point=row, field=join_path(path))
+    return converted
+
+
+def _check(value: Any, depth: int, row: int, path: str) -> None:
+    """Validates a value that gets no column of its own."""
+    if depth > MAX_DEPTH:
+        raise InvalidPayload(f"nested deeper than {MAX_DEPTH} levels", point=row, field=path)
+    value = value if type(value) in _KINDS else plain(value)
+    if value is _ABSENT:
+        raise InvalidPayload("it holds something that is no JSON value; convert it first", point=row, field=path)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidPayload(f"JSON has no {value}; leave the key out, or use None", point=row, field=path)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidPayload("a whole number must fit int64; store it as a string", point=row, field=path)
+    if isinstance(value, str) and not _is_unicode(value):
+        raise InvalidPayload("the text is not valid Unicode (it has a lone surrogate)", point=row, field=path)
+    if isinstance(value, list | tuple):
+        for each in value:
+            _check(each, depth + 1, row, path)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if type(key) is not str:
+                raise InvalidPayload(f"the key {key!r} is no string", point=row, field=path)
+            _check(each, depth + 1, row, path)
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+class Column:
+    """One column, reading its arrays when they are first asked for. rows: of the part, or elements of its arrays."""
+
+    def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, Array], prefix: str) -> None:
+        self._meta, self._arrays, self._prefix = meta, arrays, prefix
+        self.rows: int = meta["rows"]
+        self.kind: int | None = meta["kind"]
+
+    def array(self, name: str) -> Array:
+        return self._arrays[self._prefix + name]
+
+    @property
+    def kinds(self) -> Array:
+        """u8 (rows,); only where `kind` is None."""
+        return self.array("kinds")
+
+    def has(self, kind: int) -> bool:
+        """Whether some row may be of this kind."""
+        if self.kind is not None:
+            return self.kind == kind
+        name = {BOOL: "bools", INT: "ints", FLOAT: "floats", STRING: "codes", ARRAY: "item.offsets"}.get(kind)
+        return name is None or self._prefix + name in self._arrays
+
+    @cached_property
+    def text(self) -> Dictionary:
+        times = self._prefix + "text.times"
+        return Dictionary(
+            self.array("text.offsets"), self.array("text.bytes"), self._arrays[times] if times in self._arrays else None
+        )
+
+    @cached_property
+    def item(self) -> Column | None:
+        """The column over the elements of arrays, None when its arrays hold nested ones only."""
+        return Column(self._meta["item"], self._arrays, self._prefix + "item.") if self._meta.get("item") else None
+
+
+class Dictionary:
+    """Distinct strings in the order of their UTF-8 bytes."""
+
+    def __init__(self, offsets: Array, data: Array, times: Array | None) -> None:
+        self._offsets, self._data, self.times = offsets, data, times
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def _at(self, code: int) -> bytes:
+        return self._data[self._offsets[code] : self._offsets[code + 1]].tobytes()
+
+    def find(self, text: str) -> tuple[int, bool]:
+        """The first code whose string is not below `text`, and whether it is `text`."""
+        wanted = text.encode()
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self._at(middle) < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        return low, low < len(self) and self._at(low) == wanted
+
+    def prefixed(self, prefix: str) -> tuple[int, int]:
+        """The range of codes whose strings begin with `prefix`."""
+        wanted = prefix.encode()
+        start, _ = self.find(prefix)
+        low, high = start, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self._at(middle).startswith(wanted):
+                low = middle + 1
+            else:
+                high = middle
+        return start, low
+
+    def containing(self, needle: str) -> npt.NDArray[np.bool_]:
+        """For each string, whether `needle` is part of it. One pass over the bytes."""
+        found = np.zeros(len(self), np.bool_)
+        data, wanted = self._data.tobytes(), needle.encode()
+        if not wanted:
+            found[:] = True
+            return found
+        offsets = self._offsets.astype(np.int64)
+        at = data.find(wanted)
+        while at >= 0:
+            code = int(np.searchsorted(offsets, at, "right")) - 1
+            end = int(offsets[code + 1])
+            if at + len(wanted) <= end:
+                found[code] = True
+                at = data.find(wanted, end)
+            else:
+                at = data.find(wanted, at + 1)
+        return found
+
+
+class ColumnSet:
+    """The columns of n rows, by path."""
+
+    def __init__(self, meta: Mapping[str, Any], arrays: Mapping[str, Array], rows: int) -> None:
+        self.rows = rows
+        self._arrays = arrays
+        self._metas = {each["path"]: (i, each) for i, each in enumerate(meta["columns"])}
+        self._wide = frozenset(meta["wide"])
+        self._complete: bool = meta["complete"]
+        self._open: dict[str, Column] = {}
+
+    def column(self, path: str) -> Column | None:
+        """The column of a path; None when there is none (see `covers`)."""
+        found = self._open.get(path)
+        if found is None and path in self._metas:
+            number, meta = self._metas[path]
+            found = self._open[path] = Column(meta, self._arrays, f"col.{number}.")
+        return found
+
+    def covers(self, path: str) -> bool:
+        """Whether the columns know all about `path`: without a column it is then missing in every row."""
+        return path in self._metas or (self._complete and path not in self._wide)
+
+    def paths(self) -> Iterator[str]:
+        return iter(self._metas)
+
+
+def open_columns(meta: Mapping[str, Any], arrays: Mapping[str, Array], rows: int) -> ColumnSet:
+    """The inverse of `build`; arrays may be mapped from a file, and are touched when a filter needs them."""
+    return ColumnSet(meta, arrays, rows)

@@ -1,0 +1,141 @@
+"""Typed columns: what goes in comes out, and what is no JSON is refused by name."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from datetime import UTC, date, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vecdb_storage.columns import MISSING, NO_TIME, build, encode, join_path, open_columns, parse, prepare, split_path
+from vecdb_storage.errors import InvalidPayload
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("payload", "path"),
+    [
+        ({"a": float("nan")}, "a"),
+        ({"a": {"b": float("inf")}}, "a.b"),
+        ({"a": [1, 2, float("nan")]}, "a"),
+        ({"a": [[float("nan")]]}, "a"),
+        ({"a": [{"b": float("nan")}]}, "a"),
+        ({"a": 2**63}, "a"),
+        ({"a": [-(2**63) - 1]}, "a"),
+        ({"a": {1, 2}}, "a"),
+        ({"a": b"bytes"}, "a"),
+        ({"a": uuid.uuid4()}, "a"),
+        ({"a": Colour.RED}, "a"),
+        ({"a": {"x.y": object()}}, "a.x\\.y"),
+        ({"a": "\ud800"}, "a"),
+        ({"a": ["\ud800"]}, "a"),
+        ({"a": {1: 2}}, "a"),
+        ({"a": [{1: 2}]}, "a"),
+    ],
+)
+def test_what_json_cannot_say_is_refused_by_row_and_path(payload: dict[str, Any], path: str) -> None:
+    for before in ([], [{"a": 1}, {}], [None, {"b": [1]}]):
+        with pytest.raises(InvalidPayload) as caught:
+            prepare([*before, payload, {"a": "later"}])
+        assert (caught.value.point, caught.value.field) == (len(before), path)
+
+
+@pytest.mark.parametrize("payload", ["text", 3, [1], {1: 2}, {"\ud800": 1}])
+def test_a_payload_is_an_object_with_string_keys(payload: Any) -> None:
+    with pytest.raises(InvalidPayload) as caught:
+        prepare([{}, payload])
+    assert caught.value.point == 1
+
+
+def test_depth_and_size_are_limited() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(100):
+        deep = {"a": deep}
+    nested: list[Any] = []
+    for _ in range(100):
+        nested = [nested]
+    for payload in (deep, {"a": nested}):
+        with pytest.raises(InvalidPayload, match="64 levels"):
+            prepare([payload])
+    with pytest.raises(InvalidPayload, match="1,048,576") as caught:
+        prepare([{}, {"a": "x" * (1 << 20)}])
+    assert caught.value.point == 1
+    assert len(prepare([{"a": "x" * ((1 << 20) - 8)}]).json[0]) == 1 << 20
+
+
+def test_dates_numpy_scalars_and_tuples_are_stored_as_plain_json() -> None:
+    payload = {
+        "when": datetime(2024, 1, 2, 3, tzinfo=UTC), "naive": datetime(2024, 1, 2, 3), "day": date(2024, 1, 2),
+        "i": np.int64(3), "f": np.float32(0.5), "b": np.bool_(True), "s": np.str_("x"), "t": (1, 2), "n": {"d": date(2024, 1, 2)},
+    }  # fmt: skip
+    assert parse(prepare([payload]).json[0]) == {
+        "when": "2024-01-02T03:00:00Z", "naive": "2024-01-02T03:00:00Z", "day": "2024-01-02",
+        "i": 3, "f": 0.5, "b": True, "s": "x", "t": [1, 2], "n": {"d": "2024-01-02"},
+    }  # fmt: skip
+
+
+keys = st.sampled_from(["a", "b", "c.d", "\\", "ключ", ""])
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=3)
+)
+objects = st.dictionaries(keys, st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3), max_leaves=8))
+
+
+def unicode(value: Any) -> bool:
+    try:
+        repr(value).encode()
+        encode({"v": value})
+    except (UnicodeEncodeError, TypeError, ValueError):
+        return False
+    return True
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.none() | objects, max_size=6).filter(unicode))
+def test_columns_hold_every_value_at_its_row(rows: list[Any]) -> None:
+    arrays, meta = build(rows)
+    columns = open_columns(meta, arrays, len(rows))
+    expected: dict[tuple[str, ...], list[Any]] = {}
+
+    def visit(value: Any, path: tuple[str, ...], row: int) -> None:
+        if path:
+            expected.setdefault(path, [MISSING] * len(rows))[row] = (value,)
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                visit(inner, (*path, key), row)
+
+    for row, payload in enumerate(rows):
+        if payload is not None:
+            visit(payload, (), row)
+    assert {split_path(p) for p in columns.paths()} == set(expected)
+    assert all(split_path(join_path(p)) == p for p in expected)
+    kind_of = {type(None): 1, bool: 2, int: 3, float: 4, str: 5, list: 6, dict: 7}
+    for path, cells in expected.items():
+        column = columns.column(join_path(path))
+        assert column is not None
+        kinds = [0 if cell is MISSING else kind_of[type(cell[0])] for cell in cells]
+        assert list(column.kinds if column.kind is None else [column.kind] * len(rows)) == kinds
+        for kind, name, read in ((2, "bools", bool), (3, "ints", int), (4, "floats", float)):
+            own = [cell[0] for cell in cells if cell is not MISSING and type(cell[0]) is read]
+            if own:
+                assert [read(v) for v in column.array(name)] == own, kind
+        strings = [cell[0] for cell in cells if cell is not MISSING and type(cell[0]) is str]
+        if strings:
+            for code, text in zip(column.array("codes").tolist(), strings, strict=True):
+                assert column.text.find(text) == (code, True)
+
+
+def test_times_are_kept_beside_the_dictionary() -> None:
+    arrays, meta = build([{"t": "2024-01-02"}, {"t": "later"}, {"t": "1970-01-01T00:00:01Z"}])
+    column = open_columns(meta, arrays, 3).column("t")
+    assert column is not None
+    assert column.text.times is not None
+    assert column.text.times[column.array("codes")].tolist() == [1_704_153_600_000_000, NO_TIME, 1_000_000]

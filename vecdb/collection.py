@@ -1,0 +1,560 @@
+"""A collection: points with vectors and payloads, written, read and searched.
+
+Every method is the same four steps: validate, take a snapshot or commit, execute, shape the answer. Reads see one
+commit and never wait for writers; a write has reached the disk when its call returns. Safe in any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vecdb_storage.columns import parse, prepare
+from vecdb_storage.ids import Id
+from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
+from vecdb_storage.store import Report, Store
+
+from .errors import Closed, InvalidInput, NotFound, ReadOnly, VecdbError
+from .filters import Expression, F
+from .filters import parse as parse_filter
+from .hits import BatchHits, Group, Hit, Hits
+from .points import Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
+from .schema import Dense
+from .search import bitmaps
+from .search.plan import PartPlan, Plan
+
+if TYPE_CHECKING:
+    from .embed import Embedding
+    from .search.executor import Executor, Found
+
+Where = Expression | Mapping[str, Any] | str | None
+DEFAULT_RECALL = 0.95
+_WHY_EXACT = "no index in this version: every allowed row is scored"
+
+
+@dataclass(frozen=True)
+class Info:
+    """Figures about a collection. rows: live points. dead: rows replaced or deleted and still on disk.
+
+    bytes: of its segment files. memtable_rows: of rows that are in the log and in memory only. flush_error: why
+    the last background flush failed, None when all is well.
+    """
+
+    name: str
+    rows: int
+    dead: int
+    segments: int
+    memtable_rows: int
+    bytes: int
+    seq: int
+    fields: dict[str, Dense]
+    ids: str | None
+    encoder: str | None
+    index: str
+    flush_error: str | None
+
+
+class Collection:
+    """Use `Database.create_collection` or `Database.collection`."""
+
+    def __init__(self, store: Store, uuid: bytes, executor: Executor, read_only: bool) -> None:
+        self._store, self._uuid, self._executor, self._read_only = store, uuid, executor, read_only
+        self._closed = False
+        self._parsed: tuple[Any, dict[str, Dense]] | None = None
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def upsert(
+        self, points: Any = None, *, ids: Any = None, vectors: Any = None, payloads: Any = None, texts: Any = None
+    ) -> list[Id]:
+        """Writes points, replacing those whose ids exist. Returns their ids in order; durable when it returns.
+
+        points: an iterable of `Point` or of dicts with id, vector (or vectors, by field) and payload; an Arrow table; a pandas
+        or polars frame with columns id, vector and payload columns. Or columns: ids (n,), of int or str, left out to have
+        ULIDs made; vectors (n, d), or field -> (n, d); payloads: n dicts, or a dict of columns. Or texts, in a
+        collection with an encoder; they are kept in the payload as "text".
+
+        A call with columns, a table or a frame is one commit: all or nothing. An iterable commits about every 64 MiB; an
+        error then carries `applied`, the number of points that are in. Raises InvalidInput and what is below it
+        (DimensionMismatch, InvalidVector, InvalidPayload, InvalidId, DuplicateId), StorageError, ReadOnly.
+        """
+        return self._write(points, ids, vectors, payloads, texts, insert=False)
+
+    def insert(
+        self, points: Any = None, *, ids: Any = None, vectors: Any = None, payloads: Any = None, texts: Any = None
+    ) -> list[Id]:
+        """Like `upsert`, but raises AlreadyExists, and writes nothing, if one of the ids exists."""
+        return self._write(points, ids, vectors, payloads, texts, insert=True)
+
+    def _write(self, points: Any, ids: Any, vectors: Any, payloads: Any, texts: Any, *, insert: bool) -> list[Id]:
+        store = self._writable()
+        fields = self._fields(store.state(self._uuid).schema)
+        if points is None:
+            if texts is not None:
+                if vectors is not None:
+                    raise InvalidInput("give texts or vectors, not both")
+                vectors, payloads = self.embedding.of_points(texts, payloads)
+            batch = batch_from_arrays(fields, ids, vectors, payloads)
+            store.write(self._uuid, batch, insert=insert)
+            return list(batch.keys)
+        if ids is not None or vectors is not None or payloads is not None or texts is not None:
+            raise InvalidInput("give points, or ids=, vectors= and payloads=, not both")
+        if isinstance(points, Point) or (isinstance(points, Mapping) and "id" in points):
+            points = [points]
+        elif isinstance(points, Sequence) and points and all(isinstance(p, str) for p in points):
+            raise InvalidInput("to write texts, say texts=[...]")
+        written: list[Id] = []
+        try:
+            for batch in batches_from(fields, points):
+                store.write(self._uuid, batch, insert=insert)
+                written += batch.keys
+        except VecdbError as error:
+            error.applied = len(written)
+            raise
+        return written
+
+    def delete(self, ids: Any = None, *, where: Where = None) -> int:
+        """Deletes points by id, or all that match a filter. Returns how many there were.
+
+        A delete by filter deletes what matched when it was called; a point that is written meanwhile stays.
+        """
+        store = self._writable()
+        if (ids is None) == (where is None):
+            raise InvalidInput("give ids= or where=, one of them")
+        if where is None:
+            return store.delete(self._uuid, self._asked_ids(ids))
+        snapshot = store.snapshot(self._uuid)
+        return store.delete(self._uuid, self._matching(snapshot, where), as_of=snapshot.seq)
+
+    def update_payload(
+        self, ids: Any = None, payload: Any = None, *, where: Where = None, replace: bool = False, remove: Iterable[str] = ()
+    ) -> int:
+        """Changes payloads; vectors stay. Returns how many points changed; ids that do not exist are left out.
+
+        payload: a dict whose keys are set in each point's payload (with replace=True it becomes the payload), or one dict for
+        each of `ids`. remove: top-level keys to delete. where: all points that match, instead of ids.
+        """
+        store = self._writable()
+        if (ids is None) == (where is None):
+            raise InvalidInput("give ids or where=, one of them")
+        removed = set(remove)
+        if payload is None and not removed:
+            raise InvalidInput("give payload= (a dict) or remove= (keys)")
+        snapshot = store.snapshot(self._uuid)
+        keys = self._asked_ids(ids) if where is None else self._matching(snapshot, where)
+        shared = payload is None or isinstance(payload, Mapping)
+        patches = [payload or {}] if shared else list(payload)
+        if not shared and len(patches) != len(keys):
+            raise InvalidInput(f"{len(patches)} payloads for {len(keys)} points")
+        prepare(patches)  # the patch itself must be sound before any point is touched
+        by_id = dict(zip(keys, patches, strict=True)) if not shared else {}
+
+        def change(key: Id, old: bytes) -> bytes:
+            kept = {} if replace else {k: v for k, v in (parse(old) or {}).items() if k not in removed}
+            changed: bytes = prepare([{**kept, **(patches[0] if shared else by_id[key])}]).json[0]
+            return changed
+
+        as_of = None if where is None else snapshot.seq
+        return store.change_payloads(self._uuid, keys, change, as_of)
+
+    def flush(self, wait: bool = True) -> None:
+        """Moves rows that are only in memory and in the log into a segment. Never needed for durability."""
+        self._writable().flush(self._uuid)
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def get(self, ids: Any, *, with_vectors: bool = True, with_payload: bool = True) -> list[Point | None]:
+        """The points of `ids`, in the order asked, None where there is none."""
+        snapshot = self._snapshot()
+        single = isinstance(ids, int | str)
+        keys = self._asked_ids([ids] if single else ids)
+        return [
+            None if place is None else self._point(key, *place, with_vectors, with_payload)
+            for key, place in zip(keys, snapshot.find(keys), strict=True)
+        ]
+
+    def count(self, where: Where = None) -> int:
+        """How many points there are, or match a filter."""
+        snapshot = self._snapshot()
+        expression = parse_filter(where)
+        if expression is None:
+            return snapshot.count
+        return sum(bitmaps.count(bitmaps.allowed(part, expression), part.rows) for part in snapshot.parts if part.rows)
+
+    def scroll(
+        self, where: Where = None, *, with_vectors: bool = False, with_payload: bool = True, limit: int | None = None
+    ) -> Iterator[Point]:
+        """All points that match, in the order in which they were last written, as of the moment of the call."""
+        snapshot = self._snapshot()
+        expression = parse_filter(where)
+        return self._scroll(snapshot, expression, with_vectors, with_payload, limit)
+
+    def _scroll(
+        self, snapshot: Snapshot, where: Expression | None, with_vectors: bool, with_payload: bool, limit: int | None
+    ) -> Iterator[Point]:
+        passing: dict[int, Any] = {}
+        left = limit if limit is not None else snapshot.count
+        for part, rows in snapshot.in_order():
+            if where is not None:
+                if id(part) not in passing:
+                    passing[id(part)] = bitmaps.flags(bitmaps.passing(part, where), part.rows)
+                rows = rows[passing[id(part)][rows]]
+            rows = rows[: max(0, left)]
+            left -= len(rows)
+            for start in range(0, len(rows), 1024):
+                run = rows[start : start + 1024]
+                for key, row in zip(part.keys(run), run.tolist(), strict=True):
+                    yield self._point(key, part, row, with_vectors, with_payload)
+
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        where: Where = None,
+        field: str | None = None,
+        recall: float | None = None,
+        exact: bool = False,
+        with_payload: bool = True,
+        with_vectors: bool | Sequence[str] = False,
+        score_threshold: float | None = None,
+        group_by: str | None = None,
+        group_size: int = 3,
+        explain: bool = False,
+    ) -> Any:
+        """The k points nearest to `query`: Hits, best first, ties by id; fewer only when fewer match.
+
+        query: (d,) numbers, or a text in a collection with an encoder. where: a filter, as expression, dict or text. field:
+        which vector, when there are several. recall: the share of the true k nearest to deliver (default 0.95); exact:
+        all of them. score_threshold: least similarity, or greatest distance for l2. group_by: a payload path; the
+        answer is then a list of the k best `Group`s of up to group_size hits. explain: fills `hits.plan`.
+        Raises DimensionMismatch, InvalidVector, InvalidFilter, InvalidInput, Corruption.
+        """
+        if group_by is not None:
+            return self._grouped(query, k, where, field, score_threshold, group_by, group_size, with_payload, with_vectors)
+        started = time.perf_counter()
+        vector = self._query_vectors(query, field)
+        found, declared, name, plan = self._search(vector, k, where, field, recall, exact, explain, started)
+        hits = self._hits(found[0], declared, score_threshold, with_payload, with_vectors)
+        hits.plan = plan
+        if plan is not None:
+            plan.stages["payloads"] = 1000 * (time.perf_counter() - started) - sum(plan.stages.values())
+        return hits
+
+    def search_batch(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        where: Where = None,
+        field: str | None = None,
+        recall: float | None = None,
+        exact: bool = False,
+        with_payload: bool = True,
+        with_vectors: bool | Sequence[str] = False,
+        score_threshold: float | None = None,
+        explain: bool = False,
+    ) -> BatchHits:
+        """Like `search` for many queries at once, (m, d) or a list of texts, on one snapshot. See `BatchHits`."""
+        started = time.perf_counter()
+        if isinstance(queries, str):
+            raise InvalidInput("give a list of texts; for a single one use search")
+        vectors = self._query_vectors(queries, field, batch=True)
+        found, declared, name, plan = self._search(vectors, k, where, field, recall, exact, explain, started)
+        if score_threshold is not None:
+            found = [_within(hits, declared, score_threshold) for hits in found]
+        ids = np.full((len(found), k), None, object)
+        scores = np.full((len(found), k), np.nan, np.float32)
+        for at, hits in enumerate(found):
+            ids[at, : len(hits)] = [hit.id for hit in hits]
+            scores[at, : len(hits)] = [_score(hit.key, declared) for hit in hits]
+        lengths = np.array([len(hits) for hits in found], np.int64)
+        return BatchHits(
+            ids, scores, lengths, lambda at: self._hits(found[at], declared, None, with_payload, with_vectors), plan
+        )
+
+    def recommend(
+        self,
+        positive: Sequence[Any],
+        negative: Sequence[Any] = (),
+        k: int = 10,
+        *,
+        where: Where = None,
+        field: str | None = None,
+        **options: Any,
+    ) -> Hits:
+        """Points like the positive examples and unlike the negative ones, which themselves are left out.
+
+        Examples are ids or vectors. The query is the mean of the positive ones, moved away from the mean of the negative ones by
+        their difference. options: as for `search`. Raises NotFound for an id that does not exist or lacks the field.
+        """
+        if not len(positive):
+            raise InvalidInput("give at least one positive example, an id or a vector")
+        snapshot = self._snapshot()
+        fields = self._fields(snapshot.schema)
+        name = self._field_name(fields, field)
+        wanted = self._examples(snapshot, fields[name], name, positive)
+        query = wanted.mean(axis=0)
+        if len(negative):
+            query = query + (query - self._examples(snapshot, fields[name], name, negative).mean(axis=0))
+        examples = {e for e in (*positive, *negative) if isinstance(e, int | str)}
+        hits = self.search(query, k + len(examples), where=where, field=name, **options)
+        return Hits([hit for hit in hits if hit.id not in examples][:k], hits.plan)
+
+    def _examples(self, snapshot: Snapshot, declared: Dense, name: str, examples: Sequence[Any]) -> npt.NDArray[np.float32]:
+        vectors = []
+        for example in examples:
+            if isinstance(example, int | str) and not isinstance(example, bool):
+                place = snapshot.find(self._asked_ids([example]))[0]
+                vector = None if place is None else _vector(*place, name)
+                if vector is None:
+                    raise NotFound(f"example {example!r} does not exist or has no vector in field {name!r}")
+            else:
+                vector = checked_queries([example], declared, name)[0]
+            unit = vector.astype(np.float32)
+            vectors.append(unit / np.linalg.norm(unit) if declared.metric == "cosine" else unit)
+        return np.stack(vectors)
+
+    def info(self) -> Info:
+        """Figures about the collection, as of now."""
+        state = self._open_store().state(self._uuid)
+        snapshot = self._snapshot()
+        segments = [part for part in snapshot.parts if isinstance(part, SegmentPart)]
+        memtable = [part for part in snapshot.parts if not isinstance(part, SegmentPart)]
+        fields = self._fields(snapshot.schema)
+        return Info(
+            name=state.name,
+            rows=snapshot.count,
+            dead=sum(part.rows for part in snapshot.parts) - snapshot.count,
+            segments=len(segments),
+            memtable_rows=sum(part.live_rows for part in memtable),
+            bytes=sum(part.segment.file.size for part in segments),
+            seq=snapshot.seq,
+            fields=fields,
+            ids=snapshot.schema.get("ids"),
+            encoder=(snapshot.schema.get("embed") or {}).get("name"),
+            index=_WHY_EXACT,
+            flush_error=None if self._store.flush_error is None else str(self._store.flush_error),
+        )
+
+    def verify(self) -> Report:
+        """Reads every byte of the collection and compares it with its checksums; `report.damage` lists what is wrong."""
+        return self._open_store().verify(self._uuid)
+
+    @property
+    def name(self) -> str:
+        return self._open_store().state(self._uuid).name
+
+    @cached_property
+    def embedding(self) -> Embedding:
+        """The collection's encoder. Raises InvalidInput when it was created without one."""
+        from .embed import Embedding
+
+        return Embedding(self._open_store(), self._uuid)
+
+    def detach(self) -> None:
+        """The database was closed."""
+        self._closed = True
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __repr__(self) -> str:
+        return "<vecdb.Collection (closed)>" if self._closed else f"<vecdb.Collection {self.name!r}, {self.count():,} points>"
+
+    # -- shared steps ---------------------------------------------------------------------------------
+
+    def _open_store(self) -> Store:
+        if self._closed:
+            raise Closed(f"{self._store.path} was closed; open it again")
+        return self._store
+
+    def _writable(self) -> Store:
+        store = self._open_store()
+        if self._read_only:
+            raise ReadOnly(f"{store.path} was opened with read_only=True; open it without to write")
+        return store
+
+    def _snapshot(self) -> Snapshot:
+        return self._open_store().snapshot(self._uuid)
+
+    def _fields(self, schema: dict[str, Any]) -> dict[str, Dense]:
+        """The declared fields; parsed once for each version of the schema."""
+        kept = self._parsed
+        if kept is None or kept[0] is not schema:
+            kept = (schema, {name: Dense.from_json(field) for name, field in schema["fields"].items()})
+            self._parsed = kept
+        return kept[1]
+
+    @staticmethod
+    def _field_name(fields: Mapping[str, Dense], name: str | None) -> str:
+        if name is None:
+            return only_field(fields)
+        if name not in fields:
+            raise InvalidInput(f"no such field; this collection has {', '.join(fields)}", field=name)
+        return name
+
+    @staticmethod
+    def _asked_ids(ids: Any) -> list[Id]:
+        return checked_ids([ids] if isinstance(ids, int | str) and not isinstance(ids, bool) else ids)
+
+    def _matching(self, snapshot: Snapshot, where: Where) -> list[Id]:
+        expression = parse_filter(where)
+        keys: list[Id] = []
+        for part in snapshot.parts:
+            if part.rows:
+                keys += part.keys(bitmaps.rows_of(bitmaps.allowed(part, expression), part.rows))
+        return keys
+
+    def _query_vectors(self, queries: Any, field: str | None, *, batch: bool = False) -> npt.NDArray[np.float32]:
+        """(m, d) float32 from what the caller gave; m is 1 unless `batch`."""
+        if isinstance(queries, str):
+            return self.embedding.of_queries([queries])
+        if batch and isinstance(queries, Sequence) and queries and all(isinstance(q, str) for q in queries):
+            return self.embedding.of_queries(queries)
+        fields = self._fields(self._snapshot().schema)
+        name = self._field_name(fields, field)
+        if batch:
+            return checked_queries(queries, fields[name], name)
+        if isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "fiu":
+            return checked_queries(queries[None, :], fields[name], name)
+        return checked_queries([queries], fields[name], name)
+
+    def _search(
+        self,
+        vectors: npt.NDArray[np.float32],
+        k: int,
+        where: Where,
+        field: str | None,
+        recall: float | None,
+        exact: bool,
+        explain: bool,
+        started: float,
+        without: Expression | None = None,
+    ) -> tuple[list[list[Found]], Dense, str, Plan | None]:
+        """Plan and execute."""
+        k = _checked_k(k)
+        asked = 1.0 if exact else _checked_recall(recall)
+        expression = parse_filter(where)
+        snapshot = self._snapshot()
+        fields = self._fields(snapshot.schema)
+        name = self._field_name(fields, field)
+        parts: list[PartPlan] | None = [] if explain else None
+        planned = time.perf_counter()
+        # No more than there are, so that buffers fit the answer and not the wish.
+        best = min(k, max(1, snapshot.count))
+        found = self._executor.search(snapshot, name, fields[name], vectors, best, expression, without, parts)
+        if parts is None:
+            return found, fields[name], name, None
+        plan = Plan(
+            field=name, metric=fields[name].metric, queries=len(vectors), k=k,
+            where=None if expression is None else str(expression),
+            recall_asked=asked, recall_expected=1.0, why=_WHY_EXACT, seq=snapshot.seq, parts=parts,
+            stages={"plan": 1000 * (planned - started), "search": 1000 * (time.perf_counter() - planned)},
+        )  # fmt: skip
+        return found, fields[name], name, plan
+
+    def _hits(
+        self, found: list[Found], declared: Dense, threshold: float | None, with_payload: bool, with_vectors: Any
+    ) -> Hits:
+        if threshold is not None:
+            found = _within(found, declared, threshold)
+        hits = []
+        for each in found:
+            payload = (parse(each.part.payload(each.row)) or {}) if with_payload else None
+            hit = Hit(each.id, _score(each.key, declared), payload)
+            if with_vectors:
+                hit.vectors = self._vectors(each.part, each.row, with_vectors)
+            hits.append(hit)
+        return Hits(hits)
+
+    def _vectors(self, part: Part, row: int, names: bool | Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        fields = self._fields(self._snapshot().schema)
+        wanted = fields if names is True else [names] if isinstance(names, str) else names or ()
+        vectors = {name: _vector(part, row, name) for name in wanted}
+        return {name: vector for name, vector in vectors.items() if vector is not None}
+
+    def _point(self, key: Id, part: Part, row: int, with_vectors: Any, with_payload: bool) -> Point:
+        payload = (parse(part.payload(row)) or {}) if with_payload else None
+        return Point(key, self._vectors(part, row, with_vectors) if with_vectors else {}, payload)
+
+    def _grouped(
+        self, query: Any, k: int, where: Where, field: str | None, threshold: float | None, path: str, size: int,
+        with_payload: bool, with_vectors: Any,
+    ) -> list[Group]:  # fmt: skip
+        """The k groups with the best hits. Finds the groups first, each pass without those found; then fills each.
+
+        Points whose value at `path` is missing, null, an array or an object belong to no group.
+        """
+        k, size = _checked_k(k), _checked_k(size)
+        vector, expression = self._query_vectors(query, field), parse_filter(where)
+        values: list[Any] = []
+        fetch, total = 4 * k, self.count(expression)
+        while len(values) < k:
+            without = F(path).in_(values) if values else None
+            found, declared, name, _ = self._search(vector, min(fetch, max(total, 1)), expression, field, None, True, False, 0.0, without)
+            for hit in found[0]:
+                value = _value_at(parse(hit.part.payload(hit.row)), path)
+                if value is not None and value not in values and len(values) < k:
+                    values.append(value)
+            if len(found[0]) < fetch:
+                break
+            fetch *= 2
+        groups = []
+        for value in values:
+            mine = F(path) == value
+            within = mine if expression is None else expression & mine
+            found, declared, name, _ = self._search(vector, size, within, field, None, True, False, 0.0)
+            hits = self._hits(found[0], declared, threshold, with_payload, with_vectors)
+            if hits:
+                groups.append(Group(value, hits))
+        return groups
+
+
+def _value_at(payload: Any, path: str) -> Any:
+    """A value that can name a group, or None."""
+    from .filters import split_path
+
+    for key in split_path(path):
+        if not isinstance(payload, dict) or key not in payload:
+            return None
+        payload = payload[key]
+    return payload if isinstance(payload, str | int | float | bool) else None
+
+
+def _vector(part: Part, row: int, name: str) -> npt.NDArray[Any] | None:
+    """A copy of one stored vector, or None where the point lacks the field."""
+    stored = part.field(name)
+    if stored is None or (stored.present is not None and not int(stored.present[row >> 6]) >> (row & 63) & 1):
+        return None
+    return stored.vectors[row].copy()
+
+
+def _score(key: float, declared: Dense) -> float:
+    return float(max(0.0, -key) ** 0.5) if declared.metric == "l2" else key
+
+
+def _within(found: list[Found], declared: Dense, threshold: float) -> list[Found]:
+    if declared.metric == "l2":
+        return [hit for hit in found if _score(hit.key, declared) <= threshold]
+    return [hit for hit in found if hit.key >= threshold]
+
+
+def _checked_k(k: Any) -> int:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InvalidInput(f"k must be a whole number from 1 up, not {k!r}")
+    return int(k)
+
+
+def _checked_recall(recall: float | None) -> float:
+    if recall is None:
+        return DEFAULT_RECALL
+    if not isinstance(recall, int | float) or not 0 < recall <= 1:
+        raise InvalidInput(f"recall must be above 0 and at most 1, not {recall!r}")
+    return float(recall)

@@ -1,0 +1,170 @@
+"""A database: a directory of collections, and the first thing a user opens.
+
+Thin: names and schemas are checked here, everything else is the store's. Safe in any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from vecdb_storage.store import Report, Store, open_store, temporary_store
+
+from .collection import Collection
+from .errors import AlreadyExists, Closed, InvalidInput, NotFound, Unsupported
+from .schema import Dense, Sparse, checked_field, checked_name, fields_of
+from .search.executor import Executor
+
+if TYPE_CHECKING:
+    from .embed import Encoder
+
+
+def open_database(path: str | os.PathLike[str], read_only: bool = False, threads: int | None = None) -> Database:
+    """Opens the database in directory `path`, creating it if there is none; ":memory:" is a temporary one.
+
+    read_only: follow a database that this or another process writes; new commits are seen at the next call.
+    threads: of search kernels; default: the cores this process may use. One process may write, any number read.
+    Raises Locked, NotFound (read_only and nothing there), Corruption, NewerFormat, StorageError, Unsupported.
+    """
+    if sys.platform not in ("linux", "darwin"):
+        raise Unsupported(f"vecdb runs on Linux and macOS, not on {sys.platform}; under Windows use WSL")
+    if threads is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        threads = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise InvalidInput(f"threads must be a whole number from 1 up, not {threads!r}")
+    if os.fspath(path) == ":memory:":
+        if read_only:
+            raise InvalidInput("a :memory: database is new and empty, so it cannot be read-only")
+        store = temporary_store()
+    else:
+        store = open_store(path, read_only=read_only)
+    return Database(store, read_only, threads)
+
+
+class Database:
+    """Use `vecdb.open`. A context manager: leaving the block closes it."""
+
+    def __init__(self, store: Store, read_only: bool, threads: int) -> None:
+        self._store, self._read_only = store, read_only
+        self._executor = Executor(threads)
+        self._lock = threading.Lock()
+        self._open: dict[bytes, Collection] = {}
+        self._closed = False
+
+    def create_collection(
+        self,
+        name: str,
+        schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None = None,
+        *,
+        embed: str | Encoder | None = None,
+    ) -> Collection:
+        """A new, empty collection. Raises AlreadyExists or InvalidInput.
+
+        schema: `Dense(384)`, or named fields `{"title": Dense(384), "body": Dense(384, metric="ip")}`. embed: "tfidf", or an
+        encoder object, to turn texts into vectors of the one field; the schema may then be left out.
+        """
+        checked_name(name)
+        if embed is None:
+            if schema is None:
+                raise InvalidInput("say what the vectors are: create_collection(name, Dense(384)), or give embed=")
+            declared: dict[str, Any] = {"fields": {n: d.to_json() for n, d in fields_of(schema).items()}, "ids": None}
+        else:
+            from .embed import declare
+
+            declared = declare(schema, embed)
+        uuid = self._writable().create_collection(name, declared)
+        collection = self._collection(name, uuid)
+        if embed is not None:
+            collection.embedding.adopt(embed)
+        return collection
+
+    def collection(self, name: str) -> Collection:
+        """An existing collection. Raises NotFound."""
+        names = self._store_open().collections()
+        if name not in names:
+            raise NotFound(f"no collection {name!r}; there are: {', '.join(names) or 'none'}")
+        return self._collection(name, names[name])
+
+    def __getitem__(self, name: str) -> Collection:
+        return self.collection(name)
+
+    def _collection(self, name: str, uuid: bytes) -> Collection:
+        with self._lock:
+            found = self._open.get(uuid)
+            if found is None:
+                found = self._open[uuid] = Collection(self._store, uuid, self._executor, self._read_only)
+            return found
+
+    def collections(self) -> list[str]:
+        """The collections' names, sorted."""
+        return list(self._store_open().collections())
+
+    def drop_collection(self, name: str) -> None:
+        """Deletes a collection and its files. Raises NotFound."""
+        self._writable().drop_collection(name)
+
+    def rename_collection(self, old: str, new: str) -> None:
+        """Raises NotFound, AlreadyExists or InvalidInput. Open Collection objects go on working."""
+        self._writable().rename_collection(old, checked_name(new))
+
+    def add_field(self, collection: str, name: str, field: Dense | Sparse) -> None:
+        """Adds a vector field to a collection; the points that are there lack it until they are written again.
+
+        Raises NotFound, AlreadyExists or InvalidInput.
+        """
+        declared = checked_field(name, field)
+
+        def add(schema: dict[str, Any]) -> dict[str, Any]:
+            if name in schema["fields"]:
+                raise AlreadyExists(f"collection {collection!r} has a field {name!r}")
+            return {**schema, "fields": {**schema["fields"], name: declared.to_json()}}
+
+        store = self._writable()
+        self.collection(collection)
+        store.alter_schema(store.collections()[collection], add)
+
+    def verify(self) -> Report:
+        """Reads every byte of the database and compares it with its checksums; `report.damage` lists what is wrong."""
+        return self._store_open().verify()
+
+    def flush(self) -> None:
+        """Moves all rows that are only in memory and in the log into segments."""
+        self._writable().flush()
+
+    def close(self) -> None:
+        """Lets go of the files. Nothing is lost without it: every write was durable when its call returned."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._executor.close()
+        for collection in self._open.values():
+            collection.detach()
+        self._store.release()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<vecdb.Database {self._store.path}{' (closed)' if self._closed else ''}>"
+
+    def _store_open(self) -> Store:
+        if self._closed:
+            raise Closed(f"{self._store.path} was closed; open it again")
+        return self._store
+
+    def _writable(self) -> Store:
+        store = self._store_open()
+        if self._read_only:
+            from .errors import ReadOnly
+
+            raise ReadOnly(f"{store.path} was opened with read_only=True; open it without to write")
+        return store

@@ -1,0 +1,117 @@
+"""What searches return: hits, lists of hits, batches of them, and groups. Plain values; safe in any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from vecdb_storage.ids import Id
+
+if TYPE_CHECKING:
+    from .search.plan import Plan
+
+
+@dataclass(slots=True)
+class Hit:
+    """One found point. score: the metric's own value. payload: None unless asked for. vectors: those asked for."""
+
+    id: Id
+    score: float
+    payload: dict[str, Any] | None = None
+    vectors: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def vector(self) -> npt.NDArray[Any] | None:
+        """The vector, when one field was asked for or the collection's field has no name."""
+        if "vector" in self.vectors or len(self.vectors) != 1:
+            return self.vectors.get("vector")
+        return next(iter(self.vectors.values()))
+
+
+class Hits(Sequence[Hit]):
+    """Hits of one query, best first, ties by id. plan: how they were found, with `explain=True`."""
+
+    __slots__ = ("_hits", "plan")
+
+    def __init__(self, hits: list[Hit], plan: Plan | None = None) -> None:
+        self._hits = hits
+        self.plan = plan
+
+    def __len__(self) -> int:
+        return len(self._hits)
+
+    @overload
+    def __getitem__(self, at: int) -> Hit: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Hit]: ...
+    def __getitem__(self, at: int | slice) -> Hit | list[Hit]:
+        return self._hits[at]
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self._hits)
+
+    def __repr__(self) -> str:
+        return f"Hits({self._hits!r})"
+
+    @property
+    def ids(self) -> list[Id]:
+        return [hit.id for hit in self._hits]
+
+    @property
+    def scores(self) -> list[float]:
+        return [hit.score for hit in self._hits]
+
+    def to_arrow(self) -> Any:
+        """A pyarrow.Table with columns id, score and, where asked for, payload (JSON text)."""
+        import orjson
+        import pyarrow as pa
+
+        columns: dict[str, Any] = {"id": pa.array(self.ids), "score": pa.array(self.scores, pa.float32())}
+        if any(hit.payload is not None for hit in self._hits):
+            columns["payload"] = pa.array([orjson.dumps(hit.payload).decode() for hit in self._hits])
+        return pa.table(columns)
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame with columns id and score, and one per payload key."""
+        import pandas as pd
+
+        rows = [{"id": hit.id, "score": hit.score, **(hit.payload or {})} for hit in self._hits]
+        return pd.DataFrame(rows, columns=None if rows else ["id", "score"])
+
+
+@dataclass(frozen=True)
+class BatchHits(Sequence[Hits]):
+    """Hits of many queries.
+
+    ids: (m, k) object, None where a query has fewer hits. scores: (m, k) float32, NaN there. lengths: (m,) int64, hits
+    of each query. batch[i] is the Hits of query i, whose payloads are read when it is asked for.
+    """
+
+    ids: npt.NDArray[np.object_]
+    scores: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int64]
+    _shape: Callable[[int], Hits] = field(repr=False)
+    plan: Plan | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, at: int) -> Hits: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Hits]: ...
+    def __getitem__(self, at: int | slice) -> Hits | list[Hits]:
+        positions = range(len(self))
+        return [self._shape(p) for p in positions[at]] if isinstance(at, slice) else self._shape(positions[at])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hits that share a payload value. value: that value. hits: best first."""
+
+    value: str | int | float | bool
+    hits: Hits

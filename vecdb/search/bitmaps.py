@@ -1,0 +1,93 @@
+"""Which rows of a part a search may return: live rows, and those that pass the filter.
+
+A filter is evaluated once per segment over its typed columns; the bitmap is kept with the segment, whose rows never
+change, so that the next search with the same filter finds it. Memtable rows are evaluated stripe by stripe, and the
+last, unfinished stripe payload by payload. Bitmaps are uint64 words, bit i % 64 of word i // 64. Safe in any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from vecdb_storage.columns import parse
+from vecdb_storage.segment import Segment
+from vecdb_storage.snapshot import Part, SegmentPart
+from vecdb_storage.tombstones import Words
+
+from ..filters import Expression, evaluate, matches
+
+_KEPT_PER_SEGMENT = 64
+_lock = threading.Lock()
+_kept: WeakKeyDictionary[Segment, OrderedDict[Expression, Words]] = WeakKeyDictionary()
+
+
+def passing(part: Part, where: Expression) -> Words:
+    """The rows of a part for which `where` is true, dead ones included."""
+    if isinstance(part, SegmentPart):
+        return _of_segment(part.segment, where)
+    words = np.zeros(-(-part.rows // 64), np.uint64)
+    for start, stop, columns in part.column_sets():
+        if columns is not None:
+            here = evaluate(where, columns, lambda row, start=start: parse(part.payload(start + row)))  # type: ignore[misc]
+        else:
+            here = _one_by_one(part, where, start, stop)
+        words[start // 64 : start // 64 + len(here)] = here
+    return words
+
+
+def _one_by_one(part: Part, where: Expression, start: int, stop: int) -> Words:
+    flags = np.zeros(-(-(stop - start) // 64) * 64, np.bool_)
+    for row in range(start, stop):
+        flags[row - start] = matches(where, parse(part.payload(row))) is True
+    return np.packbits(flags, bitorder="little").view(np.uint64)
+
+
+def _of_segment(segment: Segment, where: Expression) -> Words:
+    with _lock:
+        kept = _kept.setdefault(segment, OrderedDict())
+        found = kept.get(where)
+        if found is not None:
+            kept.move_to_end(where)
+            return found
+    words = evaluate(where, segment.columns, lambda row: parse(segment.payload(row)))
+    with _lock:
+        kept[where] = words
+        while len(kept) > _KEPT_PER_SEGMENT:
+            kept.popitem(last=False)
+    return words
+
+
+def allowed(part: Part, where: Expression | None, without: Expression | None = None) -> Words | None:
+    """Live rows that pass `where` and for which `without` is not true; None when that is all of them."""
+    words = part.live
+    if where is not None:
+        passed = passing(part, where)
+        words = passed if words is None else words & passed
+    if without is not None:
+        excluded = ~passing(part, without)
+        words = excluded if words is None else words & excluded
+        if part.rows % 64:
+            words = words.copy()
+            words[-1] &= np.uint64((1 << part.rows % 64) - 1)
+    return words
+
+
+def count(words: Words | None, rows: int) -> int:
+    """How many rows a bitmap allows, of `rows`."""
+    return rows if words is None else int(np.bitwise_count(words).sum())
+
+
+def flags(words: Words, rows: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """A bitmap as (rows,) bool."""
+    return np.unpackbits(words.view(np.uint8), count=rows, bitorder="little").view(np.bool_)
+
+
+def rows_of(words: Words | None, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The allowed rows, ascending int64."""
+    if words is None:
+        return np.arange(rows)
+    return np.flatnonzero(flags(words, rows))
