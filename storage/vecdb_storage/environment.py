@@ -87,8 +87,8 @@ class Environment:
                     if fresh:
                         self.put(txn, "meta", b"txn", txn.id().to_bytes(8, "big"))
             else:
-                with self._typed(), self._env.begin() as txn:
-                    self._tables = {t: self._env.open_db(t.encode(), txn=txn, create=False) for t in TABLES}
+                with self._typed():
+                    self._tables = {t: self._env.open_db(t.encode(), create=False) for t in TABLES}
             with self.read() as txn:
                 stored = self.get(txn, "meta", b"txn")
                 if stored is None or int.from_bytes(stored, "big") != txn.id():

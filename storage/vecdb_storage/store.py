@@ -649,12 +649,13 @@ class Store:
         with _registry_lock:
             self.references -= 1
             if self.references <= 0:
-                if self.key is not None:
-                    _registry.pop(self.key, None)
                 self.close()
 
     def close(self) -> None:
         """Nothing needs to be written: what was acknowledged is durable. Harmless when closed."""
+        with _registry_lock:
+            if self.key is not None and _registry.get(self.key) is self:
+                del _registry[self.key]
         if self._closed is not None:
             return
         with self._flushing, self._commit_lock:

@@ -1,0 +1,58 @@
+# The two commands of a fresh machine are `make demo` and `make test`. Everything is installed into .venv, kernels
+# are compiled into .venv/cache; nothing is written outside the checkout.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export VECDB_CACHE_DIR := $(CURDIR)/.venv/cache
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-slow lint format bench docs wheel clean
+
+demo: .venv/demo ## five searches over the documentation found on this machine; leaves demo.db
+	$(BIN)/python examples/demo.py
+
+test: .venv/test .venv/warm ## everything but the long rounds
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: .venv/test .venv/warm ## hundreds of crash rounds
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/bench .venv/warm ## the engine beside its peers; results are appended to bench/results.jsonl
+	$(BIN)/python -m bench
+
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
+
+wheel: .venv/test
+	$(BIN)/python -m build --wheel --installer pip
+
+clean:
+	rm -rf .venv dist build site demo.db *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/.envs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit("vecdb needs Python 3.11 or later; say `make PYTHON=python3.12 …`" if sys.version_info < (3, 11) else 0)'
+	@echo "making .venv"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+# One mark for each extra, so that a command installs what it needs and no more.
+.venv/demo .venv/test .venv/lint .venv/bench .venv/docs: .venv/%: pyproject.toml | .venv/python
+	@echo "installing vecdb[$*] into .venv"
+	@$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+# Kernels are compiled once, before tests run in parallel.
+.venv/warm: $(wildcard index/vecdb_index/*/*.py) | .venv/python
+	@echo "compiling kernels"
+	@$(BIN)/python -m vecdb_index.kernels
+	@touch $@
