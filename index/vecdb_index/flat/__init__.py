@@ -1,0 +1,1 @@
+"""Flat: exact search by looking at every allowed row."""

@@ -1,0 +1,115 @@
+"""Exact search over the rows of one segment, at the speed of memory for one query and of arithmetic for many.
+
+One or two queries stream over the rows (`kernels.scan`). More are taken in tiles: a block of rows is multiplied with a
+tile of queries in registers, and only rows whose approximate key could still be among the best, by a rigorous bound of its
+rounding error, are scored by the pair kernel of `kernels.distances`. Either way every returned key comes from that
+kernel, so a query's answer is the same bits alone, in a batch, and over any split of the rows.
+
+There is no index to build or store. A FlatSearcher holds views only; safe in any thread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import Bitmap, Control, Hits, Keys, Rows
+from ..kernels.compile import announced
+from ..kernels.distances import METRICS, prepared
+from ..kernels.scan import scan, with_key
+from ..kernels.select import settle
+from ..kernels.tile import LANES, pack_queries, search_tile
+
+_STREAMED = 2  # queries up to which streaming beats multiplying
+_POLL_BYTES = 64 << 20  # of vectors between two looks at the deadline
+_NO_BITMAP = np.zeros(0, np.uint64)
+_NO_BITMAP.flags.writeable = False
+
+
+class FlatSearcher:
+    """Searches `rows` exactly."""
+
+    __slots__ = ("_metric", "_norms", "_vectors", "rows")
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self._metric = METRICS[rows.metric]
+        bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
+        self._vectors, self._norms = _read_only(bits), _read_only(rows.norms)
+
+    def search(
+        self,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        effort: float = 1.0,
+        allowed: Bitmap | None = None,
+        floor: Keys | None = None,
+        control: Control | None = None,
+    ) -> Hits:
+        """See contract.Searcher. `effort` changes nothing: the answer is exact."""
+        vectors = self.rows.vectors
+        n, m = len(vectors), len(queries)
+        k = min(k, n)
+        keys = np.full((m, k), -np.inf, np.float32)
+        rows = np.full((m, k), -1, np.int64)
+        sizes, dropped = np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
+        tied = np.zeros(m, np.bool_)
+        words = self._words(allowed)
+        scored = 0
+        if n and m and k:
+            ready = prepared(queries, self.rows.metric)
+            step = n if control is None else max(64, _POLL_BYTES // max(1, vectors[0].nbytes) // 64 * 64)
+            for start in range(0, n, step):
+                if control is not None:
+                    control.poll()
+                scored += self._range(ready, words, start, min(n, start + step), keys, rows, sizes, dropped)
+            # A tie at minus infinity needs no second look: nothing there is a better answer than another.
+            settle(keys, rows, sizes, dropped, np.full(m, -np.inf, np.float32) if floor is None else floor, tied)
+        read = scored if m <= _STREAMED else -(-scored // max(1, m)) * -(-m // LANES)
+        return Hits(keys, rows, sizes.astype(np.int32), tied, scored, read * vectors.shape[1] * vectors.itemsize)
+
+    def _range(self, ready, words, start, stop, keys, rows, sizes, dropped) -> int:  # type: ignore[no-untyped-def]
+        vectors, norms = self._vectors, self._norms
+        scored = 0
+        if len(ready) <= _STREAMED:
+            for q in range(len(ready)):
+                scored += scan(ready, q, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
+            return scored
+        for first in range(0, len(ready), LANES):
+            packed, lengths = pack_queries(ready, first)
+            scored += search_tile(
+                ready, first, packed, lengths, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped
+            )
+        return scored
+
+    def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
+        """The allowed rows whose key for the (d,) query is exactly `key`, ascending: the ties at a place."""
+        ready = prepared(query[None, :], self.rows.metric)
+        found = np.zeros(len(self.rows.vectors), np.bool_)
+        with_key(ready, 0, self._vectors, self._norms, self._metric, self._words(allowed), np.float32(key), found)
+        return np.flatnonzero(found)
+
+    def _words(self, allowed: Bitmap | None) -> Bitmap:
+        present = self.rows.present
+        if allowed is None:
+            return _NO_BITMAP if present is None else _read_only(present)
+        return _read_only(allowed if present is None else allowed & present)
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A view that nobody can write through: mapped or in memory, kernels then see one type and are compiled once."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def warmup() -> None:
+    """Compiles, or loads from the cache, every kernel that a search may need."""
+    with announced():
+        for dtype in (np.float32, np.float16, np.int8):
+            searcher = FlatSearcher(Rows(np.ones((8, 4), dtype), np.full(8, 2, np.float32), "cosine"))
+            searcher.search(np.ones((1, 4), np.float32), 2)
+            searcher.search(np.ones((_STREAMED + 1, 4), np.float32), 2)
+            searcher.rows_at(np.ones(4, np.float32), 1.0)

@@ -1,0 +1,81 @@
+"""The decorator of all kernels: Numba without the GIL, cached on disk.
+
+Numba's own cache does not notice when a kernel that another file calls was edited. So the cache lies in a folder
+named by a hash of all sources of this package: `kernels-<hash>` under $VECDB_CACHE_DIR, $XDG_CACHE_HOME/vecdb or
+~/.cache/vecdb. Where no folder can be written, kernels are compiled in each process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+_log = logging.getLogger("vecdb")
+_SLOW = 1.0  # seconds after which a first call is compiling and not loading
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The folder of compiled kernels, made if need be; None when it cannot be written."""
+    root = os.environ.get("VECDB_CACHE_DIR")
+    if root is None:
+        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "vecdb")
+    sources = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        sources.update(source.read_bytes())
+    folder = Path(root) / f"kernels-{sources.hexdigest()[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None
+
+
+def kernel(function: _Kernel) -> _Kernel:
+    """Compiles `function` when it is first called with arguments of some types, or loads what was compiled before."""
+    folder = cache_folder()
+    options = {"nogil": True, "error_model": "numpy", "boundscheck": None}
+    if folder is None:
+        return numba.njit(**options)(function)  # type: ignore[no-any-return]
+    # Numba reads this setting while it decorates; the user's own value is put back at once.
+    theirs, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+    try:
+        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+    finally:
+        numba.config.CACHE_DIR = theirs
+
+
+def inlined(function: _Kernel) -> _Kernel:
+    """For a leaf that is called for every row: its body is compiled into each caller, without a call's cost."""
+    return numba.njit(nogil=True, error_model="numpy", inline="always")(function)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def announced() -> Iterator[None]:
+    """Around a first call: says once on the log what the caller is waiting for, if it takes long."""
+    timer = threading.Timer(
+        _SLOW, lambda: _log.warning("compiling search kernels, once per machine: about half a minute")
+    )
+    timer.daemon = True
+    started = time.perf_counter()
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        spent = time.perf_counter() - started
+        if spent > _SLOW:
+            _log.info("kernels are ready after %.1f s", spent)

@@ -1,0 +1,189 @@
+"""The one place where a key is computed: dot product and squared distance of a float32 query and a stored row.
+
+Written as explicit vector code, sixteen lanes wide with four accumulators, fused multiply-adds and a fixed order of
+summation, without `fastmath`: so the same bits come out whoever calls, however wide the machine's registers are, alone
+or in a batch. float16 (passed as uint16) and int8 rows are widened on the way. LLVM splits the lanes into what the CPU has.
+
+    acc[j] (16 lanes)  takes elements 64 i + 16 j + lane;  the rest below 64 goes to acc[0] in sixteens;
+    sum = fold((acc[0] + acc[1]) + (acc[2] + acc[3])), halves onto halves;  a rest below 16 is added one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .compile import inlined
+
+LANES = 16
+_F32 = ir.FloatType()
+_VECTOR = ir.VectorType(_F32, LANES)
+_I8 = ir.IntType(8)
+_I64 = ir.IntType(64)
+HALF = types.uint16  # Numba has no float16 on CPUs: kernels take its bits
+_ITEMS = {types.float32: _F32, HALF: ir.IntType(16), types.int8: _I8}
+
+
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c with one rounding, for a float or a vector of them."""
+    name = "llvm.fma.f32" if a.type == _F32 else f"llvm.fma.v{a.type.count}f32"
+    signature = ir.FunctionType(a.type, [a.type] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [a, b, c])
+
+
+def pointer(context: Any, builder: Any, array_type: Any, array: Any, element: Any, item: Any) -> Any:
+    """Address of an array's element `element` (i64), as a pointer to `item`; the array is C-contiguous."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [element]), item.as_pointer())
+
+
+def load(builder: Any, address: Any, item: Any) -> Any:
+    """An unaligned load of `item` from a pointer to it."""
+    value = builder.load(address)
+    value.align = 1
+    return value
+
+
+def _widened(builder: Any, value: Any, dtype: Any) -> Any:
+    """float16 (as its bits) or int8, one or sixteen, as float32; exact."""
+    target = _VECTOR if isinstance(value.type, ir.VectorType) else _F32
+    if dtype == types.float32:
+        return value
+    if dtype == HALF:
+        half = ir.VectorType(ir.HalfType(), LANES) if target is _VECTOR else ir.HalfType()
+        return builder.fpext(builder.bitcast(value, half), target)
+    return builder.sitofp(value, target)
+
+
+def _emit(context: Any, builder: Any, signature: Any, arguments: Any, *, squared: bool) -> Any:
+    """The body of `dot` and `squared_distance`."""
+    query_type, _, row_type, _, _ = signature.args
+    query, query_at, rows, row_at, count = arguments
+    dtype = row_type.dtype
+    item = _ITEMS[dtype]
+
+    def step(at: Any, accumulator: Any) -> Any:
+        """accumulator + the contribution of the vector, or the single number, at `at`."""
+        vector = isinstance(accumulator.type, ir.VectorType)
+        q_item, r_item = (_VECTOR, ir.VectorType(item, LANES)) if vector else (_F32, item)
+        q = load(builder, pointer(context, builder, query_type, query, builder.add(query_at, at), q_item), q_item)
+        r = load(builder, pointer(context, builder, row_type, rows, builder.add(row_at, at), r_item), r_item)
+        r = _widened(builder, r, dtype)
+        if squared:
+            difference = builder.fsub(q, r)
+            return fma(builder, difference, difference, accumulator)
+        return fma(builder, q, r, accumulator)
+
+    zero = ir.Constant(_VECTOR, [0.0] * LANES)
+    slots = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]
+    total = cgutils.alloca_once_value(builder, ir.Constant(_F32, 0.0))
+    by_64 = builder.and_(count, ir.Constant(_I64, -64))
+    by_16 = builder.and_(count, ir.Constant(_I64, -16))
+    with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), by_64, ir.Constant(_I64, 64)) as (at, _):
+        for j, slot in enumerate(slots):
+            builder.store(step(builder.add(at, ir.Constant(_I64, 16 * j)), builder.load(slot)), slot)
+    with cgutils.for_range_slice(builder, by_64, by_16, ir.Constant(_I64, 16)) as (at, _):
+        builder.store(step(at, builder.load(slots[0])), slots[0])
+    a, b, c, d = (builder.load(slot) for slot in slots)
+    folded = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
+    width = LANES
+    while width > 1:
+        width //= 2
+        low = ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(width)))
+        high = ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(width, 2 * width)))
+        folded = builder.fadd(builder.shuffle_vector(folded, folded, low), builder.shuffle_vector(folded, folded, high))
+    builder.store(builder.extract_element(folded, ir.Constant(ir.IntType(32), 0)), total)
+    with cgutils.for_range_slice(builder, by_16, count, ir.Constant(_I64, 1)) as (at, _):
+        builder.store(step(at, builder.load(total)), total)
+    return builder.load(total)
+
+
+@intrinsic
+def dot(typing: Any, query: Any, query_at: Any, rows: Any, row_at: Any, count: Any) -> Any:
+    """Inner product of query[query_at:][:count] and rows[row_at:][:count], both as flat arrays. Returns float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _emit(context, builder, signature, arguments, squared=False)
+
+    return types.float32(query, types.int64, rows, types.int64, types.int64), codegen
+
+
+@intrinsic
+def squared_distance(typing: Any, query: Any, query_at: Any, rows: Any, row_at: Any, count: Any) -> Any:
+    """Squared Euclidean distance of query[query_at:][:count] and rows[row_at:][:count]. Returns float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _emit(context, builder, signature, arguments, squared=True)
+
+    return types.float32(query, types.int64, rows, types.int64, types.int64), codegen
+
+
+@intrinsic
+def widen(typing: Any, rows: Any, row_at: Any, count: Any, out: Any, out_at: Any) -> Any:
+    """out[out_at:][:count] = rows[row_at:][:count] as float32, both as flat arrays."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row_type, _, _, out_type, _ = signature.args
+        rows, row_at, count, out, out_at = arguments
+        single = _ITEMS[row_type.dtype]
+        by_16 = builder.and_(count, ir.Constant(_I64, -16))
+        for start, stop, step, wide in ((ir.Constant(_I64, 0), by_16, 16, True), (by_16, count, 1, False)):
+            item, target = (ir.VectorType(single, LANES), _VECTOR) if wide else (single, _F32)
+            with cgutils.for_range_slice(builder, start, stop, ir.Constant(_I64, step)) as (at, _):
+                value = load(builder, pointer(context, builder, row_type, rows, builder.add(row_at, at), item), item)
+                place = pointer(context, builder, out_type, out, builder.add(out_at, at), target)
+                builder.store(_widened(builder, value, row_type.dtype), place).align = 4
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64, types.int64, out, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typing: Any, rows: Any, row_at: Any) -> Any:
+    """Asks for the cache line of an element that will soon be read. The hardware's own prefetcher stops at pages."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = pointer(context, builder, signature.args[0], arguments[0], arguments[1], _I8)
+        word = ir.IntType(32)
+        called = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, called, "llvm.prefetch.p0")
+        builder.call(function, [address, *(ir.Constant(word, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64), codegen
+
+
+COSINE, IP, L2 = 0, 1, 2
+METRICS = {"cosine": COSINE, "ip": IP, "l2": L2}
+
+
+@inlined
+def key_of(queries, query, rows, norms, row, metric):  # type: ignore[no-untyped-def]
+    """The key of one row for one prepared query. Larger is better; NaN ranks last."""
+    d = np.int64(rows.shape[1])
+    if metric == L2:
+        key = -squared_distance(queries, query * d, rows, row * d, d)
+    else:
+        key = dot(queries, query * d, rows, row * d, d)
+        if metric == COSINE:
+            key = key / norms[row]
+    if key != key:
+        return np.float32(-np.inf)
+    return np.float32(key)
+
+
+def prepared(queries: npt.NDArray[np.float32], metric: str) -> npt.NDArray[np.float32]:
+    """Queries as the kernels take them: (m, d) float32, scaled to length one for cosine."""
+    queries = np.ascontiguousarray(queries, np.float32)
+    if metric != "cosine":
+        return queries
+    wide = queries.astype(np.float64)
+    # Each query by itself, so that its bits do not depend on its company.
+    lengths = np.array([np.sqrt(np.dot(q, q)) for q in wide])
+    return (wide / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]).astype(np.float32)

@@ -1,0 +1,77 @@
+"""The best k of what streams by: one heap for each query, worst on top.
+
+Order: key descending, then row ascending. `keys` and `rows` are (m, k); `state` is (m, 2) float32-sized bookkeeping:
+sizes (m,) int64 and dropped (m,) float32, the best key that was left out, by which ties at the last place are seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .compile import kernel
+
+
+@kernel
+def worse(key, row, other_key, other_row):  # type: ignore[no-untyped-def]
+    return key < other_key or (key == other_key and row > other_row)
+
+
+@kernel
+def offer(keys, rows, sizes, dropped, q, key, row):  # type: ignore[no-untyped-def]
+    """Keeps (key, row) for query q if it is among its best so far."""
+    k = keys.shape[1]
+    size = sizes[q]
+    if size < k:  # sift up
+        at = size
+        sizes[q] = size + 1
+        while at > 0:
+            parent = (at - 1) >> 1
+            if not worse(key, row, keys[q, parent], rows[q, parent]):
+                break
+            keys[q, at], rows[q, at] = keys[q, parent], rows[q, parent]
+            at = parent
+        keys[q, at], rows[q, at] = key, row
+        return
+    if not worse(keys[q, 0], rows[q, 0], key, row):
+        if key > dropped[q]:
+            dropped[q] = key
+        return
+    if keys[q, 0] > dropped[q]:
+        dropped[q] = keys[q, 0]
+    _replace_worst(keys, rows, q, k, key, row)
+
+
+@kernel
+def _replace_worst(keys, rows, q, size, key, row):  # type: ignore[no-untyped-def]
+    """Puts (key, row) in the place of the top of a heap of `size`, and sifts it down."""
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and worse(keys[q, child + 1], rows[q, child + 1], keys[q, child], rows[q, child]):
+            child += 1
+        if not worse(keys[q, child], rows[q, child], key, row):
+            break
+        keys[q, at], rows[q, at] = keys[q, child], rows[q, child]
+        at = child
+    keys[q, at], rows[q, at] = key, row
+
+
+@kernel
+def settle(keys, rows, sizes, dropped, floors, tied):  # type: ignore[no-untyped-def]
+    """Sorts each heap in place, best first, and cuts what is below its floor. tied: see contract.Hits."""
+    for q in range(keys.shape[0]):
+        size = sizes[q]
+        tied[q] = size > 0 and dropped[q] == keys[q, 0]
+        for end in range(size - 1, 0, -1):
+            key, row = keys[q, end], rows[q, end]
+            keys[q, end], rows[q, end] = keys[q, 0], rows[q, 0]
+            _replace_worst(keys, rows, q, end, key, row)
+        while size > 0 and keys[q, size - 1] < floors[q]:
+            size -= 1
+            tied[q] = False
+        sizes[q] = size
+        for at in range(size, keys.shape[1]):
+            keys[q, at] = np.float32(-np.inf)
+            rows[q, at] = -1
