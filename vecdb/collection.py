@@ -537,7 +537,10 @@ def _vector(part: Part, row: int, name: str) -> npt.NDArray[Any] | None:
 
 
 def _score(key: float, declared: Dense) -> float:
-    return float(max(0.0, -key) ** 0.5) if declared.metric == "l2" else key
+    if declared.metric == "l2":
+        return float(max(0.0, -key) ** 0.5)
+    # Rounding may leave a cosine a last bit outside its range.
+    return max(-1.0, min(1.0, key)) if declared.metric == "cosine" else key
 
 
 def _within(found: list[Found], declared: Dense, threshold: float) -> list[Found]:
