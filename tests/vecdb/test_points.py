@@ -57,7 +57,7 @@ def test_every_form_of_input_gives_the_same_points(db: vecdb.Database) -> None:
         "dicts": [{"id": i, "vector": v, "payload": p} for i, v, p in zip(IDS, VECTORS, PAYLOADS, strict=True)],
         "points": (Point(i, {"vector": np.array(v)}, p) for i, v, p in zip(IDS, VECTORS, PAYLOADS, strict=True)),
         "arrow": table,
-        "arrow lists": pa.Table.from_pylist(rows),
+        "arrow lists": pa.Table.from_pylist(rows, schema=table.schema.set(1, pa.field("vector", pa.list_(pa.float64())))),
         "chunked": pa.concat_tables([table.slice(0, 1), table.slice(1)]),
         "record batch": table.to_batches()[0],
         "polars": pl.DataFrame(rows),

@@ -1,0 +1,184 @@
+"""SIGKILL at random points: *acknowledged ⊆ visible ⊆ attempted*, and no batch is torn.
+
+A child process upserts, overwrites, deletes and flushes. Before each call it writes down what it is about to do, and after it
+that it was acknowledged, in a journal of its own. It is killed at a random moment, in half of the rounds while it is still
+opening the database; the next child opens what the last one left. After each kill the database is compared with the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vecdb
+from vecdb import Dense
+
+DIM = 8
+IDS = 40
+
+CHILD = """
+import json, os, random, sys
+import numpy as np
+import vecdb
+import vecdb_storage.store as store_module
+from vecdb import Dense
+
+path, journal_path, seed, opening = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "opening"
+store_module.MEMTABLE_BYTES = 60_000  # so that background flushes happen, too
+random.seed(seed)
+journal = os.open(journal_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+def note(**entry):
+    os.write(journal, json.dumps(entry).encode() + b"\\n")
+
+print("ready", flush=True)
+number = 0
+while True:
+    db = vecdb.open(path)
+    if "docs" not in db.collections():
+        db.create_collection("docs", Dense(8, metric="l2"))
+    docs = db.collection("docs")
+    for _ in range(1 if opening else 40):
+        number += 1
+        mark = f"{seed}-{number}"
+        ids = random.sample(range(40), random.randint(1, 12))
+        kind = random.choice(["upsert"] * 4 + ["level0", "delete", "where", "flush", "payload"])
+        note(mark=mark, kind=kind, ids=ids)
+        if kind in ("upsert", "level0"):
+            store_module.LEVEL0_BYTES = 0 if kind == "level0" else 8 << 20
+            docs.upsert(ids=ids, vectors=[[i, number % 7, 1, 1, 1, 1, 1, 1] for i in ids],
+                        payloads=[{"mark": mark, "pad": "x" * 300} for _ in ids])
+        elif kind == "delete":
+            docs.delete(ids)
+        elif kind == "where":
+            docs.delete(where=vecdb.F("mark") == f"{seed}-{number - 2}")
+        elif kind == "payload":
+            docs.update_payload(ids, {"mark": mark})
+        else:
+            docs.flush()
+        note(done=mark)
+    db.close()
+"""
+
+
+class Possible:
+    """What a point may be, from the journal: its state after every prefix of operations that may have been the last."""
+
+    def __init__(self) -> None:
+        self.now: dict[int, str | None] = dict.fromkeys(range(IDS))
+
+    def after(self, entry: dict[str, Any]) -> dict[int, str | None]:
+        """The state if `entry` took effect as a whole."""
+        state = dict(self.now)
+        match entry["kind"]:
+            case "upsert" | "level0":
+                state |= dict.fromkeys(entry["ids"], entry["mark"])
+            case "delete":
+                state |= dict.fromkeys(entry["ids"])
+            case "payload":
+                state |= {i: entry["mark"] for i in entry["ids"] if state[i] is not None}
+            case "where":
+                seed, number = entry["mark"].split("-")
+                wanted = f"{seed}-{int(number) - 2}"
+                state = {i: None if mark == wanted else mark for i, mark in state.items()}
+        return state
+
+
+def visible(path: Path) -> dict[int, str | None]:
+    """id -> mark, or None; and the other ways to ask agree."""
+    state: dict[int, str | None] = dict.fromkeys(range(IDS))
+    with vecdb.open(path) as db:
+        if "docs" not in db.collections():
+            return state
+        docs = db.collection("docs")
+        points = list(docs.scroll(with_vectors=True))
+        for point in points:
+            assert state[point.id] is None, f"{point.id} is there twice"
+            state[point.id] = point.payload["mark"]
+            assert point.vector[0] == point.id, "a vector belongs to another point"
+        assert docs.count() == len(points)
+        found = docs.search(np.ones(DIM), k=100, exact=True)
+        assert sorted(found.ids) == sorted(p.id for p in points)
+        best = sorted((float(np.linalg.norm(p.vector - 1)), p.id) for p in points)
+        assert [hit.id for hit in found] == [key for _, key in best]
+        assert {p.id: p.payload["mark"] for p in docs.get(range(IDS)) if p} == {i: m for i, m in state.items() if m}
+        report = db.verify()
+        assert report.ok, report.damage
+        folder = path / "segments"
+        named = {entry.name for s in db._store.states.values() for entry in s.manifest.segments}
+        assert {f.name.removesuffix(".seg") for f in folder.rglob("*") if f.is_file()} == named, "a file was left behind"
+    return state
+
+
+def rounds(tmp_path: Path, count: int, seed: int) -> None:
+    path, journal = tmp_path / "db", tmp_path / "journal"
+    chance = random.Random(seed)
+    possible = Possible()
+    seen = acknowledged = 0
+    for number in range(count):
+        opening = number % 2 == 0
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(path), str(journal), str(seed * 1000 + number), "opening" if opening else "working"],
+            stdout=subprocess.PIPE, env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        )  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        time.sleep(chance.uniform(0, 0.08 if opening else 0.35))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        entries = [json.loads(line) for line in journal.read_bytes().splitlines()[seen:]] if journal.exists() else []
+        seen += len(entries)
+        pending: dict[str, Any] | None = None
+        for entry in entries:
+            if "done" in entry:
+                assert pending is not None
+                assert pending["mark"] == entry["done"]
+                possible.now = possible.after(pending)
+                pending = None
+                acknowledged += 1
+            else:
+                pending = entry
+        state = visible(path)
+        if pending is not None and state == possible.after(pending):
+            possible.now = state  # the last operation was durable, and only its acknowledgement was lost
+        assert state == possible.now, f"round {number}: an acknowledged batch is lost, or one is torn; pending {pending}"
+    assert acknowledged > count, "the rounds must have done some work"
+
+
+def test_a_killed_writer_loses_no_acknowledged_batch(tmp_path: Path) -> None:
+    rounds(tmp_path, 24, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 6))
+def test_killed_writers_lose_no_acknowledged_batch_in_many_rounds(tmp_path: Path, seed: int) -> None:
+    rounds(tmp_path, 60, seed)
+
+
+def test_a_database_may_be_made_by_a_process_that_is_killed_while_it_makes_it(tmp_path: Path) -> None:
+    code = "import sys, vecdb; vecdb.open(sys.argv[1]).create_collection('docs', vecdb.Dense(8, metric='l2'))"
+    for number in range(6):
+        path = tmp_path / str(number)
+        child = subprocess.Popen([sys.executable, "-c", code, str(path)], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while not path.exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        time.sleep(0.004 * number)
+        child.kill()
+        child.wait()
+        with vecdb.open(path) as db:
+            assert db.collections() in ([], ["docs"])
+            if not db.collections():
+                db.create_collection("docs", Dense(8))
+            assert db.verify().ok
