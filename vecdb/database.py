@@ -83,12 +83,18 @@ class Database:
             collection.embedding.adopt(embed)
         return collection
 
-    def collection(self, name: str) -> Collection:
-        """An existing collection. Raises NotFound."""
+    def collection(self, name: str, *, embed: Encoder | None = None) -> Collection:
+        """An existing collection. embed: the encoder of its texts, if it was created with an encoder object.
+
+        Raises NotFound, or EncoderMismatch when its texts were embedded by another encoder.
+        """
         names = self._store_open().collections()
         if name not in names:
             raise NotFound(f"no collection {name!r}; there are: {', '.join(names) or 'none'}")
-        return self._collection(name, names[name])
+        collection = self._collection(name, names[name])
+        if embed is not None:
+            collection.embedding.adopt(embed)
+        return collection
 
     def __getitem__(self, name: str) -> Collection:
         return self.collection(name)

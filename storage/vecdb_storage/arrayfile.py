@@ -255,3 +255,24 @@ class ArrayFile:
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
+
+
+class CheckedArrays(Mapping[str, Array]):
+    """The file's arrays by name, each checked against its checksums when it is first asked for."""
+
+    def __init__(self, file: ArrayFile) -> None:
+        self._file = file
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._file:
+            raise KeyError(name)
+        return self._file.array(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file
+
+    def __iter__(self) -> Iterator[str]:
+        return self._file.names()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._file.names())

@@ -7,7 +7,7 @@ f32 and, where some row lacks it, `.present`. Rows ascend by seq. A Segment is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from . import columns as columns_module
 from . import ids as ids_module
-from .arrayfile import ArrayFile, Arrays, ArrayWriter
+from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
 from .batch import Batch, field_arrays, payload_arrays
 from .columns import ColumnSet
 from .errors import Corruption
@@ -78,27 +78,6 @@ def columns_of(payloads: Sequence[bytes]) -> tuple[Arrays, dict[str, Any]]:
     return columns_module.build([columns_module.parse(p) for p in payloads])
 
 
-class _CheckedArrays(Mapping[str, npt.NDArray[Any]]):
-    """The file's arrays by name, each checked against its checksums when it is first asked for."""
-
-    def __init__(self, file: ArrayFile) -> None:
-        self._file = file
-
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        if name not in self._file:
-            raise KeyError(name)
-        return self._file.array(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._file
-
-    def __iter__(self) -> Iterator[str]:
-        return self._file.names()
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self._file.names())
-
-
 class Segment:
     def __init__(self, files: Files, path: Path, store: bytes, seq: int | None) -> None:
         """seq: of all rows (level-0), or None when they carry their own. Raises Corruption, NotFound, StorageError.
@@ -107,7 +86,7 @@ class Segment:
         """
         self.name = path.name.removesuffix(SUFFIX)
         self.file = ArrayFile(files, path, store)
-        self._arrays = _CheckedArrays(self.file)
+        self._arrays = CheckedArrays(self.file)
         self.rows = int(self.file.meta["rows"])
         self.ids: IntIds | StrIds = ids_module.from_arrays(self._arrays)
         self._table = IdTable(

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from .arrayfile import ArrayFile
+from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
 from .batch import Batch
 from .commit import ChangeCatalog, ChangePayloads, CommitQueue, DeleteRows, Operation, Request, Section, WriteRows, log_key
 from .environment import Environment, Transaction
@@ -57,6 +57,7 @@ from .tombstones import Tombstones, from_chunks
 from .ulid import ulid
 
 FORMAT = 1
+ATTACHMENT = ".arr"
 LEVEL0_BYTES = 8 << 20  # a batch this large is written once, as a segment
 MEMTABLE_BYTES = 64 << 20  # of the whole database, until a flush begins
 
@@ -220,8 +221,15 @@ class Store:
                 self._decoded[state.uuid, seq] = batch
             state.replay(batch, seq)
 
+    def _folder(self, uuid: bytes) -> Path:
+        return self.path / "segments" / uuid.hex()
+
     def _segment_path(self, uuid: bytes, name: str) -> Path:
-        return self.path / "segments" / uuid.hex() / (name + SUFFIX)
+        return self._folder(uuid) / (name + SUFFIX)
+
+    def _files_of(self, state: CollectionState) -> set[str]:
+        """The names of the files that belong to a collection."""
+        return {e.name + SUFFIX for e in state.manifest.segments} | set(state.schema.get("attachments", {}).values())
 
     def _delete_leftovers(self) -> None:
         """Files that no manifest names: half-written ones, and those of transactions that did not commit.
@@ -235,7 +243,7 @@ class Store:
             state = next((s for uuid, s in self.states.items() if uuid.hex() == folder), None)
             if state is not None and state.damage is not None:
                 continue
-            named = {entry.name + SUFFIX for entry in state.manifest.segments} if state else set()
+            named = self._files_of(state) if state else set()
             for name in self.files.names(root / folder):
                 if name not in named and (name.endswith(".tmp") or self._is_leftover(root / folder / name, current)):
                     self.files.unlink(root / folder / name)
@@ -276,13 +284,13 @@ class Store:
         self._submit(ChangeCatalog(create))
         return uuid
 
-    def drop_collection(self, name: str) -> None:
+    def drop_collection(self, collection: str) -> None:
         """Its rows, its log and its files; snapshots that readers hold stay readable. Raises NotFound."""
         dropped: list[CollectionState] = []
 
         def drop(section: Section) -> None:
-            state = _by_name(section.states, name)
-            section.environment.delete(section.txn, "catalog", name.encode())
+            state = _by_name(section.states, collection)
+            section.environment.delete(section.txn, "catalog", collection.encode())
             section.environment.delete(section.txn, "manifest", state.uuid)
             section.environment.delete_prefix(section.txn, "log", state.uuid)
             for entry in state.manifest.segments:
@@ -292,10 +300,11 @@ class Store:
 
         self._submit(ChangeCatalog(drop))
         with suppress(VecdbError):  # what cannot be deleted now is deleted by the next open
-            for entry in dropped[0].manifest.segments:
-                self.files.unlink(self._segment_path(dropped[0].uuid, entry.name))
-            if self.files.exists(self.path / "segments" / dropped[0].uuid.hex()):
-                self.files.remove_directory(self.path / "segments" / dropped[0].uuid.hex())
+            folder = self._folder(dropped[0].uuid)
+            for name in self._files_of(dropped[0]):
+                self.files.unlink(folder / name)
+            if self.files.exists(folder):
+                self.files.remove_directory(folder)
         self._make_room()
 
     def rename_collection(self, old: str, new: str) -> None:
@@ -322,6 +331,46 @@ class Store:
 
         altered: dict[str, Any] = self._submit(ChangeCatalog(alter))
         return altered
+
+    def attach(
+        self, uuid: bytes, name: str, arrays: Arrays, change: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        """Keeps arrays with a collection, under `name`, and changes its schema in the same commit.
+
+        Where change(schema) gives the schema back as it was, the arrays are not kept.
+        """
+        self._check_open(writing=True)
+        file = ulid() + ATTACHMENT
+        path = self._folder(uuid) / file
+        self._ensure_folder(path.parent)
+        writer = ArrayWriter(self.files, path, self.uuid)
+        kept = False
+
+        def attached(schema: dict[str, Any]) -> dict[str, Any]:
+            nonlocal kept
+            changed = change(schema)
+            kept = changed is not schema
+            return {**changed, "attachments": {**schema.get("attachments", {}), name: file}} if kept else schema
+
+        try:
+            begun = self._environment.last_transaction()
+            for key, array in arrays.items():
+                writer.add(key, array)
+            writer.finish({"kind": "attachment", "begun": begun})
+            self.alter_schema(uuid, attached)
+        finally:
+            writer.abandon()
+            state = self.states.get(uuid)
+            if state is None or state.schema.get("attachments", {}).get(name) != file:
+                with suppress(VecdbError):
+                    self.files.unlink(path)
+
+    def attachment(self, uuid: bytes, name: str) -> Arrays:
+        """Arrays that `attach` kept, mapped, and checked as they are asked for. Raises NotFound or Corruption."""
+        files = self.state(uuid).schema.get("attachments", {})
+        if name not in files:
+            raise NotFound(f"nothing is attached as {name!r}")
+        return CheckedArrays(ArrayFile(self.files, self._folder(uuid) / files[name], self.uuid))
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -350,8 +399,7 @@ class Store:
         """Writes a batch once, where it will stay. The vectors go to disk while the rest is being made."""
         name = ulid()
         path = self._segment_path(uuid, name)
-        if not self.files.exists(path.parent):
-            self._make_segment_folder(path.parent)
+        self._ensure_folder(path.parent)
         writer = SegmentWriter(self.files, path, self.uuid, self._environment.last_transaction())
         try:
             on_its_way = self._writers.submit(writer.add_fields, batch)
@@ -365,7 +413,9 @@ class Store:
             writer.abandon()
             raise
 
-    def _make_segment_folder(self, folder: Path) -> None:
+    def _ensure_folder(self, folder: Path) -> None:
+        if self.files.exists(folder):
+            return
         self.files.make_directory(folder)
         self.files.sync_directory(folder.parent)
         self.files.sync_directory(self.path)
@@ -508,8 +558,7 @@ class Store:
             return None
         name = ulid()
         path = self._segment_path(uuid, name)
-        if not self.files.exists(path.parent):
-            self._make_segment_folder(path.parent)
+        self._ensure_folder(path.parent)
         writer = SegmentWriter(self.files, path, self.uuid, begun)
         try:
             writer.add_fields(batch)
@@ -609,6 +658,14 @@ class Store:
                     files += 1
                     length += segment.file.size
                     damage += segment.verify()
+            for name in state.schema.get("attachments", {}).values():
+                files += 1
+                try:
+                    attached = ArrayFile(self.files, self._folder(state.uuid) / name, self.uuid)
+                    length += attached.size
+                    damage += attached.verify()
+                except (Corruption, NotFound) as error:
+                    damage.append(error)
             damage += _twice_alive(snapshot, state.name)
         if uuid is None:
             damage += self._strangers()
@@ -617,7 +674,7 @@ class Store:
     def _strangers(self) -> Iterator[VecdbError]:
         """Files that no manifest names and that were too strange to delete."""
         root = self.path / "segments"
-        named = {self._segment_path(s.uuid, e.name) for s in self.states.values() for e in s.manifest.segments}
+        named = {self._folder(s.uuid) / name for s in self.states.values() for name in self._files_of(s)}
         for folder in self.files.names(root):
             for name in self.files.names(root / folder):
                 if root / folder / name not in named and not name.endswith(".tmp"):

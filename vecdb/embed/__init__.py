@@ -1,0 +1,175 @@
+"""Texts -> vectors: one small contract, and what a collection needs to keep to it.
+
+An encoder turns texts into vectors. Its name and fingerprint are stored with the collection, because vectors of two
+encoders do not mix: texts and queries that would be embedded by another one are refused by name. The offline
+default, "tfidf", is fitted on the user's own first texts and kept with the collection; nothing is downloaded.
+
+An Embedding belongs to one Collection and is safe in any thread, if its encoder is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DimensionMismatch, EncoderMismatch, InvalidInput
+from ..schema import DEFAULT_FIELD, Dense, Sparse, fields_of
+
+if TYPE_CHECKING:
+    from vecdb_storage.store import Store
+
+TFIDF = "tfidf"
+TFIDF_DIM = 256
+TEXT = "text"  # the payload key under which a point's text is kept
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Anything that embeds texts. fingerprint: changes whenever the same text would get another vector."""
+
+    name: str
+    fingerprint: str
+    dim: int
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """(n,) texts -> (n, dim) float32."""
+
+
+def declare(schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None, embed: str | Encoder) -> dict[str, Any]:
+    """The stored schema of a collection whose texts `embed` encodes. Raises InvalidInput or DimensionMismatch."""
+    if isinstance(embed, str):
+        if embed != TFIDF:
+            raise InvalidInput(f'no encoder is called {embed!r}: use "tfidf", or give an encoder object')
+        name, fingerprint, dim = TFIDF, None, None
+    elif isinstance(embed, Encoder):
+        name, fingerprint, dim = embed.name, embed.fingerprint, embed.dim
+    else:
+        raise InvalidInput(f"{type(embed).__name__} is no encoder: it needs name, fingerprint, dim and encode(texts)")
+    fields = {DEFAULT_FIELD: Dense(dim or TFIDF_DIM)} if schema is None else fields_of(schema)
+    if DEFAULT_FIELD not in fields and len(fields) > 1:
+        raise InvalidInput(f"texts are embedded into one field: name it {DEFAULT_FIELD!r}, or declare only one")
+    field = DEFAULT_FIELD if DEFAULT_FIELD in fields else next(iter(fields))
+    if dim is not None and fields[field].dim != dim:
+        raise DimensionMismatch(f"encoder {name!r} gives {dim} numbers, the field has {fields[field].dim}", field=field)
+    return {
+        "fields": {key: declared.to_json() for key, declared in fields.items()},
+        "ids": None,
+        "embed": {"name": name, "fingerprint": fingerprint, "field": field},
+    }
+
+
+class Embedding:
+    """The encoder of one collection: given by the user, fitted on the first texts, or read back from disk."""
+
+    def __init__(self, store: Store, uuid: bytes) -> None:
+        """Raises InvalidInput when the collection was created without an encoder."""
+        self._store, self._uuid = store, uuid
+        self._lock = threading.Lock()
+        self._encoder: Encoder | None = None
+        if "embed" not in store.state(uuid).schema:
+            raise InvalidInput(
+                "this collection has no encoder, so give vectors; texts need create_collection(name, embed=…)"
+            )
+
+    def adopt(self, encoder: str | Encoder) -> None:
+        """Uses this encoder object from now on. Raises EncoderMismatch when the texts were embedded by another."""
+        if isinstance(encoder, str):
+            return
+        declared = self._store.state(self._uuid).schema["embed"]
+        if (encoder.name, encoder.fingerprint) != (declared["name"], declared["fingerprint"]):
+            raise EncoderMismatch(
+                f"its texts were embedded by {declared['name']!r} ({declared['fingerprint']}), "
+                f"not by {encoder.name!r} ({encoder.fingerprint}); give that encoder, or embed the texts anew"
+            )
+        self._encoder = encoder
+
+    def of_points(self, texts: Sequence[str], payloads: Any) -> tuple[dict[str, npt.NDArray[np.float32]], list[Any]]:
+        """Vectors by field, and payloads that hold the texts; the caller's own are left as they are."""
+        texts = _checked(texts)
+        vectors = self._encode(self._fitted(texts), texts)
+        if payloads is None:
+            rows: list[Any] = [{} for _ in texts]
+        elif isinstance(payloads, Mapping):
+            names = list(payloads)
+            rows = [dict(zip(names, row, strict=True)) for row in zip(*payloads.values(), strict=True)]
+        else:
+            rows = list(payloads)
+        if len(rows) != len(texts):
+            raise InvalidInput(f"{len(rows)} payloads for {len(texts)} texts")
+        field = self._store.state(self._uuid).schema["embed"]["field"]
+        return {field: vectors}, [{**(row or {}), TEXT: text} for row, text in zip(rows, texts, strict=True)]
+
+    def of_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """(m, dim) float32. Raises EncoderMismatch when the collection's encoder is not at hand."""
+        texts = _checked(texts)
+        encoder = self._ready()
+        if encoder is None:
+            raise InvalidInput("its encoder is fitted on the first texts; write some before you search by text")
+        return self._encode(encoder, texts)
+
+    def _encode(self, encoder: Encoder, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        vectors = np.asarray(encoder.encode(texts), np.float32)
+        if vectors.shape != (len(texts), encoder.dim):
+            raise DimensionMismatch(
+                f"encoder {encoder.name!r} gave {vectors.shape} for {len(texts)} texts of {encoder.dim} numbers each"
+            )
+        return vectors
+
+    def _ready(self) -> Encoder | None:
+        """The encoder, read from disk if need be; None when it has not been fitted yet."""
+        if self._encoder is not None:
+            return self._encoder
+        schema = self._store.state(self._uuid).schema
+        declared = schema["embed"]
+        if declared["name"] != TFIDF:
+            raise EncoderMismatch(
+                f"its texts were embedded by {declared['name']!r} ({declared['fingerprint']}); open the collection with that "
+                f"encoder: db.collection(name, embed=encoder)"
+            )
+        if declared["fingerprint"] is None:
+            return None
+        from .tfidf import Tfidf
+
+        encoder = Tfidf.from_arrays(self._store.attachment(self._uuid, "encoder"))
+        if encoder.fingerprint != declared["fingerprint"]:
+            raise EncoderMismatch(f"its encoder on disk is {encoder.fingerprint}, not {declared['fingerprint']}")
+        self._encoder = encoder
+        return encoder
+
+    def _fitted(self, texts: Sequence[str]) -> Encoder:
+        """The encoder, fitted on these texts if they are the collection's first."""
+        encoder = self._ready()
+        if encoder is not None:
+            return encoder
+        from .tfidf import Tfidf
+
+        with self._lock:
+            encoder = self._ready()
+            if encoder is not None:
+                return encoder
+            schema = self._store.state(self._uuid).schema
+            fitted = Tfidf.fit(texts, schema["fields"][schema["embed"]["field"]]["dim"])
+
+            def settle(now: dict[str, Any]) -> dict[str, Any]:
+                if now["embed"]["fingerprint"] is not None:
+                    return now  # somebody was first; theirs is used
+                return {**now, "embed": {**now["embed"], "fingerprint": fitted.fingerprint}}
+
+            self._store.attach(self._uuid, "encoder", fitted.to_arrays(), settle)
+            encoder = self._ready()
+            assert encoder is not None
+            return encoder
+
+
+def _checked(texts: Any) -> Sequence[str]:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        texts = [texts] if isinstance(texts, str) else list(texts)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidInput(f"a text is a string that is not blank, not {text!r}", point=position)
+    checked: Sequence[str] = texts
+    return checked

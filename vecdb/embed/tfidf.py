@@ -1,0 +1,126 @@
+"""The offline encoder: TF-IDF and a truncated SVD of it (latent semantic analysis), fitted on the user's own texts.
+
+Deerwester et al. 1990, "Indexing by Latent Semantic Analysis", with scikit-learn's vectoriser and randomised SVD. Words that the
+fit has not seen count nothing, so one more, constant coordinate keeps every vector off zero; it is too small to
+move a ranking. A Tfidf never changes once it is fitted; safe in any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from ..errors import Unsupported
+
+_MOST_TERMS = 30_000
+_MOST_TEXTS = 50_000  # of a fit; a larger corpus is sampled evenly
+_CONSTANT = 1e-4
+_STRIPE = 4096  # texts encoded at a time, which bounds memory
+_log = logging.getLogger("vecdb")
+
+
+def _sklearn() -> Any:
+    try:
+        import sklearn.decomposition
+        import sklearn.feature_extraction.text
+    except ImportError as error:
+        raise Unsupported('embed="tfidf" needs scikit-learn: pip install "vecdb[text]"') from error
+    return sklearn
+
+
+class Tfidf:
+    """terms: the vocabulary, sorted. idf: (terms,) float32. components: (terms, rank) float32, rank < dim."""
+
+    name = "tfidf"
+
+    def __init__(
+        self, terms: list[str], idf: npt.NDArray[np.float32], components: npt.NDArray[np.float32], dim: int
+    ) -> None:
+        self.terms, self.idf, self.components, self.dim = terms, idf, components, dim
+
+    @staticmethod
+    def fit(texts: Sequence[str], dim: int = 256) -> Tfidf:
+        """Learns vocabulary, weights and the strongest dim - 1 directions of `texts`. The same texts give the same encoder.
+
+        Raises Unsupported without scikit-learn.
+        """
+        sklearn = _sklearn()
+        started = time.perf_counter()
+        step = -(-len(texts) // _MOST_TEXTS)
+        sample = texts[:: max(1, step)]
+        vectoriser = sklearn.feature_extraction.text.TfidfVectorizer(
+            sublinear_tf=True, stop_words="english", max_features=_MOST_TERMS, dtype=np.float32,
+            token_pattern=r"(?u)\b\w+\b", min_df=2 if len(sample) > 1000 else 1,
+        )  # fmt: skip
+        try:
+            weights = vectoriser.fit_transform(sample)
+        except ValueError:  # nothing but stop words: every text is as good as any other
+            return Tfidf([], np.zeros(0, np.float32), np.zeros((0, 0), np.float32), dim)
+        rank = min(dim - 1, weights.shape[1] - 1, weights.shape[0] - 1)
+        if rank < 1:  # too little for an SVD: the first terms themselves are the directions
+            components = np.eye(weights.shape[1], max(0, min(dim - 1, weights.shape[1])), dtype=np.float32)
+        else:
+            svd = sklearn.decomposition.TruncatedSVD(rank, n_iter=4, random_state=0)
+            components = svd.fit(weights).components_.T.astype(np.float32)
+        order = sorted(vectoriser.vocabulary_, key=vectoriser.vocabulary_.__getitem__)
+        spent = time.perf_counter() - started
+        if spent > 2:
+            _log.info("fitted tfidf on %d texts: %d terms, %.1f s", len(sample), len(order), spent)
+        return Tfidf(order, vectoriser.idf_.astype(np.float32), np.ascontiguousarray(components), dim)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = xxhash.xxh3_64(f"tfidf 1 {self.dim}".encode())
+        for array in (*self.to_arrays().values(),):
+            digest.update(np.ascontiguousarray(array))
+        return str(digest.hexdigest())
+
+    @cached_property
+    def _counter(self) -> Any:
+        counting = _sklearn().feature_extraction.text.CountVectorizer(
+            vocabulary=self.terms, stop_words="english", token_pattern=r"(?u)\b\w+\b", dtype=np.float32
+        )
+        counting.transform([""])  # reads the vocabulary now, so that threads find it read
+        return counting
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """(n,) texts -> (n, dim) float32, none of them zero."""
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        vectors[:, -1] = _CONSTANT
+        if not self.terms:
+            return vectors
+        for start in range(0, len(texts), _STRIPE):
+            counts = self._counter.transform(texts[start : start + _STRIPE])
+            counts.data = np.log(counts.data) + 1
+            weighted = counts.multiply(self.idf).tocsr()
+            lengths = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+            projected = weighted @ self.components
+            vectors[start : start + _STRIPE, : projected.shape[1]] = projected / np.maximum(lengths, 1e-12)[:, None]
+        return vectors
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The encoder as named arrays: terms.offsets u64, terms.bytes u8, idf f32, components f32, dim u64."""
+        text = "".join(self.terms).encode()
+        offsets = np.zeros(len(self.terms) + 1, np.uint64)
+        np.cumsum(np.array([len(term.encode()) for term in self.terms], np.uint64), out=offsets[1:])
+        return {
+            "terms.offsets": offsets,
+            "terms.bytes": np.frombuffer(text, np.uint8),
+            "idf": self.idf,
+            "components": self.components,
+            "dim": np.array([self.dim], np.uint64),
+        }
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Tfidf:
+        """The inverse of `to_arrays`; the arrays may be mapped."""
+        data, offsets = arrays["terms.bytes"].tobytes(), arrays["terms.offsets"].tolist()
+        terms = [data[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False)]
+        return Tfidf(terms, arrays["idf"], arrays["components"], int(arrays["dim"][0]))
