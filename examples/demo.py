@@ -60,7 +60,7 @@ def passages(job: tuple[str, str]) -> list[dict[str, Any]]:
             found.append(
                 {
                     "id": f"{package}:{title}"[:500],
-                    "text": text[:2000],
+                    "text": f"{qualname or module}: {text}"[:2000],
                     "package": package, "module": module, "name": title, "kind": kind,
                     "lines": text.count("\n") + 1, "parameters": count,
                 }

@@ -1,13 +1,16 @@
-"""The offline encoder: TF-IDF and a truncated SVD of it (latent semantic analysis), fitted on the user's own texts.
+"""The offline encoder: TF-IDF, reduced by a truncated SVD, fitted on the user's own texts.
 
-Deerwester et al. 1990, "Indexing by Latent Semantic Analysis", with scikit-learn's vectoriser and randomised SVD. Words that the
-fit has not seen count nothing, so one more, constant coordinate keeps every vector off zero; it is too small to
-move a ranking. A Tfidf never changes once it is fitted; safe in any thread.
+Half of the coordinates are the strongest directions of the corpus (latent semantic analysis, Deerwester et al. 1990). These
+alone would forget every rare word, and rare words are what people search for; so the other half is a random projection of
+what the SVD leaves over (Johnson and Lindenstrauss 1984), by which the inner product of two vectors stays an unbiased
+estimate of that of their TF-IDF rows. Words that the fit has not seen count nothing, so one more, constant coordinate keeps
+every vector off zero; it is too small to move a ranking. A Tfidf never changes once it is fitted; safe in any thread.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,6 +26,9 @@ _MOST_TERMS = 30_000
 _MOST_TEXTS = 50_000  # of a fit; a larger corpus is sampled evenly
 _CONSTANT = 1e-4
 _STRIPE = 4096  # texts encoded at a time, which bounds memory
+_TOKEN = r"(?u)\b\w+\b"
+_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_PLURAL = re.compile(r"(\w{3,}[^\Ws])s\b")
 _log = logging.getLogger("vecdb")
 
 
@@ -33,6 +39,35 @@ def _sklearn() -> Any:
     except ImportError as error:
         raise Unsupported('embed="tfidf" needs scikit-learn: pip install "vecdb[text]"') from error
     return sklearn
+
+
+def _directions(sklearn: Any, weights: Any, room: int) -> npt.NDArray[np.float32]:
+    """(terms, at most room) float32: directions of the SVD, then random ones at right angles to them.
+
+    Where there is room for every term, each is a direction of its own, and nothing is lost.
+    """
+    texts, terms = weights.shape
+    if terms <= room:
+        return np.eye(terms, dtype=np.float32)
+    strongest = min(room // 2, texts - 1)
+    random = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (terms, room - strongest))
+    random /= np.float32(max(1, room - strongest) ** 0.5)
+    if strongest < 1:
+        return random
+    svd = sklearn.decomposition.TruncatedSVD(strongest, n_iter=4, random_state=0)
+    v = svd.fit(weights).components_.T.astype(np.float32)
+    return np.hstack([v, random - v @ (v.T @ random)])
+
+
+def _words(text: str) -> str:
+    """Lower case, names taken apart at underscores and capitals, plurals without their s."""
+    return _PLURAL.sub(r"\1", _CAPITAL.sub(" ", text).replace("_", " ").lower())
+
+
+def _stop_words(sklearn: Any) -> list[str]:
+    """English stop words, as `_words` leaves them."""
+    words = sklearn.feature_extraction.text.ENGLISH_STOP_WORDS
+    return sorted({*words, *map(_words, words)})
 
 
 class Tfidf:
@@ -56,19 +91,14 @@ class Tfidf:
         step = -(-len(texts) // _MOST_TEXTS)
         sample = texts[:: max(1, step)]
         vectoriser = sklearn.feature_extraction.text.TfidfVectorizer(
-            sublinear_tf=True, stop_words="english", max_features=_MOST_TERMS, dtype=np.float32,
-            token_pattern=r"(?u)\b\w+\b", min_df=2 if len(sample) > 1000 else 1,
+            sublinear_tf=True, stop_words=_stop_words(sklearn), max_features=_MOST_TERMS, dtype=np.float32,
+            preprocessor=_words, token_pattern=_TOKEN, min_df=2 if len(sample) > 1000 else 1,
         )  # fmt: skip
         try:
             weights = vectoriser.fit_transform(sample)
         except ValueError:  # nothing but stop words: every text is as good as any other
             return Tfidf([], np.zeros(0, np.float32), np.zeros((0, 0), np.float32), dim)
-        rank = min(dim - 1, weights.shape[1] - 1, weights.shape[0] - 1)
-        if rank < 1:  # too little for an SVD: the first terms themselves are the directions
-            components = np.eye(weights.shape[1], max(0, min(dim - 1, weights.shape[1])), dtype=np.float32)
-        else:
-            svd = sklearn.decomposition.TruncatedSVD(rank, n_iter=4, random_state=0)
-            components = svd.fit(weights).components_.T.astype(np.float32)
+        components = _directions(sklearn, weights, dim - 1)
         order = sorted(vectoriser.vocabulary_, key=vectoriser.vocabulary_.__getitem__)
         spent = time.perf_counter() - started
         if spent > 2:
@@ -85,7 +115,7 @@ class Tfidf:
     @cached_property
     def _counter(self) -> Any:
         counting = _sklearn().feature_extraction.text.CountVectorizer(
-            vocabulary=self.terms, stop_words="english", token_pattern=r"(?u)\b\w+\b", dtype=np.float32
+            vocabulary=self.terms, stop_words=_stop_words(_sklearn()), preprocessor=_words, token_pattern=_TOKEN, dtype=np.float32
         )
         counting.transform([""])  # reads the vocabulary now, so that threads find it read
         return counting
