@@ -32,7 +32,11 @@ QUESTIONS: list[tuple[str, vecdb.F | Any, str]] = [
     ("eigenvalues of a symmetric matrix", F("kind") == "function", "functions only"),
     ("run a subprocess and capture its output", F("parameters") <= 2, "at most two parameters"),
     ("nearest neighbours of a point", F("package").in_(["sklearn", "scipy"]), "in sklearn or scipy"),
-    ("parse a date and time from a string", (F("lines") < 10) & F("module").startswith("datetime"), "short, in datetime"),
+    (
+        "parse a date and time from a string",
+        (F("lines") < 10) & F("module").startswith("datetime"),
+        "short, in datetime",
+    ),
 ]
 
 
@@ -47,7 +51,11 @@ def passages(job: tuple[str, str]) -> list[dict[str, Any]]:
     except (SyntaxError, ValueError, OSError, RecursionError):
         return []
     parts = list(path.with_suffix("").parts)
-    root = parts.index("site-packages") + 1 if "site-packages" in parts else parts.index(f"python{sys.version_info[0]}.{sys.version_info[1]}") + 1
+    root = (
+        parts.index("site-packages") + 1
+        if "site-packages" in parts
+        else parts.index(f"python{sys.version_info[0]}.{sys.version_info[1]}") + 1
+    )
     module = ".".join(parts[root:]).removesuffix(".__init__")
     found: list[dict[str, Any]] = []
 
@@ -177,7 +185,9 @@ def main() -> None:
             wanted = best(vectors, query, allowed, min(10, int(allowed.sum())))
             found = {rows[i] for i in ten.ids}
             hits_found, hits_wanted = hits_found + len(found & wanted), hits_wanted + len(wanted)
-            print(f"“{question}”, {label}: {total:.1f} ms with embedding, {bare:.1f} ms without; {int(allowed.sum()):,} candidates")
+            print(
+                f"“{question}”, {label}: {total:.1f} ms with embedding, {bare:.1f} ms without; {int(allowed.sum()):,} candidates"
+            )
             for hit in hits:
                 first = " ".join(hit.payload["text"].split())
                 name = hit.payload["name"]

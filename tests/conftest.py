@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vecdb_storage.batch import Batch
 
 import vecdb
 from vecdb.points import batch_from_arrays
 from vecdb.schema import Dense
-from vecdb_storage.batch import Batch
 
 
 @pytest.fixture

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"vecdb": ROOT / "vecdb", "vecdb_index": ROOT / "index/vecdb_index", "vecdb_storage": ROOT / "storage/vecdb_storage"}
+PACKAGES = {
+    "vecdb": ROOT / "vecdb",
+    "vecdb_index": ROOT / "index/vecdb_index",
+    "vecdb_storage": ROOT / "storage/vecdb_storage",
+}
 MAY_IMPORT = {"vecdb": {"vecdb_index", "vecdb_storage"}, "vecdb_index": set(), "vecdb_storage": set()}
 HEAVY = {"numba", "lmdb", "grpc", "pyarrow", "pandas", "polars", "faiss", "torch", "ray", "sklearn", "scipy", "hnswlib"}
 
@@ -39,7 +43,9 @@ def test_only_files_py_and_its_neighbours_touch_the_file_system() -> None:
     allowed = {"files.py", "locks.py", "store.py", "environment.py", "ulid.py"}
     for file in PACKAGES["vecdb_storage"].rglob("*.py"):
         names = set(imports(file))
-        calls = {n.func.id for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+        calls = {
+            n.func.id for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
         assert "open" not in calls, f"{file} opens a file by itself"
         assert file.name in allowed or "os" not in names, f"{file} imports os"
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-
 from vecdb_storage.columns import parse, prepare
 from vecdb_storage.ids import Id
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
@@ -133,7 +132,13 @@ class Collection:
         return store.delete(self._uuid, self._matching(snapshot, where), as_of=snapshot.seq)
 
     def update_payload(
-        self, ids: Any = None, payload: Any = None, *, where: Where = None, replace: bool = False, remove: Iterable[str] = ()
+        self,
+        ids: Any = None,
+        payload: Any = None,
+        *,
+        where: Where = None,
+        replace: bool = False,
+        remove: Iterable[str] = (),
     ) -> int:
         """Changes payloads; vectors stay. Returns how many points changed; ids that do not exist are left out.
 
@@ -240,7 +245,7 @@ class Collection:
             return self._grouped(query, k, where, field, score_threshold, group_by, group_size, with_payload, with_vectors)
         started = time.perf_counter()
         vector = self._query_vectors(query, field)
-        found, declared, name, plan = self._search(vector, k, where, field, recall, exact, explain, started)
+        found, declared, plan = self._search(vector, k, where, field, recall, exact, explain, started)
         hits = self._hits(found[0], declared, score_threshold, with_payload, with_vectors)
         hits.plan = plan
         if plan is not None:
@@ -266,7 +271,7 @@ class Collection:
         if isinstance(queries, str):
             raise InvalidInput("give a list of texts; for a single one use search")
         vectors = self._query_vectors(queries, field, batch=True)
-        found, declared, name, plan = self._search(vectors, k, where, field, recall, exact, explain, started)
+        found, declared, plan = self._search(vectors, k, where, field, recall, exact, explain, started)
         if score_threshold is not None:
             found = [_within(hits, declared, score_threshold) for hits in found]
         ids = np.full((len(found), k), None, object)
@@ -437,7 +442,7 @@ class Collection:
         explain: bool,
         started: float,
         without: Expression | None = None,
-    ) -> tuple[list[list[Found]], Dense, str, Plan | None]:
+    ) -> tuple[list[list[Found]], Dense, Plan | None]:
         """Plan and execute."""
         k = _checked_k(k)
         asked = 1.0 if exact else _checked_recall(recall)
@@ -451,14 +456,14 @@ class Collection:
         best = min(k, max(1, snapshot.count))
         found = self._executor.search(snapshot, name, fields[name], vectors, best, expression, without, parts)
         if parts is None:
-            return found, fields[name], name, None
+            return found, fields[name], None
         plan = Plan(
             field=name, metric=fields[name].metric, queries=len(vectors), k=k,
             where=None if expression is None else str(expression),
             recall_asked=asked, recall_expected=1.0, why=_WHY_EXACT, seq=snapshot.seq, parts=parts,
             stages={"plan": 1000 * (planned - started), "search": 1000 * (time.perf_counter() - planned)},
         )  # fmt: skip
-        return found, fields[name], name, plan
+        return found, fields[name], plan
 
     def _hits(
         self, found: list[Found], declared: Dense, threshold: float | None, with_payload: bool, with_vectors: Any
@@ -498,7 +503,9 @@ class Collection:
         fetch, total = 4 * k, self.count(expression)
         while len(values) < k:
             without = F(path).in_(values) if values else None
-            found, declared, name, _ = self._search(vector, min(fetch, max(total, 1)), expression, field, None, True, False, 0.0, without)
+            found, declared, _ = self._search(
+                vector, min(fetch, max(total, 1)), expression, field, None, True, False, 0.0, without
+            )
             for hit in found[0]:
                 value = _value_at(parse(hit.part.payload(hit.row)), path)
                 if value is not None and value not in values and len(values) < k:
@@ -510,7 +517,7 @@ class Collection:
         for value in values:
             mine = F(path) == value
             within = mine if expression is None else expression & mine
-            found, declared, name, _ = self._search(vector, size, within, field, None, True, False, 0.0)
+            found, declared, _ = self._search(vector, size, within, field, None, True, False, 0.0)
             hits = self._hits(found[0], declared, threshold, with_payload, with_vectors)
             if hits:
                 groups.append(Group(value, hits))
@@ -533,7 +540,8 @@ def _vector(part: Part, row: int, name: str) -> npt.NDArray[Any] | None:
     stored = part.field(name)
     if stored is None or (stored.present is not None and not int(stored.present[row >> 6]) >> (row & 63) & 1):
         return None
-    return stored.vectors[row].copy()
+    vector: npt.NDArray[Any] = stored.vectors[row].copy()
+    return vector
 
 
 def _score(key: float, declared: Dense) -> float:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
-
 from vecdb_storage.ids import Id
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from vecdb_storage.batch import Batch, FieldRows
 from vecdb_storage.columns import prepare
 from vecdb_storage.ids import MAX_ID_BYTES, Id
@@ -73,7 +72,8 @@ def checked_ids(ids: Any) -> list[Id]:
             raise InvalidId("ids must fit int64", point=wrong) from None
     elif kinds:
         return _plain_ids(ids)
-    return ids
+    checked: list[Id] = ids
+    return checked
 
 
 def _plain_ids(ids: list[Any]) -> list[Id]:
@@ -150,7 +150,9 @@ def _settle_norms(
             at = int(np.flatnonzero(~np.isfinite(exact[row]))[0])
             if declared.dtype == "f16" and np.isfinite(given[row, at]):
                 raise InvalidVector(
-                    f"{given[row, at]} at {at} overflows f16 (65,504); store the field as f32", point=ids[row], field=name
+                    f"{given[row, at]} at {at} overflows f16 (65,504); store the field as f32",
+                    point=ids[row],
+                    field=name,
                 )
             value = given[row, at]
             why = f"{value} at {at}" if not np.isfinite(value) else f"{value} at {at} overflows f32"
@@ -255,9 +257,7 @@ class _Positions(Sequence[int]):
 # -- batches -----------------------------------------------------------------------------------------------
 
 
-def batch_from_arrays(
-    fields: Mapping[str, Dense], ids: Any, vectors: Any, payloads: Any, *, count: int | None = None
-) -> Batch:
+def batch_from_arrays(fields: Mapping[str, Dense], ids: Any, vectors: Any, payloads: Any, *, count: int | None = None) -> Batch:
     """One batch from columns: ids (n) or None for new ULIDs; vectors (n, d), or field -> (n, d) in which a row may be
     None where the point lacks the field; payloads: n dicts (or None), a dict of columns, or None.
     """
@@ -367,6 +367,7 @@ _POINT_KEYS = {"id", "vector", "vectors", "payload"}
 def _batch_from_points(fields: Mapping[str, Dense], points: list[Any]) -> Batch:
     ids, payloads = [], []
     columns: dict[str, list[Any]] = {}
+    key: Any
     for position, point in enumerate(points):
         if isinstance(point, Point):
             key, given, payload = point.id, point.vectors, point.payload

@@ -69,9 +69,7 @@ def fields_of(schema: Dense | Sparse | Mapping[str, Dense | Sparse]) -> dict[str
 
 def checked_field(name: str, declared: Dense | Sparse) -> Dense:
     if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
-        raise InvalidInput(
-            f"{name!r} cannot name a field: use 1 to 64 of A-Z a-z 0-9 _ -, beginning with a letter, digit or _"
-        )
+        raise InvalidInput(f"{name!r} cannot name a field: use 1 to 64 of A-Z a-z 0-9 _ -, beginning with a letter, digit or _")
     if isinstance(declared, Sparse):
         raise Unsupported(f"field {name!r}: this version has no backend for sparse vectors")
     if not isinstance(declared, Dense):

@@ -36,7 +36,7 @@ _FOOTER = struct.Struct("<8sIIQQQ16sQ")  # magic, version, zero, offset, length,
 _MAGIC, _END = b"VECDBARR", b"VECDBEND"
 
 
-def checksum(data: Buffer | Array) -> int:
+def checksum(data: Any) -> int:
     """The 64-bit xxh3 of some bytes."""
     return int(xxhash.xxh3_64_intdigest(data))
 
@@ -50,12 +50,15 @@ def _entry(name: str, array: Array, offset: int) -> dict[str, Any]:
 
 
 def _bytes_of(array: Array) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return memoryview(flat)
 
 
 def pack(meta: dict[str, Any], arrays: Arrays) -> bytes:
     """Arrays as one string of bytes, for a log record; whoever stores it adds the checksum."""
-    entries, parts, offset = [], [], 0
+    entries: list[dict[str, Any]] = []
+    parts: list[Buffer] = []
+    offset = 0
     for name, array in arrays.items():
         entries.append(_entry(name, array, offset))
         pad = _padding(array.nbytes, 8)

@@ -6,6 +6,7 @@ large one becomes a level-0 segment. Values are not changed after construction.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from . import ids as ids_module
 from .arrayfile import Arrays, pack, unpack
-from .ids import Id, IntIds, StrIds
+from .ids import Id
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def payload_arrays(payloads: Sequence[bytes]) -> dict[str, npt.NDArray[Any]]:
 
 def payload_list(offsets: npt.NDArray[np.uint64], data: npt.NDArray[np.uint8]) -> list[bytes]:
     text, ends = data.tobytes(), offsets.tolist()
-    return [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def pack_bits(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:

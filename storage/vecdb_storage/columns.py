@@ -114,7 +114,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         item = value.item()
         return item if type(item) in _KINDS else _ABSENT
-    for kind in (bool, int, float, str, dict, list):
+    kinds: tuple[Any, ...] = (bool, int, float, str, dict, list)
+    for kind in kinds:
         if isinstance(value, kind) and not _is_enum(value):
             return kind(value)
     return _ABSENT
@@ -168,7 +169,8 @@ def prepare(payloads: Sequence[Payload | None]) -> Prepared:
     if json and max(map(len, json)) > MAX_PAYLOAD_BYTES:
         row = next(row for row, text in enumerate(json) if len(text) > MAX_PAYLOAD_BYTES)
         raise InvalidPayload(
-            f"its JSON has {len(json[row]):,} bytes, {MAX_PAYLOAD_BYTES:,} are allowed; keep large texts elsewhere", point=row
+            f"its JSON has {len(json[row]):,} bytes, {MAX_PAYLOAD_BYTES:,} are allowed; keep large texts elsewhere",
+            point=row,
         )
     return Prepared(json, arrays, meta)
 
@@ -254,7 +256,7 @@ class _Builder:
         if rows is None and len(found) == 1:
             (kind,) = found
             described["kind"] = kind
-            by_kind = {kind: (values, rows)}
+            by_kind: dict[int, tuple[list[Any], list[int] | None]] = {kind: (values, rows)}
         else:
             codes = np.zeros(count, np.uint8)
             own = [_KINDS[type(v)] for v in values]
@@ -307,7 +309,8 @@ class _Builder:
             self.arrays[prefix + "item.offsets"] = offsets
             items = list(chain.from_iterable(values))
             try:
-                described["item"] = item = {}
+                item: dict[str, Any] = {}
+                described["item"] = item
                 self._column(prefix + "item.", items, None, len(items), item, (*path, "[]"), inside=True)
             except InvalidPayload as error:
                 # The element's number says which array it is in, and that one's row is the point.
@@ -415,9 +418,7 @@ class Column:
     @cached_property
     def text(self) -> Dictionary:
         times = self._prefix + "text.times"
-        return Dictionary(
-            self.array("text.offsets"), self.array("text.bytes"), self._arrays[times] if times in self._arrays else None
-        )
+        return Dictionary(self.array("text.offsets"), self.array("text.bytes"), self._arrays.get(times, None))
 
     @cached_property
     def item(self) -> Column | None:

@@ -78,7 +78,9 @@ def log_key(uuid: bytes, seq: int) -> bytes:
 
 
 class Operation(Protocol):
-    room: int  # about how many bytes `run` will put
+    @property
+    def room(self) -> int:
+        """About how many bytes `run` will put."""
 
     def run(self, section: Section) -> Any:
         """Raises a VecdbError before it has changed anything, or returns the caller's result."""
@@ -223,9 +225,7 @@ def _rows_at(state: CollectionState, chosen: Sequence[tuple[Id, Place]]) -> Batc
     """Copies of stored rows."""
     payloads = []
     fields = {
-        name: FieldRows(
-            np.zeros((len(chosen), dim), dtype), np.zeros(len(chosen), np.float32), np.zeros(len(chosen), np.bool_)
-        )
+        name: FieldRows(np.zeros((len(chosen), dim), dtype), np.zeros(len(chosen), np.float32), np.zeros(len(chosen), np.bool_))
         for name, (dim, dtype) in state.layout.items()
     }
     for at, (_, (where, row)) in enumerate(chosen):

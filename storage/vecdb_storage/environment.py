@@ -60,9 +60,7 @@ def check_before_open(files: Files, path: Path) -> None:
     for number in (0, 1):
         body = head[number * page + 16 : (number + 1) * page]
         if len(body) < 200 or _META.unpack_from(body)[0] != _MAGIC:
-            raise Corruption(
-                f"meta page {number} is damaged, so the last commit may be lost; restore a backup", file=name
-            )
+            raise Corruption(f"meta page {number} is damaged, so the last commit may be lost; restore a backup", file=name)
         last_page, transaction = struct.unpack_from("<QQ", body, _META.size + 2 * 48)
         transactions.append(transaction)
         if (last_page + 1) * page > length:

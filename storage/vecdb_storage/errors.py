@@ -8,7 +8,12 @@ from __future__ import annotations
 
 
 class VecdbError(Exception):
-    """Root of every error that vecdb raises on purpose."""
+    """Root of every error that vecdb raises on purpose.
+
+    applied: how many points of an iterable had been committed when a later one was refused.
+    """
+
+    applied: int = 0
 
 
 class InvalidInput(VecdbError, ValueError):
@@ -66,9 +71,7 @@ class ReadOnly(VecdbError):
 class Corruption(VecdbError):
     """Bytes on disk are not what was written. file, array, block: where; nothing is guessed in their place."""
 
-    def __init__(
-        self, message: str, *, file: str | None = None, array: str | None = None, block: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, file: str | None = None, array: str | None = None, block: int | None = None) -> None:
         where = [part for part in (file, array, None if block is None else f"block {block}") if part]
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
         self.file = file

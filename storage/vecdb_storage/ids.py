@@ -8,6 +8,7 @@ away most of the look-ups of ids that are not there. Values never change; safe i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -48,7 +49,8 @@ class IntIds:
         return int(self.values[row])
 
     def tolist(self) -> list[Any]:
-        return self.values.tolist()
+        values: list[Any] = self.values.tolist()
+        return values
 
     def hashes(self) -> Hashes:
         return hash_ints(self.values)
@@ -76,8 +78,8 @@ class StrIds:
         ends = self.offsets.tolist()
         if text.isascii():  # then byte offsets are character offsets, and one decode does for all
             whole = text.decode("ascii")
-            return [whole[a:b] for a, b in zip(ends, ends[1:], strict=False)]
-        return [text[a:b].decode() for a, b in zip(ends, ends[1:], strict=False)]
+            return [whole[a:b] for a, b in itertools.pairwise(ends)]
+        return [text[a:b].decode() for a, b in itertools.pairwise(ends)]
 
     def hashes(self) -> Hashes:
         return hash_strings(self.tolist())

@@ -38,9 +38,7 @@ class Block:
         self.previous = np.full(capacity, -1, np.int64)
         self.stripes: dict[int, Any] = {}  # typed columns of finished runs of rows, built when first asked for
         self.fields = {
-            name: FieldRows(
-                np.zeros((capacity, dim), dtype), np.zeros(capacity, np.float32), np.zeros(capacity, np.bool_)
-            )
+            name: FieldRows(np.zeros((capacity, dim), dtype), np.zeros(capacity, np.float32), np.zeros(capacity, np.bool_))
             for name, (dim, dtype) in layout.items()
         }
 

@@ -89,9 +89,7 @@ class Segment:
         self._arrays = CheckedArrays(self.file)
         self.rows = int(self.file.meta["rows"])
         self.ids: IntIds | StrIds = ids_module.from_arrays(self._arrays)
-        self._table = IdTable(
-            self.ids, self._arrays["id.hash"], self._arrays["id.row"], self._arrays["id.filter"]
-        )
+        self._table = IdTable(self.ids, self._arrays["id.hash"], self._arrays["id.row"], self._arrays["id.filter"])
         self._payload_offsets = self._arrays["payload.offsets"]
         self._payload_bytes = self.file.unchecked("payload.bytes")
         self._seqs = self._arrays["seq"] if seq is None else None

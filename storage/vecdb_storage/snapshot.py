@@ -171,7 +171,7 @@ class Snapshot:
 
     def in_order(self) -> Iterator[tuple[Part, Rows]]:
         """Live rows by ascending seq, in runs of rows of one part."""
-        spans = []
+        spans: list[tuple[int, int, Part]] = []
         for part in self.parts:
             if not part.live_rows:
                 continue

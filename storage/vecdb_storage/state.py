@@ -16,13 +16,13 @@ import numpy as np
 from .batch import Batch
 from .errors import VecdbError
 from .ids import Hashes, Id, hashes_of
-from .manifest import Manifest, SegmentEntry
+from .manifest import Manifest
 from .memtable import Memtable
 from .segment import Segment
 from .snapshot import Snapshot
 from .tombstones import Tombstones
 
-DTYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "i8": np.dtype(np.int8)}
+DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "i8": np.dtype(np.int8)}
 
 
 class CollectionState:
@@ -142,4 +142,3 @@ class CollectionState:
                     address = self.active.live_address(batch.keys[slot])
                     if address >= 0:
                         self.active.kill(address, newer)
-

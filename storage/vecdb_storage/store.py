@@ -32,7 +32,17 @@ import orjson
 
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
 from .batch import Batch
-from .commit import ChangeCatalog, ChangePayloads, CommitQueue, DeleteRows, Operation, Request, Section, WriteRows, log_key
+from .commit import (
+    ChangeCatalog,
+    ChangePayloads,
+    CommitQueue,
+    DeleteRows,
+    Operation,
+    Request,
+    Section,
+    WriteRows,
+    log_key,
+)
 from .environment import Environment, Transaction
 from .errors import (
     AlreadyExists,
@@ -332,9 +342,7 @@ class Store:
         altered: dict[str, Any] = self._submit(ChangeCatalog(alter))
         return altered
 
-    def attach(
-        self, uuid: bytes, name: str, arrays: Arrays, change: Callable[[dict[str, Any]], dict[str, Any]]
-    ) -> None:
+    def attach(self, uuid: bytes, name: str, arrays: Arrays, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Keeps arrays with a collection, under `name`, and changes its schema in the same commit.
 
         Where change(schema) gives the schema back as it was, the arrays are not kept.
@@ -619,9 +627,11 @@ class Store:
             return
         with self._room:
             self._room.wait_for(
-                lambda: self._closed
-                or self.flush_error is not None
-                or sum(s.memtable_bytes for s in self.states.values()) < 2 * MEMTABLE_BYTES
+                lambda: (
+                    self._closed
+                    or self.flush_error is not None
+                    or sum(s.memtable_bytes for s in self.states.values()) < 2 * MEMTABLE_BYTES
+                )
             )
         if self.flush_error is not None and not self._closed:
             self.flush()  # in this thread, so that its writer learns why
@@ -808,7 +818,9 @@ def open_store(path: str | os.PathLike[str], *, read_only: bool = False, files: 
                 raise NotFound(f"no database at {folder}")
             _create(files, folder)
         elif not read_only and (kind := files.on_network(folder)):
-            raise InvalidInput(f"{folder} is on a network file system ({kind}), where locks cannot be trusted; use a local disk")
+            raise InvalidInput(
+                f"{folder} is on a network file system ({kind}), where locks cannot be trusted; use a local disk"
+            )
         key = _identity(folder)
         store = _registry.get(key)
         if store is None:

@@ -82,7 +82,9 @@ def test_an_encoder_survives_its_arrays() -> None:
     np.testing.assert_array_equal(np.vstack([fitted.encode([t]) for t in TEXTS]), fitted.encode(TEXTS))
 
 
-@pytest.mark.parametrize("texts", [["one"], ["the"], ["the", "and of"], ["same", "same"], ["a b", "b c"], ["¿?"], ["ünïcödé 日本語"]])
+@pytest.mark.parametrize(
+    "texts", [["one"], ["the"], ["the", "and of"], ["same", "same"], ["a b", "b c"], ["¿?"], ["ünïcödé 日本語"]]
+)
 def test_tiny_corpora_work(db: vecdb.Database, texts: list[str]) -> None:
     for dim in (1, 2, 256):
         docs = db.create_collection(f"docs{dim}", Dense(dim), embed="tfidf")
@@ -134,6 +136,10 @@ def test_wrong_texts_and_encoders_are_refused(db: vecdb.Database) -> None:
     with pytest.raises(DimensionMismatch, match="27"):
         db.create_collection("x", Dense(5), embed=Letters())
     plain = db.create_collection("plain", Dense(3))
-    for call in (lambda: plain.search("text"), lambda: plain.upsert(texts=["text"]), lambda: db.collection("plain", embed=Letters())):
+    for call in (
+        lambda: plain.search("text"),
+        lambda: plain.upsert(texts=["text"]),
+        lambda: db.collection("plain", embed=Letters()),
+    ):
         with pytest.raises(InvalidInput, match="no encoder"):
             call()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vecdb_storage.columns import build, encode, join_path, open_columns
+from vecdb_storage.columns import parse as parse_payload
 
 from vecdb import F
 from vecdb.errors import InvalidFilter
 from vecdb.filters import Expression, dict_of, evaluate, matches, parse, text_of
 from vecdb.filters.expression import And, Compare, Contains, Exists, In, IsNull, Not, Or, StartsWith
-from vecdb_storage.columns import build, encode, join_path, open_columns
-from vecdb_storage.columns import parse as parse_payload
 
 # -- an evaluator straight from the definition, sharing nothing with the engine ---------------------------
 
@@ -74,7 +74,14 @@ def compare(op: str, value: Any, wanted: Any) -> bool | None:
         if one is None or two is None or one[0] != two[0]:
             return None
         left, right = one[1], two[1]
-    return {"==": left == right, "!=": left != right, "<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[op]
+    return {
+        "==": left == right,
+        "!=": left != right,
+        "<": left < right,
+        "<=": left <= right,
+        ">": left > right,
+        ">=": left >= right,
+    }[op]
 
 
 def any_of(results: list[bool | None]) -> bool | None:
@@ -112,15 +119,41 @@ def oracle(node: Expression, payload: Any) -> bool | None:
 # -- payloads and expressions -----------------------------------------------------------------------------
 
 KEYS = ["a", "b", "c.d", "e\\", "and", "$x", "ключ"]
-TIMES = ["2024-01-02", "2024-01-02T03:04:05Z", "2024-01-02T05:04:05+02:00", "2024-01-02T03:04:05.5Z", "2024-02-31", "2024-1-2"]
-NUMBERS = [0, 1, -1, 2, 2.0, 2.5, -0.0, 2**53, 2**53 + 1, float(2**53), 2**63 - 1, -(2**63), 9.3e18, -9.3e18, 1e300, 5e-324]
+TIMES = [
+    "2024-01-02",
+    "2024-01-02T03:04:05Z",
+    "2024-01-02T05:04:05+02:00",
+    "2024-01-02T03:04:05.5Z",
+    "2024-02-31",
+    "2024-1-2",
+]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    2.0,
+    2.5,
+    -0.0,
+    2**53,
+    2**53 + 1,
+    float(2**53),
+    2**63 - 1,
+    -(2**63),
+    9.3e18,
+    -9.3e18,
+    1e300,
+    5e-324,
+]
 scalars = st.one_of(
     st.none(), st.booleans(), st.sampled_from(NUMBERS), st.integers(-(2**63), 2**63 - 1),
     st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["", "x", "xy", "y", "é", "𝄞", "\uffff", *TIMES]),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
 )  # fmt: skip
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3), max_leaves=6
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=6,
 )
 payloads = st.none() | st.dictionaries(st.sampled_from(KEYS), values, max_size=4)
 paths = st.lists(st.sampled_from(KEYS), min_size=1, max_size=2).map(join_path).map(F)
@@ -141,7 +174,9 @@ conditions = st.one_of(
 )  # fmt: skip
 expressions = st.recursive(
     conditions,
-    lambda inner: st.builds(lambda a, b: a & b, inner, inner) | st.builds(lambda a, b: a | b, inner, inner) | inner.map(lambda e: ~e),
+    lambda inner: (
+        st.builds(lambda a, b: a & b, inner, inner) | st.builds(lambda a, b: a | b, inner, inner) | inner.map(lambda e: ~e)
+    ),
     max_leaves=5,
 )
 
@@ -222,7 +257,10 @@ def test_true_is_not_one() -> None:
         ("`a b`.`and` is not null", ~F("a b.and").is_null()),
         ("exists(a.b) and t contains 'it\\'s'", F("a.b").exists() & F("t").contains("it's")),
         ("t > date '2024-01-02'", F("t") > date(2024, 1, 2)),
-        ("flag == true and other != false and z == null", (F("flag") == True) & (F("other") != False) & F("z").is_null()),  # noqa: E712
+        (
+            "flag == true and other != false and z == null",
+            (F("flag") == True) & (F("other") != False) & F("z").is_null(),
+        ),  # noqa: E712
         ("x not in (1, null)", ~F("x").in_([1, None])),
     ],
 )
@@ -234,7 +272,10 @@ def test_texts_mean_what_they_say(text: str, same: Expression) -> None:
     ("form", "same"),
     [
         ({"year": {"$gte": 2020}}, F("year") >= 2020),
-        ({"year": {"$gte": 2020, "$lt": 2022}, "lang": "en"}, (F("year") >= 2020) & (F("year") < 2022) & (F("lang") == "en")),
+        (
+            {"year": {"$gte": 2020, "$lt": 2022}, "lang": "en"},
+            (F("year") >= 2020) & (F("year") < 2022) & (F("lang") == "en"),
+        ),
         ({"$or": [{"a": 1}, {"b": {"$nin": [1, 2]}}]}, (F("a") == 1) | ~F("b").in_([1, 2])),
         ({"a": {"$not": {"$contains": "x"}}}, ~F("a").contains("x")),
         ({"a": {"$exists": False}}, ~F("a").exists()),
@@ -288,7 +329,13 @@ def test_python_operators_that_cannot_be_overloaded_say_so() -> None:
         _ = (F("a") == 1) and (F("b") == 2)
     with pytest.raises(TypeError):
         _ = 1 < F("a") < 3
-    for wrong in (lambda: F("a") > None, lambda: F("a") < True, lambda: F("a") == [1], lambda: F(""), lambda: F("a").in_("x")):
+    for wrong in (
+        lambda: F("a") > None,
+        lambda: F("a") < True,
+        lambda: F("a") == [1],
+        lambda: F(""),
+        lambda: F("a").in_("x"),
+    ):
         with pytest.raises(InvalidFilter):
             wrong()
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vecdb_storage.store as store_module
 
 import vecdb
-import vecdb_storage.store as store_module
 from vecdb import Dense, Point
 from vecdb.errors import (
     AlreadyExists,
@@ -120,7 +120,12 @@ WRONG: list[tuple[Any, type[Exception], Any, Any]] = [
     ({"ids": ["ü" * 257], "vectors": np.ones((1, 3))}, InvalidId, "ü" * 64, None),
     ({"ids": ["\ud800"], "vectors": np.ones((1, 3))}, InvalidId, "\ud800", None),
     ({"ids": "abc", "vectors": np.ones((3, 3))}, InvalidId, None, None),
-    ({"ids": ["x", "y"], "vectors": np.ones((2, 3)), "payloads": [{}, {"a": {"b": float("nan")}}]}, InvalidPayload, "y", "a.b"),
+    (
+        {"ids": ["x", "y"], "vectors": np.ones((2, 3)), "payloads": [{}, {"a": {"b": float("nan")}}]},
+        InvalidPayload,
+        "y",
+        "a.b",
+    ),
     ({"ids": ["x", "y"], "vectors": np.ones((2, 3)), "payloads": [{}, {"a": {1, 2}}]}, InvalidPayload, "y", "a"),
     ({"ids": ["x"], "vectors": np.ones((1, 3)), "payloads": ["text"]}, InvalidPayload, "x", None),
     ({"ids": ["x"], "vectors": np.ones((1, 3)), "payloads": [{"a": "y" * (1 << 20)}]}, InvalidPayload, "x", None),
@@ -165,7 +170,9 @@ def test_i8_takes_whole_numbers_and_f16_refuses_overflow(db: vecdb.Database) -> 
     assert f16.search([65_504, 1])[0].score == pytest.approx(1)
 
 
-def test_an_iterable_commits_chunk_by_chunk_and_says_how_far_it_came(docs: vecdb.Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_iterable_commits_chunk_by_chunk_and_says_how_far_it_came(
+    docs: vecdb.Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vecdb.points._CHUNK_POINTS", 10)
 
     def points() -> Any:
@@ -257,7 +264,14 @@ def test_collections_are_created_renamed_and_dropped(db: vecdb.Database) -> None
         db.create_collection("x")
     with pytest.raises(Unsupported):
         db.create_collection("x", {"terms": vecdb.Sparse()})
-    for wrong in ({"dim": 0}, {"dim": 65_536}, {"dim": 3.0}, {"dim": True}, {"dim": 3, "metric": "dot"}, {"dim": 3, "dtype": "f64"}):
+    for wrong in (
+        {"dim": 0},
+        {"dim": 65_536},
+        {"dim": 3.0},
+        {"dim": True},
+        {"dim": 3, "metric": "dot"},
+        {"dim": 3, "dtype": "f64"},
+    ):
         with pytest.raises(InvalidInput):
             Dense(**wrong)  # type: ignore[arg-type]
 

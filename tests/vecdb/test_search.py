@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vecdb_storage.store as store_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vecdb
-import vecdb_storage.store as store_module
 from vecdb import Dense, F
 from vecdb.errors import DimensionMismatch, InvalidFilter, InvalidInput, InvalidVector, NotFound
 
@@ -77,7 +77,10 @@ def test_the_answer_is_that_of_brute_force(layout: str, metric: str, dtype: str,
         filters: list[tuple[Any, Any]] = [
             (None, lambda i: True),
             (F("n") < 350, lambda i: i < 350),
-            ((F("n") >= 100) & (F("even") == True) & ~F("tags").contains("t3"), lambda i: i >= 100 and i % 2 == 0 and i % 7 != 3),  # noqa: E712
+            (
+                (F("n") >= 100) & (F("even") == True) & ~F("tags").contains("t3"),
+                lambda i: i >= 100 and i % 2 == 0 and i % 7 != 3,
+            ),  # noqa: E712
             (F("n").in_([1, 5, 600]), lambda i: i in (1, 5, 600)),
             ("n > 10000", lambda i: False),
         ]
@@ -97,7 +100,9 @@ def test_the_answer_is_that_of_brute_force(layout: str, metric: str, dtype: str,
         check(docs.search(queries[0], k=5000), metric, queries[0], alive, 5000)
 
 
-def test_equal_scores_are_ordered_by_id_over_segments_batches_and_places(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_scores_are_ordered_by_id_over_segments_batches_and_places(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Duplicates of one vector, spread over level-0 segments, flushed ones and the memtable: the least ids win."""
     vector = rng.standard_normal(33).astype(np.float32)
     ids = [f"{i:03d}" for i in rng.permutation(200)]
@@ -187,10 +192,16 @@ def test_huge_and_tiny_vectors_keep_their_order(metric: str, size: float, rng: n
 def test_several_fields_some_of_them_absent(rng: np.random.Generator) -> None:
     with vecdb.open(":memory:") as db:
         docs = db.create_collection("docs", {"title": Dense(4), "body": Dense(6, metric="l2")})
-        titles, bodies = rng.standard_normal((30, 4)).astype(np.float32), rng.standard_normal((30, 6)).astype(np.float32)
+        titles, bodies = (
+            rng.standard_normal((30, 4)).astype(np.float32),
+            rng.standard_normal((30, 6)).astype(np.float32),
+        )
         docs.upsert(
             [
-                {"id": i, "vectors": {**({"title": titles[i]} if i % 3 else {}), **({"body": bodies[i]} if i % 2 else {})}}
+                {
+                    "id": i,
+                    "vectors": {**({"title": titles[i]} if i % 3 else {}), **({"body": bodies[i]} if i % 2 else {})},
+                }
                 for i in range(30)
                 if i % 3 or i % 2
             ]
@@ -198,8 +209,20 @@ def test_several_fields_some_of_them_absent(rng: np.random.Generator) -> None:
         for flushed in (False, True):
             if flushed:
                 docs.flush()
-            check(docs.search(titles[1], k=50, field="title"), "cosine", titles[1], {i: titles[i] for i in range(30) if i % 3}, 50)
-            check(docs.search(bodies[1], k=5, field="body"), "l2", bodies[1], {i: bodies[i] for i in range(30) if i % 2}, 5)
+            check(
+                docs.search(titles[1], k=50, field="title"),
+                "cosine",
+                titles[1],
+                {i: titles[i] for i in range(30) if i % 3},
+                50,
+            )
+            check(
+                docs.search(bodies[1], k=5, field="body"),
+                "l2",
+                bodies[1],
+                {i: bodies[i] for i in range(30) if i % 2},
+                5,
+            )
             with pytest.raises(InvalidInput, match="title, body"):
                 docs.search(titles[0])
             with pytest.raises(InvalidInput, match="nope"):
@@ -259,7 +282,10 @@ def test_explain_tells_what_was_done(db: vecdb.Database, rng: np.random.Generato
     docs.flush()
     docs.upsert(ids=[100], vectors=rng.standard_normal((1, 8)), payloads=[{"n": 100}])
     plan = docs.search(np.ones(8), k=3, where=F("n") >= 90, recall=0.99, explain=True).plan
-    assert [(p.kind, p.rows, p.allowed, p.scored) for p in plan.parts] == [("segment", 100, 10, 10), ("memtable", 1, 1, 1)]
+    assert [(p.kind, p.rows, p.allowed, p.scored) for p in plan.parts] == [
+        ("segment", 100, 10, 10),
+        ("memtable", 1, 1, 1),
+    ]
     assert (plan.recall_asked, plan.recall_expected, plan.where) == (0.99, 1.0, "n >= 90")
     printed = str(plan)
     assert "10 allowed" in printed

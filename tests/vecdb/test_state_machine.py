@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vecdb_storage.store as store_module
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import vecdb
-import vecdb_storage.store as store_module
 from vecdb import Dense, F
 from vecdb.errors import AlreadyExists
 
@@ -22,7 +22,9 @@ DIM = 5
 ids = st.integers(0, 25)
 colours = st.sampled_from(["red", "green", None, 3])
 vectors = st.lists(st.integers(-3, 3), min_size=DIM, max_size=DIM).filter(any)
-payloads = st.fixed_dictionaries({}, optional={"n": st.integers(0, 9), "colour": colours, "deep": st.fixed_dictionaries({"n": st.integers(0, 3)})})
+payloads = st.fixed_dictionaries(
+    {}, optional={"n": st.integers(0, 9), "colour": colours, "deep": st.fixed_dictionaries({"n": st.integers(0, 3)})}
+)
 points = st.dictionaries(ids, st.tuples(vectors, payloads), min_size=1, max_size=8)
 
 
@@ -47,7 +49,11 @@ class Model(RuleBasedStateMachine):
 
     @rule(some=points, insert=st.booleans(), level0=st.booleans())
     def write(self, some: dict[int, Any], insert: bool, level0: bool) -> None:
-        arguments = {"ids": list(some), "vectors": [v for v, _ in some.values()], "payloads": [p for _, p in some.values()]}
+        arguments = {
+            "ids": list(some),
+            "vectors": [v for v, _ in some.values()],
+            "payloads": [p for _, p in some.values()],
+        }
         patched = pytest.MonkeyPatch()
         if level0:
             patched.setattr(store_module, "LEVEL0_BYTES", 0)

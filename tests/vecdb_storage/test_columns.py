@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from vecdb_storage.columns import MISSING, NO_TIME, build, encode, join_path, open_columns, parse, prepare, split_path
 from vecdb_storage.errors import InvalidPayload
 
@@ -84,9 +83,15 @@ def test_dates_numpy_scalars_and_tuples_are_stored_as_plain_json() -> None:
 
 keys = st.sampled_from(["a", "b", "c.d", "\\", "ключ", ""])
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=3)
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=3),
 )
-objects = st.dictionaries(keys, st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3), max_leaves=8))
+objects = st.dictionaries(
+    keys, st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3), max_leaves=8)
+)
 
 
 def unicode(value: Any) -> bool:

@@ -17,12 +17,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import vecdb_storage.store as store_module
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import parse
 from vecdb_storage.commit import DeleteRows, Request, WriteRows
-from vecdb_storage.errors import AlreadyExists, Closed, Corruption, InvalidInput, Locked, NewerFormat, NotFound, ReadOnly
+from vecdb_storage.errors import (
+    AlreadyExists,
+    Closed,
+    Corruption,
+    InvalidInput,
+    Locked,
+    NewerFormat,
+    NotFound,
+    ReadOnly,
+)
 from vecdb_storage.snapshot import Snapshot
 from vecdb_storage.store import Store, open_store
 
@@ -111,7 +119,9 @@ def test_a_level0_row_under_a_later_log_row_is_dead_after_replay(
     assert after_crash(store, tmp_path, uuid) == marks(store.snapshot(uuid)) == {1: 1, 2: 2, 3: 3}
 
 
-def test_two_writers_of_one_id_in_one_group_are_ordered_by_seq(store: Store, tmp_path: Path, rows_of: Rows, schema: Schema) -> None:
+def test_two_writers_of_one_id_in_one_group_are_ordered_by_seq(
+    store: Store, tmp_path: Path, rows_of: Rows, schema: Schema
+) -> None:
     uuid = store.create_collection("c", schema)
     first, second = rows_of(["x"], 1), rows_of(["x", "y"], 2)
     group = [Request(WriteRows(uuid, batch, False, record=batch.to_record())) for batch in (first, second)]
@@ -126,7 +136,9 @@ def test_two_writers_of_one_id_in_one_group_are_ordered_by_seq(store: Store, tmp
     assert marks(store.snapshot(uuid)) == after_crash(store, tmp_path, uuid) == {"x": 2, "y": 4}
 
 
-def test_a_delete_by_filter_spares_a_row_that_was_written_after_its_snapshot(store: Store, tmp_path: Path, rows_of: Rows, schema: Schema) -> None:
+def test_a_delete_by_filter_spares_a_row_that_was_written_after_its_snapshot(
+    store: Store, tmp_path: Path, rows_of: Rows, schema: Schema
+) -> None:
     uuid = store.create_collection("c", schema)
     store.write(uuid, rows_of(["a", "b", "c"], 1))
     seen = store.snapshot(uuid)
@@ -312,7 +324,9 @@ def test_insert_is_all_or_nothing(store: Store, rows_of: Rows, schema: Schema, m
     assert list((store.path / "segments").rglob("*.seg")) == []
 
 
-def test_what_a_crash_left_is_deleted_and_strangers_are_reported(store: Store, tmp_path: Path, rows_of: Rows, schema: Schema, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_crash_left_is_deleted_and_strangers_are_reported(
+    store: Store, tmp_path: Path, rows_of: Rows, schema: Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uuid = store.create_collection("c", schema)
     level0(store, uuid, rows_of(["a"], 1), monkeypatch)
     folder = store.path / "segments" / uuid.hex()
@@ -432,7 +446,8 @@ def test_snapshots_of_many_writers_are_whole(store: Store, rows_of: Rows, schema
 
     readers = [threading.Thread(target=read) for _ in range(2)]
     writers = [
-        threading.Thread(target=lambda n=n: [store.write(uuid, rows_of(keys, n * 1000 + i)) for i in range(40)]) for n in range(4)
+        threading.Thread(target=lambda n=n: [store.write(uuid, rows_of(keys, n * 1000 + i)) for i in range(40)])
+        for n in range(4)
     ]
     for thread in readers + writers:
         thread.start()

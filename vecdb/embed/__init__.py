@@ -31,9 +31,12 @@ TEXT = "text"  # the payload key under which a point's text is kept
 class Encoder(Protocol):
     """Anything that embeds texts. fingerprint: changes whenever the same text would get another vector."""
 
-    name: str
-    fingerprint: str
-    dim: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """(n,) texts -> (n, dim) float32."""
@@ -71,9 +74,7 @@ class Embedding:
         self._lock = threading.Lock()
         self._encoder: Encoder | None = None
         if "embed" not in store.state(uuid).schema:
-            raise InvalidInput(
-                "this collection has no encoder, so give vectors; texts need create_collection(name, embed=…)"
-            )
+            raise InvalidInput("this collection has no encoder, so give vectors; texts need create_collection(name, embed=…)")
 
     def adopt(self, encoder: str | Encoder) -> None:
         """Uses this encoder object from now on. Raises EncoderMismatch when the texts were embedded by another."""

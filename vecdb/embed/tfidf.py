@@ -9,6 +9,7 @@ every vector off zero; it is too small to move a ranking. A Tfidf never changes 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
@@ -75,9 +76,7 @@ class Tfidf:
 
     name = "tfidf"
 
-    def __init__(
-        self, terms: list[str], idf: npt.NDArray[np.float32], components: npt.NDArray[np.float32], dim: int
-    ) -> None:
+    def __init__(self, terms: list[str], idf: npt.NDArray[np.float32], components: npt.NDArray[np.float32], dim: int) -> None:
         self.terms, self.idf, self.components, self.dim = terms, idf, components, dim
 
     @staticmethod
@@ -108,14 +107,18 @@ class Tfidf:
     @cached_property
     def fingerprint(self) -> str:
         digest = xxhash.xxh3_64(f"tfidf 1 {self.dim}".encode())
-        for array in (*self.to_arrays().values(),):
-            digest.update(np.ascontiguousarray(array))
+        for array in self.to_arrays().values():
+            digest.update(np.ascontiguousarray(array).tobytes())
         return str(digest.hexdigest())
 
     @cached_property
     def _counter(self) -> Any:
         counting = _sklearn().feature_extraction.text.CountVectorizer(
-            vocabulary=self.terms, stop_words=_stop_words(_sklearn()), preprocessor=_words, token_pattern=_TOKEN, dtype=np.float32
+            vocabulary=self.terms,
+            stop_words=_stop_words(_sklearn()),
+            preprocessor=_words,
+            token_pattern=_TOKEN,
+            dtype=np.float32,
         )
         counting.transform([""])  # reads the vocabulary now, so that threads find it read
         return counting
@@ -152,5 +155,5 @@ class Tfidf:
     def from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Tfidf:
         """The inverse of `to_arrays`; the arrays may be mapped."""
         data, offsets = arrays["terms.bytes"].tobytes(), arrays["terms.offsets"].tolist()
-        terms = [data[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False)]
+        terms = [data[a:b].decode() for a, b in itertools.pairwise(offsets)]
         return Tfidf(terms, arrays["idf"], arrays["components"], int(arrays["dim"][0]))

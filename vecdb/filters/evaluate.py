@@ -13,9 +13,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from vecdb_storage.columns import (
-    ARRAY, BOOL, FLOAT, INT, MISSING, NO_TIME, NULL, STRING, Column, ColumnSet, micros,
+    ARRAY,
+    BOOL,
+    FLOAT,
+    INT,
+    MISSING,
+    NO_TIME,
+    NULL,
+    STRING,
+    Column,
+    ColumnSet,
+    micros,
 )  # fmt: skip
 
 from .expression import And, Compare, Contains, Exists, Expression, In, IsNull, Not, Or, StartsWith
@@ -138,7 +147,7 @@ def _compare_ints(ints: npt.NDArray[np.int64], op: str, value: int | float) -> F
         return _compare_ints(ints, "<=" if op in ("<", "<=") else ">", math.floor(value))
     whole = int(value)
     if not -(2**63) <= whole < 2**63:
-        return np.full(len(ints), op == "!=" or (op in ("<", "<=")) == (whole > 0) and op != "==")
+        return np.full(len(ints), op == "!=" or ((op in ("<", "<=")) == (whole > 0) and op != "=="))
     return OPERATORS[op](ints, np.int64(whole))  # type: ignore[return-value]
 
 
@@ -172,7 +181,7 @@ def _compare_times(column: Column, op: str, instant: int) -> _Truth:
         return _everywhere(None)
     times = column.text.times
     known = times != NO_TIME
-    holds = OPERATORS[op](times, np.int64(instant)) & known  # type: ignore[operator]
+    holds = OPERATORS[op](times, np.int64(instant)) & known
     codes = column.array("codes")
     return _spread(column, STRING, holds[codes], known[codes])
 

@@ -27,7 +27,6 @@ from datetime import UTC, date, datetime
 from typing import Any, NoReturn
 
 import numpy as np
-
 from vecdb_storage.columns import join_path, rfc3339, split_path
 
 from ..errors import InvalidFilter
@@ -197,16 +196,16 @@ class F:
     def __ne__(self, value: object) -> Expression:  # type: ignore[override]
         return Not(IsNull(self.path)) if value is None else Compare(self.path, "!=", literal(value, self.path))
 
-    def __lt__(self, value: Any) -> Expression:
+    def __lt__(self, value: object) -> Expression:
         return Compare(self.path, "<", _ordered(value, self.path))
 
-    def __le__(self, value: Any) -> Expression:
+    def __le__(self, value: object) -> Expression:
         return Compare(self.path, "<=", _ordered(value, self.path))
 
-    def __gt__(self, value: Any) -> Expression:
+    def __gt__(self, value: object) -> Expression:
         return Compare(self.path, ">", _ordered(value, self.path))
 
-    def __ge__(self, value: Any) -> Expression:
+    def __ge__(self, value: object) -> Expression:
         return Compare(self.path, ">=", _ordered(value, self.path))
 
     def in_(self, values: Iterable[Any]) -> Expression:
@@ -219,7 +218,7 @@ class F:
         """True when an array has an element equal to `value`, or a string has it inside."""
         return Contains(self.path, None if value is None else literal(value, self.path))
 
-    def startswith(self, prefix: str) -> Expression:
+    def startswith(self, prefix: object) -> Expression:
         """True when a string begins with `prefix`."""
         if not isinstance(prefix, str):
             raise InvalidFilter(f"startswith takes a string, not {prefix!r}", field=self.path)

@@ -93,7 +93,7 @@ def _of_path(path: F, value: Any, depth: int) -> Expression:
     return _join(And, [_condition(path, str(op), operand, depth) for op, operand in value.items()])
 
 
-def _condition(path: F, op: str, operand: Any, depth: int) -> Expression:
+def _condition(path: F, op: str, operand: object, depth: int) -> Expression:
     match op:
         case "$eq":
             return path == _value(operand, path)
@@ -127,7 +127,7 @@ def _condition(path: F, op: str, operand: Any, depth: int) -> Expression:
     raise InvalidFilter(f"unknown operator {op}{hint}; use one of {_OPERATORS}", field=path.path)
 
 
-def _value(value: Any, path: F) -> Any:
+def _value(value: object, path: F) -> object:
     if isinstance(value, Mapping) and set(value) == {"$date"} and isinstance(value["$date"], str):
         return _date(value["$date"], path.path)
     return value
@@ -136,7 +136,9 @@ def _value(value: Any, path: F) -> Any:
 def _date(text: str, path: str | None = None, position: int | None = None) -> datetime:
     if micros_of(text) is None:
         raise InvalidFilter(
-            f"{text!r} is no RFC 3339 date or date-time, such as 2024-01-02 or 2024-01-02T03:04:05Z", field=path, position=position
+            f"{text!r} is no RFC 3339 date or date-time, such as 2024-01-02 or 2024-01-02T03:04:05Z",
+            field=path,
+            position=position,
         )
     return datetime.fromisoformat(text.upper())
 
@@ -292,7 +294,7 @@ class _Text:
             return self._take().text
         self._refuse("a path (words of the language stand in `backquotes`)")
 
-    def _literal(self) -> Any:
+    def _literal(self) -> object:
         token = self._next
         if token.kind == "number":
             self._at += 1
@@ -323,7 +325,7 @@ def _unescaped(quoted: str) -> str:
     return _ESCAPE.sub(plain, quoted[1:-1])
 
 
-def _compare(path: F, op: str, value: Any) -> Expression:
+def _compare(path: F, op: str, value: object) -> Expression:
     match op:
         case "==" | "=":
             return path == value

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from weakref import WeakKeyDictionary
 
 import numpy as np
-
 from vecdb_storage.columns import parse
 from vecdb_storage.segment import Segment
 from vecdb_storage.snapshot import Part, SegmentPart

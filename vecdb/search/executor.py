@@ -9,6 +9,7 @@ searchers kept with their segments; safe in any thread.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-
 from vecdb_index.contract import Hits as FoundRows
 from vecdb_index.contract import Rows
 from vecdb_index.flat.search import FlatSearcher
@@ -94,9 +94,7 @@ class Executor:
             explain += [_explained(part, [t for t in tasks if t.part is part]) for part in snapshot.parts if part.rows]
         return [_merge(tasks, query, queries, k) for query in range(len(queries))]
 
-    def _split(
-        self, part: Part, name: str, declared: Dense, stored: StoredField, words: Words | None
-    ) -> list[_Task]:
+    def _split(self, part: Part, name: str, declared: Dense, stored: StoredField, words: Words | None) -> list[_Task]:
         """A part as one task, or as about as many row ranges as there are threads."""
         pieces = min(self.threads, max(1, stored.vectors.nbytes // _SMALLEST_TASK))
         step = -(-part.rows // pieces // 64) * 64 or 64
@@ -155,7 +153,7 @@ def _merge(tasks: Sequence[_Task], query: int, queries: npt.NDArray[np.float32],
         rows = task.searcher.rows_at(queries[query], key, task.allowed)
         candidates += [(key, task, row) for row in rows.tolist() if row not in known]
     found = [Found(key, task.part.key(task.first + row), task.part, task.first + row) for key, task, row in candidates]
-    if any(a.key == b.key for a, b in zip(found, found[1:], strict=False)) or tied:
+    if any(a.key == b.key for a, b in itertools.pairwise(found)) or tied:
         found.sort(key=lambda hit: (-hit.key, hit.id))
     return found[:k]
 

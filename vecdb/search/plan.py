@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as default
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Plan:
     recall_expected: float
     why: str
     seq: int
-    parts: list[PartPlan] = field(default_factory=list)
-    stages: dict[str, float] = field(default_factory=dict)
+    parts: list[PartPlan] = default(default_factory=list)
+    stages: dict[str, float] = default(default_factory=dict)
 
     def __str__(self) -> str:
         asked = "exact" if self.recall_asked == 1 else f"recall {self.recall_asked:g}"

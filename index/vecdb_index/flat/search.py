@@ -70,7 +70,7 @@ class FlatSearcher:
         read = scored if m <= _STREAMED else -(-scored // max(1, m)) * -(-m // LANES)
         return Hits(keys, rows, sizes.astype(np.int32), tied, scored, read * vectors.shape[1] * vectors.itemsize)
 
-    def _range(self, ready, words, start, stop, keys, rows, sizes, dropped) -> int:  # type: ignore[no-untyped-def]
+    def _range(self, ready, words, start, stop, keys, rows, sizes, dropped) -> int:
         vectors, norms = self._vectors, self._norms
         scored = 0
         if len(ready) <= _STREAMED:
@@ -80,7 +80,20 @@ class FlatSearcher:
         for first in range(0, len(ready), LANES):
             packed, lengths = pack_queries(ready, first)
             scored += search_tile(
-                ready, first, packed, lengths, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped
+                ready,
+                first,
+                packed,
+                lengths,
+                vectors,
+                norms,
+                self._metric,
+                words,
+                start,
+                stop,
+                keys,
+                rows,
+                sizes,
+                dropped,
             )
         return scored
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
+import numba.extending
 
-_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+intrinsic: Any = numba.extending.intrinsic
 _log = logging.getLogger("vecdb")
 _SLOW = 1.0  # seconds after which a first call is compiling and not loading
 
@@ -44,31 +45,30 @@ def cache_folder() -> Path | None:
         return None
 
 
-def kernel(function: _Kernel) -> _Kernel:
+def kernel(function: Callable[..., Any]) -> Any:
     """Compiles `function` when it is first called with arguments of some types, or loads what was compiled before."""
     folder = cache_folder()
-    options = {"nogil": True, "error_model": "numpy", "boundscheck": None}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": None}
     if folder is None:
-        return numba.njit(**options)(function)  # type: ignore[no-any-return]
+        return numba.njit(**options)(function)
     # Numba reads this setting while it decorates; the user's own value is put back at once.
-    theirs, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+    config: Any = numba.config
+    theirs, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
-        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+        return numba.njit(cache=True, **options)(function)
     finally:
-        numba.config.CACHE_DIR = theirs
+        config.CACHE_DIR = theirs
 
 
-def inlined(function: _Kernel) -> _Kernel:
+def inlined(function: Callable[..., Any]) -> Any:
     """For a leaf that is called for every row: its body is compiled into each caller, without a call's cost."""
-    return numba.njit(nogil=True, error_model="numpy", inline="always")(function)  # type: ignore[no-any-return]
+    return numba.njit(nogil=True, error_model="numpy", inline="always")(function)
 
 
 @contextmanager
 def announced() -> Iterator[None]:
     """Around a first call: says once on the log what the caller is waiting for, if it takes long."""
-    timer = threading.Timer(
-        _SLOW, lambda: _log.warning("compiling search kernels, once per machine: about half a minute")
-    )
+    timer = threading.Timer(_SLOW, lambda: _log.warning("compiling search kernels, once per machine: about half a minute"))
     timer.daemon = True
     started = time.perf_counter()
     timer.start()

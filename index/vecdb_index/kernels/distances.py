@@ -17,9 +17,8 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .compile import inlined
+from .compile import inlined, intrinsic
 
 LANES = 16
 _F32 = ir.FloatType()
@@ -164,7 +163,7 @@ METRICS = {"cosine": COSINE, "ip": IP, "l2": L2}
 
 
 @inlined
-def key_of(queries, query, rows, norms, row, metric):  # type: ignore[no-untyped-def]
+def key_of(queries, query, rows, norms, row, metric):
     """The key of one row for one prepared query. Larger is better; NaN ranks last."""
     d = np.int64(rows.shape[1])
     if metric == L2:

@@ -8,12 +8,11 @@ from .compile import kernel
 from .distances import key_of, prefetch
 from .select import offer
 
-
 _AHEAD = 8192  # bytes by which rows are fetched before they are needed
 
 
 @kernel
-def scan(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):  # type: ignore[no-untyped-def]
+def scan(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
     """Offers rows start..stop to the heap of query q. allowed: bitmap words, empty for all. Returns rows scored."""
     if len(allowed):
         return _scan_allowed(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped)
@@ -43,13 +42,13 @@ def scan(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, s
 
 
 @kernel
-def _worst(keys, sizes, q):  # type: ignore[no-untyped-def]
+def _worst(keys, sizes, q):
     """A key that must be exceeded; NaN, which every key exceeds, while there is room."""
     return keys[q, 0] if sizes[q] == keys.shape[1] else np.float32(np.nan)
 
 
 @kernel
-def _scan_allowed(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):  # type: ignore[no-untyped-def]
+def _scan_allowed(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
     scored = 0
     worst = _worst(keys, sizes, q)
     row = start
@@ -73,7 +72,7 @@ def _scan_allowed(queries, q, vectors, norms, metric, allowed, start, stop, keys
 
 
 @kernel
-def lowest(bits):  # type: ignore[no-untyped-def]
+def lowest(bits):
     """Position of the lowest set bit of a word that has one: the count of ones below it."""
     below = (bits & (~bits + np.uint64(1))) - np.uint64(1)
     below = below - ((below >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -83,7 +82,7 @@ def lowest(bits):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def with_key(queries, q, vectors, norms, metric, allowed, key, found):  # type: ignore[no-untyped-def]
+def with_key(queries, q, vectors, norms, metric, allowed, key, found):
     """Marks in `found` (n,) bool the allowed rows whose key is exactly `key`."""
     for row in range(vectors.shape[0]):
         if len(allowed) == 0 or (allowed[row >> 6] >> np.uint64(row & 63)) & np.uint64(1):

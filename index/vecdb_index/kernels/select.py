@@ -12,12 +12,12 @@ from .compile import kernel
 
 
 @kernel
-def worse(key, row, other_key, other_row):  # type: ignore[no-untyped-def]
+def worse(key, row, other_key, other_row):
     return key < other_key or (key == other_key and row > other_row)
 
 
 @kernel
-def offer(keys, rows, sizes, dropped, q, key, row):  # type: ignore[no-untyped-def]
+def offer(keys, rows, sizes, dropped, q, key, row):
     """Keeps (key, row) for query q if it is among its best so far."""
     k = keys.shape[1]
     size = sizes[q]
@@ -42,7 +42,7 @@ def offer(keys, rows, sizes, dropped, q, key, row):  # type: ignore[no-untyped-d
 
 
 @kernel
-def _replace_worst(keys, rows, q, size, key, row):  # type: ignore[no-untyped-def]
+def _replace_worst(keys, rows, q, size, key, row):
     """Puts (key, row) in the place of the top of a heap of `size`, and sifts it down."""
     at = 0
     while True:
@@ -59,7 +59,7 @@ def _replace_worst(keys, rows, q, size, key, row):  # type: ignore[no-untyped-de
 
 
 @kernel
-def settle(keys, rows, sizes, dropped, floors, tied):  # type: ignore[no-untyped-def]
+def settle(keys, rows, sizes, dropped, floors, tied):
     """Sorts each heap in place, best first, and cuts what is below its floor. tied: see contract.Hits."""
     for q in range(keys.shape[0]):
         size = sizes[q]

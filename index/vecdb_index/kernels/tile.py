@@ -21,10 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .compile import kernel
+from .compile import intrinsic, kernel
 from .distances import COSINE, L2, fma, key_of, load, pointer, widen
 from .scan import lowest
 from .select import offer
@@ -134,7 +132,7 @@ def pack_queries(queries: npt.NDArray[np.float32], first: int) -> tuple[npt.NDAr
 
 
 @kernel
-def _threshold(key, length, largest, g, metric):  # type: ignore[no-untyped-def]
+def _threshold(key, length, largest, g, metric):
     """The least approximate key with which a row of norm up to `largest` could have a key of at least `key`."""
     if metric == COSINE:
         bound = np.float64(2.5) * g * length
@@ -151,7 +149,7 @@ def _threshold(key, length, largest, g, metric):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def multiply(rows, row_at, count, packed, d, table):  # type: ignore[no-untyped-def]
+def multiply(rows, row_at, count, packed, d, table):
     """table[i, lane] = the inner product of the i-th of `count` rows from element row_at on, and a lane's query."""
     whole = count // MR * MR
     for one in range(0, whole, MR):
@@ -161,9 +159,7 @@ def multiply(rows, row_at, count, packed, d, table):  # type: ignore[no-untyped-
 
 
 @kernel
-def search_tile(  # type: ignore[no-untyped-def]
-    queries, first, packed, lengths, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped
-):
+def search_tile(queries, first, packed, lengths, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
     """Offers rows start..stop to the heaps of queries first..first + LANES. Returns rows scored, times queries."""
     d = np.int64(vectors.shape[1])
     k = keys.shape[1]

@@ -1,0 +1,62 @@
+"""Every Python block of the documentation runs, page by page, in an empty folder; and a wheel runs the README's."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> str:
+    return "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    code = blocks(page)
+    assert code.strip(), f"{page} shows no code"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("example", ["quickstart.py", "own_encoder.py"])
+def test_examples_run(example: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", ROOT / "examples" / example], cwd=tmp_path, check=True, capture_output=True
+    )
+    assert done.stdout
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_a_wheel_installs_without_a_compiler_and_runs_the_ten_lines(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", wheel]
+    environment = {**os.environ, "CC": "/bin/false", "PYTHONPATH": ""}
+    subprocess.run(install, check=True, env=environment)
+    first = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))[0]
+    done = subprocess.run(
+        [python, "-W", "error", "-c", first], cwd=tmp_path, check=True, capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.splitlines()[0].startswith("doc-7 1.0"), done.stdout
+    packages = [python, "-c", "import vecdb, vecdb_index, vecdb_storage; print(vecdb.__file__)"]
+    where = subprocess.run(packages, cwd=tmp_path, check=True, capture_output=True, text=True, env=environment).stdout
+    assert str(tmp_path) in where
+    for package in ("vecdb", "vecdb_index", "vecdb_storage"):
+        assert list((tmp_path / "venv").rglob(f"site-packages/{package}/py.typed"))
