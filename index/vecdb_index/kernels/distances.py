@@ -49,58 +49,63 @@ def load(builder: Any, address: Any, item: Any) -> Any:
     return value
 
 
-def _widened(builder: Any, value: Any, dtype: Any) -> Any:
-    """float16 (as its bits) or int8, one or sixteen, as float32; exact."""
-    target = _VECTOR if isinstance(value.type, ir.VectorType) else _F32
-    if dtype == types.float32:
-        return value
-    if dtype == HALF:
-        half = ir.VectorType(ir.HalfType(), LANES) if target is _VECTOR else ir.HalfType()
-        return builder.fpext(builder.bitcast(value, half), target)
-    return builder.sitofp(value, target)
+def reduced(builder: Any, count: Any, step: Any, join: Any) -> Any:
+    """step(at, accumulator) over 0..count in the order above, the four accumulators and their lanes joined by `join`.
 
-
-def _emit(context: Any, builder: Any, signature: Any, arguments: Any, *, squared: bool) -> Any:
-    """The body of `dot` and `squared_distance`."""
-    query_type, _, row_type, _, _ = signature.args
-    query, query_at, rows, row_at, count = arguments
-    dtype = row_type.dtype
-    item = _ITEMS[dtype]
-
-    def step(at: Any, accumulator: Any) -> Any:
-        """accumulator + the contribution of the vector, or the single number, at `at`."""
-        vector = isinstance(accumulator.type, ir.VectorType)
-        q_item, r_item = (_VECTOR, ir.VectorType(item, LANES)) if vector else (_F32, item)
-        q = load(builder, pointer(context, builder, query_type, query, builder.add(query_at, at), q_item), q_item)
-        r = load(builder, pointer(context, builder, row_type, rows, builder.add(row_at, at), r_item), r_item)
-        r = _widened(builder, r, dtype)
-        if squared:
-            difference = builder.fsub(q, r)
-            return fma(builder, difference, difference, accumulator)
-        return fma(builder, q, r, accumulator)
-
+    `step` is given vector accumulators for sixteen elements from `at` on, a float accumulator for a single one.
+    """
     zero = ir.Constant(_VECTOR, [0.0] * LANES)
     slots = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]
-    total = cgutils.alloca_once_value(builder, ir.Constant(_F32, 0.0))
+    total = cgutils.alloca_once(builder, _F32)
     by_64 = builder.and_(count, ir.Constant(_I64, -64))
     by_16 = builder.and_(count, ir.Constant(_I64, -16))
+    for slot in slots:
+        builder.store(zero, slot)
     with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), by_64, ir.Constant(_I64, 64)) as (at, _):
         for j, slot in enumerate(slots):
             builder.store(step(builder.add(at, ir.Constant(_I64, 16 * j)), builder.load(slot)), slot)
     with cgutils.for_range_slice(builder, by_64, by_16, ir.Constant(_I64, 16)) as (at, _):
         builder.store(step(at, builder.load(slots[0])), slots[0])
     a, b, c, d = (builder.load(slot) for slot in slots)
-    folded = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
+    folded = join(join(a, b), join(c, d))
     width = LANES
     while width > 1:
         width //= 2
         low = ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(width)))
         high = ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(width, 2 * width)))
-        folded = builder.fadd(builder.shuffle_vector(folded, folded, low), builder.shuffle_vector(folded, folded, high))
+        folded = join(builder.shuffle_vector(folded, folded, low), builder.shuffle_vector(folded, folded, high))
     builder.store(builder.extract_element(folded, ir.Constant(ir.IntType(32), 0)), total)
     with cgutils.for_range_slice(builder, by_16, count, ir.Constant(_I64, 1)) as (at, _):
         builder.store(step(at, builder.load(total)), total)
     return builder.load(total)
+
+
+def loaded(context: Any, builder: Any, array_type: Any, array: Any, at: Any, like: Any) -> Any:
+    """The element at `at`, or sixteen if `like` is a vector, as float32; exact for float16 (its bits) and int8."""
+    single, vector = _ITEMS[array_type.dtype], isinstance(like, ir.VectorType)
+    item = ir.VectorType(single, LANES) if vector else single
+    value = load(builder, pointer(context, builder, array_type, array, at, item), item)
+    if single == _F32:
+        return value
+    if array_type.dtype == HALF:
+        half = ir.VectorType(ir.HalfType(), LANES) if vector else ir.HalfType()
+        return builder.fpext(builder.bitcast(value, half), like)
+    return builder.sitofp(value, like)
+
+
+def _emit(context: Any, builder: Any, signature: Any, arguments: Any, *, squared: bool) -> Any:
+    """The body of `dot` and `squared_distance`."""
+    query_type, _, row_type, _, _ = signature.args
+    query, query_at, rows, row_at, count = arguments
+
+    def step(at: Any, accumulator: Any) -> Any:
+        q = loaded(context, builder, query_type, query, builder.add(query_at, at), accumulator.type)
+        r = loaded(context, builder, row_type, rows, builder.add(row_at, at), accumulator.type)
+        if squared:
+            q = r = builder.fsub(q, r)
+        return fma(builder, q, r, accumulator)
+
+    return reduced(builder, count, step, builder.fadd)
 
 
 @intrinsic
@@ -121,26 +126,6 @@ def squared_distance(typing: Any, query: Any, query_at: Any, rows: Any, row_at: 
         return _emit(context, builder, signature, arguments, squared=True)
 
     return types.float32(query, types.int64, rows, types.int64, types.int64), codegen
-
-
-@intrinsic
-def widen(typing: Any, rows: Any, row_at: Any, count: Any, out: Any, out_at: Any) -> Any:
-    """out[out_at:][:count] = rows[row_at:][:count] as float32, both as flat arrays."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        row_type, _, _, out_type, _ = signature.args
-        rows, row_at, count, out, out_at = arguments
-        single = _ITEMS[row_type.dtype]
-        by_16 = builder.and_(count, ir.Constant(_I64, -16))
-        for start, stop, step, wide in ((ir.Constant(_I64, 0), by_16, 16, True), (by_16, count, 1, False)):
-            item, target = (ir.VectorType(single, LANES), _VECTOR) if wide else (single, _F32)
-            with cgutils.for_range_slice(builder, start, stop, ir.Constant(_I64, step)) as (at, _):
-                value = load(builder, pointer(context, builder, row_type, rows, builder.add(row_at, at), item), item)
-                place = pointer(context, builder, out_type, out, builder.add(out_at, at), target)
-                builder.store(_widened(builder, value, row_type.dtype), place).align = 4
-        return context.get_dummy_value()
-
-    return types.void(rows, types.int64, types.int64, out, types.int64), codegen
 
 
 @intrinsic

@@ -1,15 +1,19 @@
-"""Many queries over many rows: a register-blocked multiplication whose results never leave the cache.
+"""Many queries over many rows: a register-blocked multiplication whose results never leave the registers.
 
-A tile of LANES queries is packed transposed, (d, LANES), so that one step of the inner loop loads its lanes as vectors and
-multiplies them with MR broadcast row elements into MR * VECTORS accumulators that live in registers. Its shape is chosen by
-what the CPU has: 6 rows x 64 queries with AVX-512, 6 x 16 with AVX2, 6 x 16 elsewhere. A block of rows (widened to
-float32, gathered when only some are allowed) gives a small table of approximate inner products; a row goes on to the pair
-kernel only if its approximate key reaches the query's threshold: the k-th best key so far, minus a bound on the
-error of both computations,
+A tile of LANES queries is packed transposed, so that one step of the inner loop loads its lanes as vectors and multiplies
+them with MR broadcast row elements into MR x VECTORS accumulators. What it computes only decides which rows the pair
+kernel looks at: those whose approximate key, plus a rigorous bound on its error, reaches the query's k-th best key so far.
+So nothing that belongs to the answer is left out, and every key in it is the pair kernel's.
 
-    |fl(q.x) - q.x| <= g |q| |x|,  g = (d + 16) 2^-23   (Higham, Accuracy and Stability, 3.1, twice over),
+Two forms share all this. The exact one multiplies float32. The coarse one, for CPUs that multiply bytes four at a time
+(VNNI), multiplies queries and rows rounded to a byte per element, q' and x', each with a scale of its own; by
+Cauchy-Schwarz, with what was rounded away known exactly,
 
-so that nothing that belongs to the answer is ever left out. Where a bound is not finite, every row goes on.
+    |q.x - q'.x'| <= |q| |x - x'| + |q - q'| |x'|                      (0 in the exact form)
+    |fl(q.x) - q.x| <= g |q| |x|,  g = (d + 64) 2^-22                 (Higham, Accuracy and Stability, 3.1, generously)
+
+A block where the coarse form lets too many rows through is followed by exact ones. Rows and queries whose length is not
+within 2^-30 .. 2^30 (zero, overflowing, NaN) always go on to the pair kernel: no bound here has to think of them.
 """
 
 from __future__ import annotations
@@ -17,206 +21,255 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba
 import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from .compile import intrinsic, kernel
-from .distances import COSINE, L2, fma, key_of, load, pointer, widen
+from .distances import COSINE, HALF, L2, dot, fma, key_of, load, loaded, pointer, prefetch, reduced
 from .scan import lowest
 from .select import offer
 
-_FEATURES = llvm.get_host_cpu_features()
+_FEATURES = {} if numba.config.CPU_NAME or numba.config.CPU_FEATURES else llvm.get_host_cpu_features()
 WIDTH, VECTORS = (16, 4) if _FEATURES.get("avx512f") else (8, 2) if _FEATURES.get("avx2") else (4, 4)
 LANES = WIDTH * VECTORS
+COARSE = bool(_FEATURES.get("avx512vnni") if WIDTH == 16 else WIDTH == 8 and _FEATURES.get("avxvnni"))
 MR = 6
-BLOCK_BYTES = 96 << 10  # of widened rows: with the tile of queries they fit a core's own cache
-_F32, _I64 = ir.FloatType(), ir.IntType(64)
-_VECTOR = ir.VectorType(_F32, WIDTH)
+BLOCK_BYTES = 128 << 10  # of widened or rounded rows: with a tile of queries they fit a core's own cache
+_SAFE = 2.0**30
+_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_FLOATS, _INTS = ir.VectorType(_F32, WIDTH), ir.VectorType(_I32, WIDTH)
 
 
-def _product(rows_at_once: int) -> Any:
-    """An intrinsic that multiplies that many rows with a tile of queries."""
+def _splat(builder: Any, value: Any) -> Any:
+    undefined = ir.Constant(ir.VectorType(value.type, WIDTH), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(_INTS, [0] * WIDTH))
+
+
+def _dot4(builder: Any, rows: Any, queries: Any, sums: Any) -> Any:
+    """sums + the four products of unsigned bytes of `rows` and signed ones of `queries`, in each 32-bit lane."""
+    signature = ir.FunctionType(_INTS, [_INTS] * 3)
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * WIDTH}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [sums, rows, queries])
+
+
+def _product(many: int, coarse: bool) -> Any:
+    """An intrinsic that multiplies `many` rows with a tile of queries and says which lanes each row may concern."""
+    item, vector = (_I32, _INTS) if coarse else (_F32, _FLOATS)
 
     @intrinsic
-    def product(typing: Any, rows: Any, row_at: Any, packed: Any, count: Any, out: Any, out_at: Any) -> Any:
+    def product(
+        typing: Any, rows: Any, row_at: Any, stride: Any, packed: Any, packed_at: Any, steps: Any, lanes: Any, lanes_at: Any,
+        terms: Any, one: Any, reached: Any,
+    ) -> Any:  # fmt: skip
+        """reached[one + r] = lanes, as bits, whose limit the approximate key of row r may reach; NaN does."""
+
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            row_type, _, packed_type, _, out_type, _ = signature.args
-            rows, row_at, packed, count, out, out_at = arguments
-            zero = ir.Constant(_VECTOR, [0.0] * WIDTH)
+            row_type, _, _, packed_type, _, _, lane_type, _, term_type, _, reached_type = signature.args
+            rows, row_at, stride, packed, packed_at, steps, lanes, lanes_at, terms, one, reached = arguments
+
+            def const(value: int) -> Any:
+                return ir.Constant(_I64, value)
+
+            def vectors(array_type: Any, array: Any, at: Any, kind: Any) -> list[Any]:
+                places = [builder.add(at, const(v * WIDTH)) for v in range(VECTORS)]
+                return [load(builder, pointer(context, builder, array_type, array, p, kind), kind) for p in places]
+
+            starts = vectors(packed_type, packed, packed_at, vector)
+            bases = [builder.add(row_at, builder.mul(stride, const(r))) for r in range(many)]
             before = builder.block
             loop, after = builder.append_basic_block("tile"), builder.append_basic_block("tiled")
-            builder.branch(loop)
+            builder.cbranch(builder.icmp_signed("<", const(0), steps), loop, after)
             builder.position_at_end(loop)
             at = builder.phi(_I64)
-            at.add_incoming(ir.Constant(_I64, 0), before)
-            sums = [[builder.phi(_VECTOR) for _ in range(VECTORS)] for _ in range(rows_at_once)]
-            for phi in (phi for row in sums for phi in row):
-                phi.add_incoming(zero, before)
-            lane = builder.mul(at, ir.Constant(_I64, LANES))
-            queries = [
-                load(
-                    builder,
-                    pointer(context, builder, packed_type, packed, builder.add(lane, ir.Constant(_I64, v * WIDTH)), _VECTOR),
-                    _VECTOR,
-                )
-                for v in range(VECTORS)
-            ]
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
-            undefined = ir.Constant(_VECTOR, ir.Undefined)
-            for r, row in enumerate(sums):
-                element = builder.add(builder.add(row_at, builder.mul(count, ir.Constant(_I64, r))), at)
-                single = load(builder, pointer(context, builder, row_type, rows, element, _F32), _F32)
-                splat = builder.shuffle_vector(
-                    builder.insert_element(undefined, single, ir.Constant(ir.IntType(32), 0)), undefined, mask
-                )
-                for v, phi in enumerate(row):
-                    phi.add_incoming(fma(builder, splat, queries[v], phi), loop)
-            following = builder.add(at, ir.Constant(_I64, 1))
+            sums = [[builder.phi(vector) for _ in range(VECTORS)] for _ in range(many)]
+            following = builder.add(at, const(1))
+            queries = vectors(packed_type, packed, builder.add(packed_at, builder.mul(following, const(LANES))), vector)
+            offset = builder.mul(at, const(4 if coarse else 1))
+            results = []
+            for base, row in zip(bases, sums, strict=True):
+                place = pointer(context, builder, row_type, rows, builder.add(base, offset), item)
+                element = _splat(builder, load(builder, place, item))
+                if coarse:
+                    results.append([_dot4(builder, element, q, s) for q, s in zip(queries, row, strict=True)])
+                else:
+                    results.append([fma(builder, element, q, s) for q, s in zip(queries, row, strict=True)])
+            builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
+            at.add_incoming(const(0), before)
             at.add_incoming(following, loop)
-            builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+            finals = []
             builder.position_at_end(after)
-            for r, row in enumerate(sums):
-                for v, phi in enumerate(row):
-                    place = builder.add(out_at, ir.Constant(_I64, r * LANES + v * WIDTH))
-                    final = next(value for value, block in phi.incomings if block is loop)
-                    builder.store(final, pointer(context, builder, out_type, out, place, _VECTOR)).align = 4
+            for row, result in zip(sums, results, strict=True):
+                for v in range(VECTORS):
+                    row[v].add_incoming(starts[v], before)
+                    row[v].add_incoming(result[v], loop)
+                    final = builder.phi(vector)
+                    final.add_incoming(starts[v], before)
+                    final.add_incoming(result[v], loop)
+                    finals.append(final)
+            lane = [vectors(lane_type, lanes, builder.add(lanes_at, const(i * LANES)), _FLOATS) for i in range(4)]
+            for r in range(many):
+                first = builder.mul(builder.add(one, const(r)), const(4))
+                term = [
+                    _splat(builder, load(builder, pointer(context, builder, term_type, terms, builder.add(first, const(i)), _F32), _F32))
+                    for i in range(4)
+                ]
+                bits = const(0)
+                for v in range(VECTORS):
+                    value = finals[r * VECTORS + v]
+                    key = builder.fmul(lane[3][v], term[3])
+                    for a, b in ((lane[2][v], term[2]), (lane[1][v], term[1])):
+                        key = fma(builder, a, b, key)
+                    key = fma(builder, builder.sitofp(value, _FLOATS) if coarse else value, term[0], key)
+                    may = builder.fcmp_unordered(">=", key, lane[0][v])
+                    part = builder.zext(builder.bitcast(may, ir.IntType(WIDTH)), _I64)
+                    bits = builder.or_(bits, builder.shl(part, const(v * WIDTH)))
+                builder.store(bits, pointer(context, builder, reached_type, reached, builder.add(one, const(r)), _I64))
             return context.get_dummy_value()
 
-        return types.void(rows, types.int64, packed, types.int64, out, types.int64), codegen
+        whole = types.int64
+        return types.void(rows, whole, whole, packed, whole, whole, lanes, whole, terms, whole, reached), codegen
 
     return product
 
 
-product_of_many, product_of_one = _product(MR), _product(1)
+exact_many, exact_one = _product(MR, False), _product(1, False)
+if COARSE:
+    coarse_many, coarse_one = _product(MR, True), _product(1, True)
+else:
+    coarse_many, coarse_one = exact_many, exact_one  # never called
 
 
 @intrinsic
-def reaching(typing: Any, table: Any, table_at: Any, scale: Any, shift: Any, thresholds: Any) -> Any:
-    """Lanes of a row of the table whose scale * value + shift is not below its threshold, as bits; NaN reaches."""
+def magnitude(typing: Any, rows: Any, row_at: Any, count: Any) -> Any:
+    """The largest absolute value in rows[row_at:][:count]."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        table_type, _, _, _, threshold_type = signature.args
-        table, table_at, scale, shift, thresholds = arguments
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
-        undefined = ir.Constant(_VECTOR, ir.Undefined)
+        rows, row_at, count = arguments
 
-        def splat(value: Any) -> Any:
-            first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-            return builder.shuffle_vector(first, undefined, mask)
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
-        scales, shifts = splat(scale), splat(shift)
-        bits = ir.Constant(_I64, 0)
-        for v in range(VECTORS):
-            place = builder.add(table_at, ir.Constant(_I64, v * WIDTH))
-            values = load(builder, pointer(context, builder, table_type, table, place, _VECTOR), _VECTOR)
-            limits_at = pointer(context, builder, threshold_type, thresholds, ir.Constant(_I64, v * WIDTH), _VECTOR)
-            reached = builder.fcmp_unordered(">=", fma(builder, values, scales, shifts), load(builder, limits_at, _VECTOR))
-            part = builder.zext(builder.bitcast(reached, ir.IntType(WIDTH)), _I64)
-            bits = builder.or_(bits, builder.shl(part, ir.Constant(_I64, v * WIDTH)))
-        return bits
+        def step(at: Any, accumulator: Any) -> Any:
+            kind = accumulator.type
+            name = f"llvm.fabs.{'f32' if kind == _F32 else f'v{kind.count}f32'}"
+            fabs = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
+            value = loaded(context, builder, signature.args[0], rows, builder.add(row_at, at), kind)
+            return larger(builder.call(fabs, [value]), accumulator)
 
-    return types.uint64(table, types.int64, types.float32, types.float32, thresholds), codegen
+        return reduced(builder, count, step, larger)
+
+    return types.float32(rows, types.int64, types.int64), codegen
 
 
-def pack_queries(queries: npt.NDArray[np.float32], first: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The tile of queries from `first` on, transposed and padded with zeros, and their lengths (LANES,)."""
-    tile = queries[first : first + LANES]
-    packed = np.zeros((queries.shape[1], LANES), np.float32)
-    packed[:, : len(tile)] = tile.T
-    lengths = np.zeros(LANES, np.float32)
-    with np.errstate(over="ignore"):
-        lengths[: len(tile)] = np.sqrt(np.vecdot(tile.astype(np.float64), tile.astype(np.float64)))
-    return packed, lengths
+@intrinsic
+def rounded(typing: Any, rows: Any, row_at: Any, count: Any, scale: Any, codes: Any, code_at: Any) -> Any:
+    """codes[code_at:][:count] = 128 + the nearest integers to rows / scale. Returns the squared length of what was lost.
+
+    The integer is read off the low byte of a float32 that has no room for a fraction: NaN is no special case.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row_type, _, _, _, code_type, _ = signature.args
+        rows, row_at, count, scale, codes, code_at = arguments
+        inverse = builder.fdiv(ir.Constant(_F32, 1.0), scale)
+
+        def step(at: Any, accumulator: Any) -> Any:
+            kind = accumulator.type
+            wide = isinstance(kind, ir.VectorType)
+
+            def every(value: Any) -> Any:
+                if not wide:
+                    return value
+                first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+                return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count))
+
+            byte, word = ir.IntType(8), _I32
+            if wide:
+                byte, word = ir.VectorType(byte, kind.count), ir.VectorType(word, kind.count)
+            magic = every(ir.Constant(_F32, 1.5 * 2**23 + 128))
+            value = loaded(context, builder, row_type, rows, builder.add(row_at, at), kind)
+            near = fma(builder, value, every(inverse), magic)
+            place = pointer(context, builder, code_type, codes, builder.add(code_at, at), byte)
+            builder.store(builder.trunc(builder.bitcast(near, word), byte), place).align = 1
+            lost = fma(builder, builder.fneg(builder.fsub(near, magic)), every(scale), value)
+            return fma(builder, lost, lost, accumulator)
+
+        return reduced(builder, count, step, builder.fadd)
+
+    return types.float32(rows, types.int64, types.int64, types.float32, codes, types.int64), codegen
+
+
+@intrinsic
+def widen(typing: Any, rows: Any, row_at: Any, count: Any, out: Any, out_at: Any) -> Any:
+    """out[out_at:][:count] = rows[row_at:][:count] as float32, both as flat arrays."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row_type, _, _, out_type, _ = signature.args
+        rows, row_at, count, out, out_at = arguments
+
+        def step(at: Any, accumulator: Any) -> Any:
+            value = loaded(context, builder, row_type, rows, builder.add(row_at, at), accumulator.type)
+            place = pointer(context, builder, out_type, out, builder.add(out_at, at), accumulator.type)
+            builder.store(value, place).align = 4
+            return accumulator
+
+        reduced(builder, count, step, builder.fadd)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64, types.int64, out, types.int64), codegen
 
 
 @kernel
-def _threshold(key, length, largest, g, metric):
-    """The least approximate key with which a row of norm up to `largest` could have a key of at least `key`."""
-    if metric == COSINE:
-        bound = np.float64(2.5) * g * length
-    elif metric == L2:
-        bound = np.float64(3) * g * (np.float64(length) + largest) * (np.float64(length) + largest)
-    else:
-        bound = np.float64(2.5) * g * np.float64(length) * largest
-    limit = np.float64(key) - bound
+def pack(queries, exact, exact_lanes, coarse, coarse_lanes):
+    """Fills the tiles of queries. Of a tile, step 0 is what its sums start from; `lanes` are (limit, |q|, |q - q'|, 1) / scale.
+
+    exact: (tiles, d + 1, LANES) float32 zeros. coarse: (tiles, d' + 1, LANES, 4) int8 zeros, four elements a step, or empty.
+    lanes: (tiles, 4, LANES) float32; empty lanes have a limit that is never reached.
+    """
+    m, d = queries.shape
+    codes = np.zeros(d, np.uint8)
+    for q in range(exact.shape[0] * LANES):
+        tile, lane = q // LANES, q % LANES
+        if q >= m:
+            exact_lanes[tile, :, lane] = 0
+            exact_lanes[tile, 0, lane] = np.inf
+            if len(coarse):
+                coarse_lanes[tile, :, lane] = 0
+                coarse_lanes[tile, 0, lane] = np.inf
+            continue
+        square = np.float64(0)
+        for i in range(d):
+            exact[tile, i + 1, lane] = queries[q, i]
+            square += np.float64(queries[q, i]) * np.float64(queries[q, i])
+        length = np.sqrt(square)
+        safe = 1 / _SAFE < length < _SAFE
+        exact_lanes[tile, 1, lane] = length if safe else np.inf
+        exact_lanes[tile, 2, lane] = 0
+        exact_lanes[tile, 3, lane] = 1
+        if len(coarse):
+            scale = magnitude(queries, q * d, d) / np.float32(127) if safe else np.float32(1)
+            lost = np.sqrt(np.float64(rounded(queries, q * d, d, scale, codes, 0)))
+            start = np.int32(0)
+            for i in range(d):
+                code = np.int8(np.int32(codes[i]) - 128)
+                coarse[tile, 1 + i // 4, lane, i % 4] = code
+                start -= np.int32(128) * np.int32(code)
+            for byte in range(4):
+                coarse[tile, 0, lane, byte] = np.int8((start >> np.int32(8 * byte)) & 255)
+            coarse_lanes[tile, 1, lane] = length / scale if safe else np.inf
+            coarse_lanes[tile, 2, lane] = lost / scale * 1.001
+            coarse_lanes[tile, 3, lane] = 1 / scale
+
+
+@kernel
+def _limit(key, length, unit, g, metric):
+    """What a lane's approximate key must reach for its row to be able to have at least `key`."""
+    limit = np.float64(key)
     if metric == L2:
-        limit += np.float64(length) * length
-    if not bound < 1e37 or not limit < 1e37:
-        return np.float32(-np.inf)
-    return np.float32(limit - abs(limit) * 2.0**-22)  # rounding to float32 must not raise it
-
-
-@kernel
-def multiply(rows, row_at, count, packed, d, table):
-    """table[i, lane] = the inner product of the i-th of `count` rows from element row_at on, and a lane's query."""
-    whole = count // MR * MR
-    for one in range(0, whole, MR):
-        product_of_many(rows, row_at + one * d, packed, d, table, one * LANES)
-    for one in range(whole, count):
-        product_of_one(rows, row_at + one * d, packed, d, table, one * LANES)
-
-
-@kernel
-def search_tile(queries, first, packed, lengths, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
-    """Offers rows start..stop to the heaps of queries first..first + LANES. Returns rows scored, times queries."""
-    d = np.int64(vectors.shape[1])
-    k = keys.shape[1]
-    count = min(LANES, queries.shape[0] - first)
-    g = np.float64(d + 16) * 2.0**-23
-    size = max(MR, min(768, BLOCK_BYTES // (4 * d)) // MR * MR)
-    picked = np.empty(size, np.int64)
-    block = np.empty(size * d, np.float32)
-    table = np.empty(size * LANES, np.float32)
-    thresholds = np.empty(LANES, np.float32)
-    row, scored = start, 0
-    # Whole float32 blocks are multiplied where they lie; all others are brought together first.
-    where_they_lie = vectors.itemsize == 4 and len(allowed) == 0
-    while row < stop:
-        taken = 0
-        largest = np.float64(0)
-        while row < stop and taken < size:
-            if len(allowed) == 0 or (allowed[row >> 6] >> np.uint64(row & 63)) & np.uint64(1):
-                picked[taken] = row
-                largest = max(largest, np.float64(norms[row]))
-                if not where_they_lie:
-                    widen(vectors, row * d, d, block, taken * d)
-                taken += 1
-                row += 1
-            elif allowed[row >> 6] >> np.uint64(row & 63) == 0:
-                row = ((row >> 6) + 1) << 6
-            else:
-                row += 1
-        if where_they_lie:
-            multiply(vectors, picked[0] * d, taken, packed, d, table)
-        else:
-            multiply(block, 0, taken, packed, d, table)
-        scored += taken * count
-        for lane in range(LANES):
-            q = first + lane
-            if lane >= count:
-                thresholds[lane] = np.inf
-            elif sizes[q] < k:
-                thresholds[lane] = -np.inf
-            else:
-                thresholds[lane] = _threshold(keys[q, 0], lengths[lane], largest, g, metric)
-        for one in range(taken):
-            r = picked[one]
-            norm = norms[r]
-            scale, shift = np.float32(1), np.float32(0)
-            if metric == COSINE:
-                scale = np.float32(1) / norm
-            elif metric == L2:
-                scale, shift = np.float32(2), -norm * norm
-            bits = reaching(table, one * LANES, scale, shift, thresholds)
-            while bits:
-                lane = lowest(bits)
-                bits &= bits - np.uint64(1)
-                if lane >= count:
-                    continue
-                q = first + lane
-                offer(keys, rows, sizes, dropped, q, key_of(queries, q, vectors, norms, r, metric), r)
-                if sizes[q] == k:
-                    thresholds[lane] = _threshold(keys[q, 0], lengths[lane], largest, g, metric)
-    return scored
+        square = np.float64(length) * length
+        limit += square - g * (abs(limit) + square)
+    return np.float32((limit - g * abs(limit)) * unit)
