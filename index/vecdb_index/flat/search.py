@@ -20,7 +20,7 @@ from ..kernels.compile import announced
 from ..kernels.distances import METRICS, prepared
 from ..kernels.scan import scan, with_key
 from ..kernels.select import settle
-from ..kernels.tile import LANES, pack_queries, search_tile
+from ..kernels.tile import COARSE, LANES, pack, search_tiles
 
 _STREAMED = 2  # queries up to which streaming beats multiplying
 _POLL_BYTES = 64 << 20  # of vectors between two looks at the deadline
@@ -51,57 +51,35 @@ class FlatSearcher:
         """See contract.Searcher. `effort` changes nothing: the answer is exact."""
         vectors = self.rows.vectors
         n, m = len(vectors), len(queries)
-        k = min(k, n)
         keys = np.full((m, k), -np.inf, np.float32)
         rows = np.full((m, k), -1, np.int64)
-        sizes, dropped = np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
+        sizes, dropped = np.zeros(m, np.int64), np.full(m, np.nan, np.float32)
         tied = np.zeros(m, np.bool_)
         words = self._words(allowed)
         scored = 0
         if n and m and k:
             ready = prepared(queries, self.rows.metric)
+            tiles = _tiles(ready) if m > _STREAMED else None
             step = n if control is None else max(64, _POLL_BYTES // max(1, vectors[0].nbytes) // 64 * 64)
             for start in range(0, n, step):
                 if control is not None:
                     control.poll()
-                scored += self._range(ready, words, start, min(n, start + step), keys, rows, sizes, dropped)
-            # A tie at minus infinity needs no second look: nothing there is a better answer than another.
+                scored += self._range(ready, tiles, words, start, min(n, start + step), keys, rows, sizes, dropped)
             settle(keys, rows, sizes, dropped, np.full(m, -np.inf, np.float32) if floor is None else floor, tied)
         read = scored if m <= _STREAMED else -(-scored // max(1, m)) * -(-m // LANES)
         return Hits(keys, rows, sizes.astype(np.int32), tied, scored, read * vectors.shape[1] * vectors.itemsize)
 
-    def _range(self, ready, words, start, stop, keys, rows, sizes, dropped) -> int:
+    def _range(self, ready, tiles, words, start, stop, keys, rows, sizes, dropped) -> int:
         vectors, norms = self._vectors, self._norms
-        scored = 0
         if len(ready) <= _STREAMED:
-            for q in range(len(ready)):
-                scored += scan(ready, q, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
-            return scored
-        for first in range(0, len(ready), LANES):
-            packed, lengths = pack_queries(ready, first)
-            scored += search_tile(
-                ready,
-                first,
-                packed,
-                lengths,
-                vectors,
-                norms,
-                self._metric,
-                words,
-                start,
-                stop,
-                keys,
-                rows,
-                sizes,
-                dropped,
-            )
-        return scored
+            return scan(ready, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
+        return search_tiles(ready, *tiles, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """The allowed rows whose key for the (d,) query is exactly `key`, ascending: the ties at a place."""
         ready = prepared(query[None, :], self.rows.metric)
         found = np.zeros(len(self.rows.vectors), np.bool_)
-        with_key(ready, 0, self._vectors, self._norms, self._metric, self._words(allowed), np.float32(key), found)
+        with_key(ready, self._vectors, self._norms, self._metric, self._words(allowed), np.float32(key), found)
         return np.flatnonzero(found)
 
     def _words(self, allowed: Bitmap | None) -> Bitmap:
@@ -116,6 +94,16 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def _tiles(queries: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], ...]:
+    m, d = queries.shape
+    many = -(-m // LANES)
+    exact, exact_lanes = np.zeros((many, d + 1, LANES), np.float32), np.empty((many, 4, LANES), np.float32)
+    coarse = np.zeros((many if COARSE else 0, -(-d // 4) + 1, LANES), np.int32)
+    coarse_lanes = np.empty((len(coarse), 4, LANES), np.float32)
+    pack(queries, exact, exact_lanes, coarse, coarse_lanes)
+    return exact, exact_lanes, coarse, coarse_lanes
 
 
 def warmup() -> None:

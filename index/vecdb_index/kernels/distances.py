@@ -18,15 +18,16 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .compile import inlined, intrinsic
+from .compile import intrinsic, kernel
 
+COSINE, IP, L2 = 0, 1, 2
+METRICS = {"cosine": COSINE, "ip": IP, "l2": L2}
 LANES = 16
 _F32 = ir.FloatType()
 _VECTOR = ir.VectorType(_F32, LANES)
-_I8 = ir.IntType(8)
 _I64 = ir.IntType(64)
 HALF = types.uint16  # Numba has no float16 on CPUs: kernels take its bits
-_ITEMS = {types.float32: _F32, HALF: ir.IntType(16), types.int8: _I8}
+_ITEMS = {types.float32: _F32, HALF: ir.IntType(16), types.int8: ir.IntType(8)}
 
 
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -93,73 +94,63 @@ def loaded(context: Any, builder: Any, array_type: Any, array: Any, at: Any, lik
     return builder.sitofp(value, like)
 
 
-def _emit(context: Any, builder: Any, signature: Any, arguments: Any, *, squared: bool) -> Any:
-    """The body of `dot` and `squared_distance`."""
-    query_type, _, row_type, _, _ = signature.args
-    query, query_at, rows, row_at, count = arguments
+@intrinsic
+def pair(typing: Any, query: Any, query_at: Any, rows: Any, row_at: Any, count: Any, metric: Any) -> Any:
+    """Inner product, or for L2 minus the squared distance, of query[query_at:][:count] and rows[row_at:][:count].
 
-    def step(at: Any, accumulator: Any) -> Any:
-        q = loaded(context, builder, query_type, query, builder.add(query_at, at), accumulator.type)
-        r = loaded(context, builder, row_type, rows, builder.add(row_at, at), accumulator.type)
-        if squared:
-            q = r = builder.fsub(q, r)
-        return fma(builder, q, r, accumulator)
+    Both are flat arrays to it. Returns float32.
+    """
 
-    return reduced(builder, count, step, builder.fadd)
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        query_type, _, row_type, _, _, _ = signature.args
+        query, query_at, rows, row_at, count, metric = arguments
+
+        def both(at: Any, like: Any) -> Any:
+            q = loaded(context, builder, query_type, query, builder.add(query_at, at), like.type)
+            return q, loaded(context, builder, row_type, rows, builder.add(row_at, at), like.type)
+
+        def product(at: Any, accumulator: Any) -> Any:
+            return fma(builder, *both(at, accumulator), accumulator)
+
+        def square(at: Any, accumulator: Any) -> Any:
+            difference = builder.fsub(*both(at, accumulator))
+            return fma(builder, difference, difference, accumulator)
+
+        result = cgutils.alloca_once(builder, _F32)
+        with builder.if_else(builder.icmp_signed("==", metric, ir.Constant(_I64, L2))) as (squared, otherwise):
+            with squared:
+                builder.store(builder.fneg(reduced(builder, count, square, builder.fadd)), result)
+            with otherwise:
+                builder.store(reduced(builder, count, product, builder.fadd), result)
+        return builder.load(result)
+
+    whole = types.int64
+    return types.float32(query, whole, rows, whole, whole, whole), codegen
 
 
 @intrinsic
-def dot(typing: Any, query: Any, query_at: Any, rows: Any, row_at: Any, count: Any) -> Any:
-    """Inner product of query[query_at:][:count] and rows[row_at:][:count], both as flat arrays. Returns float32."""
+def prefetch(typing: Any, rows: Any, row_at: Any, count: Any) -> Any:
+    """Asks for the cache lines of rows[row_at:][:count]. The hardware's own prefetcher stops at pages."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _emit(context, builder, signature, arguments, squared=False)
-
-    return types.float32(query, types.int64, rows, types.int64, types.int64), codegen
-
-
-@intrinsic
-def squared_distance(typing: Any, query: Any, query_at: Any, rows: Any, row_at: Any, count: Any) -> Any:
-    """Squared Euclidean distance of query[query_at:][:count] and rows[row_at:][:count]. Returns float32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _emit(context, builder, signature, arguments, squared=True)
-
-    return types.float32(query, types.int64, rows, types.int64, types.int64), codegen
-
-
-@intrinsic
-def prefetch(typing: Any, rows: Any, row_at: Any) -> Any:
-    """Asks for the cache line of an element that will soon be read. The hardware's own prefetcher stops at pages."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = pointer(context, builder, signature.args[0], arguments[0], arguments[1], _I8)
-        word = ir.IntType(32)
-        called = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, called, "llvm.prefetch.p0")
-        builder.call(function, [address, *(ir.Constant(word, value) for value in (0, 3, 1))])
+        rows, row_at, count = arguments
+        line = ir.Constant(_I64, 512 // signature.args[0].dtype.bitwidth)
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), count, line) as (at, _):
+            address = pointer(context, builder, signature.args[0], rows, builder.add(row_at, at), ir.IntType(8))
+            word = ir.IntType(32)
+            called = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
+            function = cgutils.get_or_insert_function(builder.module, called, "llvm.prefetch.p0")
+            builder.call(function, [address, *(ir.Constant(word, value) for value in (0, 3, 1))])
         return context.get_dummy_value()
 
-    return types.void(rows, types.int64), codegen
+    return types.void(rows, types.int64, types.int64), codegen
 
 
-COSINE, IP, L2 = 0, 1, 2
-METRICS = {"cosine": COSINE, "ip": IP, "l2": L2}
-
-
-@inlined
-def key_of(queries, query, rows, norms, row, metric):
-    """The key of one row for one prepared query. Larger is better; NaN ranks last."""
-    d = np.int64(rows.shape[1])
-    if metric == L2:
-        key = -squared_distance(queries, query * d, rows, row * d, d)
-    else:
-        key = dot(queries, query * d, rows, row * d, d)
-        if metric == COSINE:
-            key = key / norms[row]
-    if key != key:
-        return np.float32(-np.inf)
-    return np.float32(key)
+@kernel
+def key_of(value, norm, metric):
+    """The key that `pair` and the row's norm give. Larger is better; NaN ranks last."""
+    key = value / norm if metric == COSINE else value
+    return key if key == key else np.float32(-np.inf)
 
 
 def prepared(queries: npt.NDArray[np.float32], metric: str) -> npt.NDArray[np.float32]:

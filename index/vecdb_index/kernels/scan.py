@@ -1,23 +1,37 @@
-"""One query over many rows: a stream at the speed of memory. Rows that are not allowed are never read."""
+"""A few queries over many rows: a stream at the speed of memory. Rows that are not allowed are never read."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .compile import kernel
-from .distances import key_of, prefetch
+from .distances import key_of, pair, prefetch
 from .select import offer
 
-_AHEAD = 8192  # bytes by which rows are fetched before they are needed
+AHEAD = 8192  # bytes by which rows are fetched before they are needed
+_BLOCK_BYTES = 256 << 10  # of rows that stay in a core's own cache while each query passes over them
 
 
 @kernel
-def scan(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
-    """Offers rows start..stop to the heap of query q. allowed: bitmap words, empty for all. Returns rows scored."""
-    if len(allowed):
-        return _scan_allowed(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped)
+def scan(queries, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
+    """Offers rows start..stop to the heap of each query. allowed: bitmap words, empty for all. Returns rows scored."""
+    m, d = queries.shape
+    step = max(64, _BLOCK_BYTES // (d * vectors.itemsize) // 64 * 64) if m > 1 else stop - start
+    scored = 0
+    for first in range(start, stop, step):
+        last = min(stop, first + step)
+        for q in range(m):
+            if len(allowed):
+                scored += _scan_allowed(queries, q, vectors, norms, metric, allowed, first, last, keys, rows, sizes, dropped)
+            else:
+                scored += _scan_all(queries, q, vectors, norms, metric, first, last, keys, rows, sizes, dropped)
+    return scored
+
+
+@kernel
+def _scan_all(queries, q, vectors, norms, metric, start, stop, keys, rows, sizes, dropped):
     n, d = vectors.shape
-    ahead, line = _AHEAD // (d * vectors.itemsize) + 1, 64 // vectors.itemsize
+    ahead = AHEAD // (d * vectors.itemsize) + 1
     row = start
     while row < stop:
         worst = _worst(keys, sizes, q)
@@ -25,13 +39,12 @@ def scan(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, s
         key = np.float32(0)
         # Nearly every row stays in this loop: the heap and its arrays are left alone.
         while row < stop:
-            coming = min(n - 1, row + ahead) * d
-            for element in range(0, d, line):
-                prefetch(vectors, coming + element)
-            key = key_of(queries, q, vectors, norms, row, metric)
+            if q == 0:
+                prefetch(vectors, min(n - 1, row + ahead) * d, d)
+            key = key_of(pair(queries, q * d, vectors, row * d, d, metric), norms[row], metric)
             if not key <= worst:
                 break
-            if key > missed:
+            if not key <= missed:
                 missed = key
             row += 1
         dropped[q] = missed
@@ -49,26 +62,27 @@ def _worst(keys, sizes, q):
 
 @kernel
 def _scan_allowed(queries, q, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
-    scored = 0
-    worst = _worst(keys, sizes, q)
-    row = start
+    d, scored = vectors.shape[1], 0
+    row = next_allowed(allowed, start, stop)
+    while row < stop:
+        key = key_of(pair(queries, q * d, vectors, row * d, d, metric), norms[row], metric)
+        offer(keys, rows, sizes, dropped, q, key, row)
+        scored += 1
+        row = next_allowed(allowed, row + 1, stop)
+    return scored
+
+
+@kernel
+def next_allowed(allowed, row, stop):
+    """The first allowed row from `row` on, or `stop`. allowed: bitmap words, empty for all."""
+    if len(allowed) == 0:
+        return row
     while row < stop:
         bits = allowed[row >> 6] >> np.uint64(row & 63)
-        if bits == 0:
-            row = ((row >> 6) + 1) << 6
-            continue
-        row += lowest(bits)
-        if row >= stop:
-            break
-        key = key_of(queries, q, vectors, norms, row, metric)
-        scored += 1
-        if key <= worst:
-            dropped[q] = max(dropped[q], key)
-        else:
-            offer(keys, rows, sizes, dropped, q, key, row)
-            worst = _worst(keys, sizes, q)
-        row += 1
-    return scored
+        if bits:
+            return min(stop, row + lowest(bits))
+        row = ((row >> 6) + 1) << 6
+    return stop
 
 
 @kernel
@@ -82,8 +96,10 @@ def lowest(bits):
 
 
 @kernel
-def with_key(queries, q, vectors, norms, metric, allowed, key, found):
-    """Marks in `found` (n,) bool the allowed rows whose key is exactly `key`."""
-    for row in range(vectors.shape[0]):
-        if len(allowed) == 0 or (allowed[row >> 6] >> np.uint64(row & 63)) & np.uint64(1):
-            found[row] = key_of(queries, q, vectors, norms, row, metric) == key
+def with_key(queries, vectors, norms, metric, allowed, key, found):
+    """Marks in `found` (n,) bool the allowed rows whose key for the first query is exactly `key`."""
+    n, d = vectors.shape
+    row = next_allowed(allowed, 0, n)
+    while row < n:
+        found[row] = key_of(pair(queries, 0, vectors, row * d, d, metric), norms[row], metric) == key
+        row = next_allowed(allowed, row + 1, n)

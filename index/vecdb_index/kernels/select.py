@@ -1,7 +1,7 @@
 """The best k of what streams by: one heap for each query, worst on top.
 
-Order: key descending, then row ascending. `keys` and `rows` are (m, k); `state` is (m, 2) float32-sized bookkeeping:
-sizes (m,) int64 and dropped (m,) float32, the best key that was left out, by which ties at the last place are seen.
+Order: key descending, then row ascending. `keys` and `rows` are (m, k), `sizes` (m,) int64, and `dropped` (m,) float32 is the
+best key that was left out, by which ties at the last place are seen: NaN while there is none.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def offer(keys, rows, sizes, dropped, q, key, row):
         keys[q, at], rows[q, at] = key, row
         return
     if not worse(keys[q, 0], rows[q, 0], key, row):
-        if key > dropped[q]:
+        if not key <= dropped[q]:
             dropped[q] = key
         return
-    if keys[q, 0] > dropped[q]:
+    if not keys[q, 0] <= dropped[q]:
         dropped[q] = keys[q, 0]
     _replace_worst(keys, rows, q, k, key, row)
 

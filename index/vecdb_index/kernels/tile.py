@@ -28,8 +28,8 @@ from numba import types
 from numba.core import cgutils
 
 from .compile import intrinsic, kernel
-from .distances import COSINE, HALF, L2, dot, fma, key_of, load, loaded, pointer, prefetch, reduced
-from .scan import lowest
+from .distances import COSINE, L2, fma, key_of, load, loaded, pair, pointer, prefetch, reduced
+from .scan import AHEAD, lowest, next_allowed
 from .select import offer
 
 _FEATURES = {} if numba.config.CPU_NAME or numba.config.CPU_FEATURES else llvm.get_host_cpu_features()
@@ -190,6 +190,12 @@ def rounded(typing: Any, rows: Any, row_at: Any, count: Any, scale: Any, codes: 
             byte, word = ir.IntType(8), _I32
             if wide:
                 byte, word = ir.VectorType(byte, kind.count), ir.VectorType(word, kind.count)
+            if row_type.dtype == types.int8:  # a byte already: nothing is lost
+                place = pointer(context, builder, row_type, rows, builder.add(row_at, at), byte)
+                sign = ir.Constant(byte, [-128] * kind.count if wide else -128)
+                value = builder.xor(load(builder, place, byte), sign)
+                builder.store(value, pointer(context, builder, code_type, codes, builder.add(code_at, at), byte)).align = 1
+                return accumulator
             magic = every(ir.Constant(_F32, 1.5 * 2**23 + 128))
             value = loaded(context, builder, row_type, rows, builder.add(row_at, at), kind)
             near = fma(builder, value, every(inverse), magic)
@@ -227,7 +233,7 @@ def widen(typing: Any, rows: Any, row_at: Any, count: Any, out: Any, out_at: Any
 def pack(queries, exact, exact_lanes, coarse, coarse_lanes):
     """Fills the tiles of queries. Of a tile, step 0 is what its sums start from; `lanes` are (limit, |q|, |q - q'|, 1) / scale.
 
-    exact: (tiles, d + 1, LANES) float32 zeros. coarse: (tiles, d' + 1, LANES, 4) int8 zeros, four elements a step, or empty.
+    exact: (tiles, d + 1, LANES) float32 zeros. coarse: (tiles, d' + 1, LANES) int32 zeros, four elements a step, or empty.
     lanes: (tiles, 4, LANES) float32; empty lanes have a limit that is never reached.
     """
     m, d = queries.shape
@@ -255,11 +261,10 @@ def pack(queries, exact, exact_lanes, coarse, coarse_lanes):
             lost = np.sqrt(np.float64(rounded(queries, q * d, d, scale, codes, 0)))
             start = np.int32(0)
             for i in range(d):
-                code = np.int8(np.int32(codes[i]) - 128)
-                coarse[tile, 1 + i // 4, lane, i % 4] = code
-                start -= np.int32(128) * np.int32(code)
-            for byte in range(4):
-                coarse[tile, 0, lane, byte] = np.int8((start >> np.int32(8 * byte)) & 255)
+                code = np.int32(codes[i]) - np.int32(128)
+                coarse[tile, 1 + i // 4, lane] |= (code & np.int32(255)) << np.int32(8 * (i % 4))
+                start -= np.int32(128) * code  # what the rows' 128s add up to
+            coarse[tile, 0, lane] = start
             coarse_lanes[tile, 1, lane] = length / scale if safe else np.inf
             coarse_lanes[tile, 2, lane] = lost / scale * 1.001
             coarse_lanes[tile, 3, lane] = 1 / scale
@@ -273,3 +278,87 @@ def _limit(key, length, unit, g, metric):
         square = np.float64(length) * length
         limit += square - g * (abs(limit) + square)
     return np.float32((limit - g * abs(limit)) * unit)
+
+
+@kernel
+def search_tiles(queries, exact, exact_lanes, coarse, coarse_lanes, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
+    """Offers rows start..stop to the heaps of all queries. Returns rows scored, times queries."""
+    n, d = vectors.shape
+    m, k = keys.shape
+    g = np.float64(d + 64) * 2.0**-22
+    stride = (d + 3) // 4 * 4
+    size = max(MR, min(64 * MR, BLOCK_BYTES // stride) // MR * MR)
+    picked = np.empty(size, np.int64)
+    terms = np.empty((size, 4), np.float32)
+    reached = np.empty(size, np.uint64)
+    codes = np.empty(size * stride if COARSE else 0, np.uint8)
+    block = np.empty(0, np.float32)
+    is_coarse = COARSE
+    ahead = AHEAD // (d * vectors.itemsize) + 1
+    row, scored = start, 0
+    while row < stop:
+        taken = 0
+        row = next_allowed(allowed, row, stop)
+        while row < stop and taken < size:
+            picked[taken] = row
+            taken += 1
+            row = next_allowed(allowed, row + 1, stop)
+        if not is_coarse and len(block) == 0:
+            block = np.empty(size * d, np.float32)
+        for one in range(taken):
+            r = picked[one]
+            prefetch(vectors, picked[min(taken - 1, one + ahead)] * d, d)
+            norm = norms[r]
+            lost, scale = np.float32(0), np.float32(1)
+            safe = 1 / _SAFE < norm < _SAFE
+            if not is_coarse:
+                widen(vectors, r * d, d, block, one * d)
+            else:
+                if vectors.itemsize > 1 and safe:
+                    scale = magnitude(vectors, r * d, d) / np.float32(127)
+                lost = np.sqrt(rounded(vectors, r * d, d, scale, codes, one * stride)) * np.float32(1.001)
+            unit = np.float32(1)
+            if metric == COSINE:
+                unit = np.float32(1) / norm
+            elif metric == L2:
+                unit = np.float32(2)
+            terms[one, 0] = scale * unit
+            terms[one, 1] = (lost + np.float32(g) * norm) * unit if safe else np.float32(np.inf)
+            terms[one, 2] = (norm + lost) * np.float32(1.001) * unit if is_coarse else np.float32(0)
+            terms[one, 3] = -norm * norm * np.float32(1 - g) if metric == L2 else np.float32(0)
+        scored += taken * m
+        offered = 0
+        for tile in range(len(exact)):
+            first, lanes = tile * LANES, coarse_lanes[tile] if is_coarse else exact_lanes[tile]
+            count = min(LANES, m - first)
+            for lane in range(count):
+                q = first + lane
+                lanes[0, lane] = _limit(keys[q, 0], exact_lanes[tile, 1, lane], lanes[3, lane], g, metric) if sizes[q] == k else -np.inf
+            one = 0
+            while one < taken:
+                many = one + MR <= taken
+                if is_coarse:
+                    if many:
+                        coarse_many(codes, one * stride, stride, coarse, tile * coarse.shape[1] * LANES, stride // 4, lanes, 0, terms, one, reached)
+                    else:
+                        coarse_one(codes, one * stride, stride, coarse, tile * coarse.shape[1] * LANES, stride // 4, lanes, 0, terms, one, reached)
+                elif many:
+                    exact_many(block, one * d, d, exact, tile * exact.shape[1] * LANES, d, lanes, 0, terms, one, reached)
+                else:
+                    exact_one(block, one * d, d, exact, tile * exact.shape[1] * LANES, d, lanes, 0, terms, one, reached)
+                for this in range(one, one + MR if many else one + 1):
+                    bits = reached[this]
+                    while bits:
+                        lane = lowest(bits)
+                        bits &= bits - np.uint64(1)
+                        q = first + lane
+                        if lane >= count:
+                            continue
+                        offered += 1
+                        offer(keys, rows, sizes, dropped, q, key_of(pair(queries, q * d, vectors, picked[this] * d, d, metric), norms[picked[this]], metric), picked[this])
+                        if sizes[q] == k:
+                            lanes[0, lane] = _limit(keys[q, 0], exact_lanes[tile, 1, lane], lanes[3, lane], g, metric)
+                one += MR if many else 1
+        if offered > taken * m // 8 + 8 * k * m:
+            is_coarse = False
+    return scored
