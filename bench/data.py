@@ -58,7 +58,7 @@ def ingest(durability: str, open_and_writer: Callable[[str], tuple[Callable[...,
         while not done.wait(0.02):
             most[0] = max(most[0], rss_anon())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     times = []
     for ids, x, payloads in ready:

@@ -99,8 +99,13 @@ class Collection:
                 if vectors is not None:
                     raise InvalidInput("give texts or vectors, not both")
                 vectors, payloads = self.embedding.of_points(texts, payloads)
-            batch = batch_from_arrays(fields, ids, vectors, payloads)
-            store.write(self._uuid, batch, insert=insert)
+            level0 = store.begin(self._uuid)
+            try:
+                batch = batch_from_arrays(fields, ids, vectors, payloads, early=level0.add_fields)
+                store.write(self._uuid, batch, insert=insert, level0=level0)
+            except BaseException:
+                level0.abandon()
+                raise
             return list(batch.keys)
         if ids is not None or vectors is not None or payloads is not None or texts is not None:
             raise InvalidInput("give points, or ids=, vectors= and payloads=, not both")

@@ -8,7 +8,7 @@ Plain functions, safe in any thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -257,9 +257,18 @@ class _Positions(Sequence[int]):
 # -- batches -----------------------------------------------------------------------------------------------
 
 
-def batch_from_arrays(fields: Mapping[str, Dense], ids: Any, vectors: Any, payloads: Any, *, count: int | None = None) -> Batch:
+def batch_from_arrays(
+    fields: Mapping[str, Dense],
+    ids: Any,
+    vectors: Any,
+    payloads: Any,
+    *,
+    count: int | None = None,
+    early: Callable[[dict[str, FieldRows]], None] | None = None,
+) -> Batch:
     """One batch from columns: ids (n) or None for new ULIDs; vectors (n, d), or field -> (n, d) in which a row may be
-    None where the point lacks the field; payloads: n dicts (or None), a dict of columns, or None.
+    None where the point lacks the field; payloads: n dicts (or None), a dict of columns, or None. early: told the
+    checked vectors before payloads are looked at, so that it can begin to write them.
     """
     by_field = _by_field(fields, vectors)
     if ids is None:
@@ -279,6 +288,8 @@ def batch_from_arrays(fields: Mapping[str, Dense], ids: Any, vectors: Any, paylo
         stored[name] = checked_vectors(dense, fields[name], name, keys, present)
     if not stored and keys:
         raise InvalidInput(f"points need a vector; this collection's fields are {', '.join(fields)}")
+    if early is not None:
+        early(stored)
     prepared = _prepared(_as_rows(payloads, len(keys)), keys)
     return Batch(keys, stored, prepared.json, (), (prepared.arrays, prepared.meta))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,15 +105,28 @@ class ArrayWriter:
 
     def add(self, name: str, array: Array) -> None:
         """Appends an array; its blocks are checksummed while they are in cache."""
+        self.add_parts(name, array.dtype, array.shape, [array])
+
+    def add_parts(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], parts: Iterable[Array]) -> None:
+        """Appends an array whose rows come in several, so that they need never be in memory together."""
         self._put(bytes(_padding(self._offset)))
-        entry = _entry(name, array, self._offset)
-        data, sums = _bytes_of(array), []
-        for start in range(0, len(data), BLOCK):
-            block = data[start : start + BLOCK]
-            sums.append(checksum(block))
-            self._put(block)
-            if len(block) == BLOCK:
-                self._files.start_writeback(self._fd, self._offset - BLOCK, BLOCK)
+        start, sums, hasher, filled = self._offset, [], xxhash.xxh3_64(), 0
+        for part in parts:
+            view = _bytes_of(part)
+            while len(view):
+                piece = view[: BLOCK - filled]
+                view = view[len(piece) :]
+                hasher.update(piece)
+                self._put(piece)
+                filled += len(piece)
+                if filled == BLOCK:
+                    sums.append(hasher.intdigest())
+                    hasher.reset()
+                    filled = 0
+                    self._files.start_writeback(self._fd, self._offset - BLOCK, BLOCK)
+        if filled:
+            sums.append(hasher.intdigest())
+        entry = {"name": name, "dtype": dtype.str, "shape": list(shape), "offset": start, "bytes": self._offset - start}
         self._entries.append({**entry, "xxh3": sums})
 
     def finish(self, meta: dict[str, Any]) -> int:

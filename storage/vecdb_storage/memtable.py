@@ -10,7 +10,9 @@ Written only in the commit section; read from any thread through snapshots, whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,14 @@ from .ids import Id
 _ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _FIRST_BLOCK, _LARGEST_BLOCK = 256 << 10, 16 << 20
 _ROW_OVERHEAD = 200  # bytes of an id, its map entry and its share of the row arrays, about
+
+
+def _pages(shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Zeros in pages of their own, so that memory really goes back when a block goes; the heap would keep it."""
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    if size < 1 << 20:
+        return np.zeros(shape, dtype)
+    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
 
 
 class Block:
@@ -128,25 +138,56 @@ class Memtable:
         return sum(block.rows for block in self.blocks)
 
 
-def gather(blocks: Sequence[Block], seq: int, layout: Mapping[str, tuple[int, npt.DTypeLike]]) -> tuple[Batch, Any, list[Any]]:
-    """The rows of `blocks` alive at `seq`, as one batch, with their seqs and their rows in each block."""
-    kept = [np.flatnonzero(b.death[: b.rows] > np.uint64(seq)) for b in blocks]
+@dataclass(frozen=True)
+class GatheredField:
+    """One field of the rows that a flush takes. norms (n,) f32, present (n,) bool; the vectors come block by block."""
+
+    dim: int
+    dtype: np.dtype[Any]
+    norms: npt.NDArray[np.float32]
+    present: npt.NDArray[np.bool_]
+    vectors: Callable[[], Iterator[npt.NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The rows of a memtable alive at some seq: ids and payloads, fields, seqs (n,) u64, and which rows of each block."""
+
+    batch: Batch
+    fields: dict[str, GatheredField]
+    seqs: npt.NDArray[np.uint64]
+    rows: list[npt.NDArray[np.int64]]
+
+
+def gather(blocks: Sequence[Block], seq: int, layout: Mapping[str, tuple[int, np.dtype[Any]]]) -> Gathered:
+    """The rows of `blocks` alive at `seq`, without a second copy of their vectors."""
+    kept = [np.flatnonzero(block.death[: block.rows] > np.uint64(seq)) for block in blocks]
+    pairs = list(zip(blocks, kept, strict=True))
     keys: list[Id] = []
     payloads: list[bytes] = []
-    for block, rows in zip(blocks, kept, strict=True):
+    for block, rows in pairs:
         keys += [block.keys[row] for row in rows]
         payloads += [block.payloads[row] for row in rows]
-    fields = {}
-    for name, (dim, dtype) in layout.items():
-        vectors, norms = np.zeros((len(keys), dim), dtype), np.zeros(len(keys), np.float32)
-        present, at = np.zeros(len(keys), np.bool_), 0
-        for block, rows in zip(blocks, kept, strict=True):
-            source = block.fields.get(name)
-            if source is not None and source.present is not None:
-                np.take(source.vectors, rows, axis=0, out=vectors[at : at + len(rows)])
-                norms[at : at + len(rows)] = source.norms[rows]
-                present[at : at + len(rows)] = source.present[rows]
-            at += len(rows)
-        fields[name] = FieldRows(vectors, norms, present)
-    seqs = np.concatenate([b.seq[rows] for b, rows in zip(blocks, kept, strict=True)]) if blocks else np.zeros(0, np.uint64)
-    return Batch(keys, fields, payloads), seqs, kept
+    fields = {name: _gather_field(pairs, name, dim, dtype) for name, (dim, dtype) in layout.items()}
+    seqs = np.concatenate([np.zeros(0, np.uint64), *(block.seq[rows] for block, rows in pairs)])
+    return Gathered(Batch(keys, payloads=payloads), fields, seqs, kept)
+
+
+def _gather_field(pairs: list[tuple[Block, npt.NDArray[np.int64]]], name: str, dim: int, dtype: np.dtype[Any]) -> GatheredField:
+    norms, present = [np.zeros(0, np.float32)], [np.zeros(0, np.bool_)]
+    for block, rows in pairs:
+        stored = block.fields.get(name)
+        norms.append(np.zeros(len(rows), np.float32) if stored is None else stored.norms[rows])
+        present.append(np.zeros(len(rows), np.bool_) if stored is None or stored.present is None else stored.present[rows])
+
+    def vectors() -> Iterator[npt.NDArray[Any]]:
+        for block, rows in pairs:
+            stored = block.fields.get(name)
+            if stored is None:
+                yield np.zeros((len(rows), dim), dtype)
+            elif len(rows) == block.rows:
+                yield stored.vectors[: block.rows]
+            else:
+                yield stored.vectors[rows]
+
+    return GatheredField(dim, dtype, np.concatenate(norms), np.concatenate(present), vectors)

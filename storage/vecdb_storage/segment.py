@@ -7,7 +7,7 @@ f32 and, where some row lacks it, `.present`. Rows ascend by seq. A Segment is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,12 @@ import numpy.typing as npt
 from . import columns as columns_module
 from . import ids as ids_module
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
-from .batch import Batch, field_arrays, payload_arrays
+from .batch import Batch, FieldRows, field_arrays, pack_bits, payload_arrays
 from .columns import ColumnSet
 from .errors import Corruption
 from .files import Files
 from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds
+from .memtable import GatheredField
 from .tombstones import Words
 
 SUFFIX = ".seg"
@@ -46,11 +47,21 @@ class SegmentWriter:
         self._writer = ArrayWriter(files, path, store)
         self._meta: dict[str, Any] = {"kind": "segment", "begun": begun, "fields": []}
 
-    def add_fields(self, batch: Batch) -> None:
-        for name, rows in batch.fields.items():
+    def add_fields(self, fields: Mapping[str, FieldRows]) -> None:
+        for name, rows in fields.items():
             if rows.present is None or rows.present.any():
                 self._meta["fields"].append(name)
                 self._add(field_arrays(name, rows))
+
+    def add_gathered(self, fields: Mapping[str, GatheredField]) -> None:
+        """Fields whose vectors still lie in several blocks."""
+        for name, field in fields.items():
+            if field.present.any():
+                self._meta["fields"].append(name)
+                self._writer.add_parts(f"field.{name}.vectors", field.dtype, (len(field.norms), field.dim), field.vectors())
+                self._writer.add(f"field.{name}.norms", field.norms)
+                if not field.present.all():
+                    self._writer.add(f"field.{name}.present", pack_bits(field.present))
 
     def finish(self, batch: Batch, hashes: Hashes, seqs: npt.NDArray[np.uint64] | None) -> int:
         """Ids, payloads, columns, directory; synced and named. Returns the file's length."""

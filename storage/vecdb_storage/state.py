@@ -72,14 +72,12 @@ class CollectionState:
         for memtable in (self.active, self.frozen):
             if memtable is None or not memtable.rows_of:
                 continue
-            still = []
-            for position in missing:
+            known = memtable.rows_of
+            for position in [p for p in missing if keys[p] in known]:
                 address = memtable.live_address(keys[position])
                 if address >= 0:
                     found[position] = (memtable, address)
-                else:
-                    still.append(position)
-            missing = still
+            missing = [p for p in missing if found[p] is None]
         if not self.segments or not missing:
             return found
         if hashes is None:

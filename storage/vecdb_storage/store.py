@@ -20,8 +20,8 @@ import threading
 import time
 import uuid as uuid_module
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ import numpy as np
 import orjson
 
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
-from .batch import Batch
+from .batch import Batch, FieldRows
 from .commit import (
     ChangeCatalog,
     ChangePayloads,
@@ -56,7 +56,7 @@ from .errors import (
     VecdbError,
 )
 from .files import Files
-from .ids import Id, hashes_of
+from .ids import Hashes, Id, hashes_of
 from .locks import WriterLock
 from .manifest import Manifest, SegmentEntry
 from .memtable import Memtable, gather
@@ -121,7 +121,7 @@ class Store:
                 self._lock.release()
             raise
         self.queue = CommitQueue(self._commit)
-        self._writers = ThreadPoolExecutor(1, thread_name_prefix="vecdb-write")
+        self.writing = ThreadPoolExecutor(1, thread_name_prefix="vecdb-write")
         _stores.add(self)
 
     # -- opening ------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class Store:
                 state.damage = error
 
     def _open_segment(self, uuid: bytes, entry: SegmentEntry) -> Segment:
-        segment = Segment(self.files, self._segment_path(uuid, entry.name), self.uuid, entry.seq)
+        segment = Segment(self.files, self.segment_path(uuid, entry.name), self.uuid, entry.seq)
         if segment.rows != entry.rows:
             raise Corruption(f"it has {segment.rows} rows; its manifest says {entry.rows}", file=str(segment.file.path))
         return segment
@@ -234,7 +234,7 @@ class Store:
     def _folder(self, uuid: bytes) -> Path:
         return self.path / "segments" / uuid.hex()
 
-    def _segment_path(self, uuid: bytes, name: str) -> Path:
+    def segment_path(self, uuid: bytes, name: str) -> Path:
         return self._folder(uuid) / (name + SUFFIX)
 
     def _files_of(self, state: CollectionState) -> set[str]:
@@ -350,7 +350,7 @@ class Store:
         self._check_open(writing=True)
         file = ulid() + ATTACHMENT
         path = self._folder(uuid) / file
-        self._ensure_folder(path.parent)
+        self.ensure_folder(path.parent)
         writer = ArrayWriter(self.files, path, self.uuid)
         kept = False
 
@@ -382,14 +382,22 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------
 
-    def write(self, uuid: bytes, batch: Batch, *, insert: bool = False) -> int:
-        """Rows, all or none of them; returns how many they replaced. With insert: AlreadyExists if one would be."""
+    def begin(self, uuid: bytes) -> Level0:
+        """For a batch that may be large: its fields can be on their way to disk before the rest of it is ready."""
+        self._check_open(writing=True)
+        return Level0(self, uuid)
+
+    def write(self, uuid: bytes, batch: Batch, *, insert: bool = False, level0: Level0 | None = None) -> int:
+        """Rows, all or none of them; returns how many they replaced. With insert: AlreadyExists if one would be.
+
+        level0: from `begin`, if some of the batch was handed to it.
+        """
         if not batch.keys:
             return 0
-        if batch.nbytes < LEVEL0_BYTES:
+        if batch.nbytes < LEVEL0_BYTES and (level0 is None or not level0.begun):
             return int(self._submit(WriteRows(uuid, batch, insert, record=batch.to_record())))
-        self._check_open(writing=True)
-        segment, length, hashes = self._write_level0(uuid, batch)
+        hashes = hashes_of(batch.keys)
+        segment, length = (level0 or self.begin(uuid)).finish(batch, hashes)
         try:
             return int(self._submit(WriteRows(uuid, batch, insert, None, segment, length, hashes)))
         except BaseException:
@@ -403,25 +411,7 @@ class Store:
             with suppress(VecdbError):  # the next writer to open the store deletes it
                 self.files.unlink(segment.file.path)
 
-    def _write_level0(self, uuid: bytes, batch: Batch) -> tuple[Segment, int, Any]:
-        """Writes a batch once, where it will stay. The vectors go to disk while the rest is being made."""
-        name = ulid()
-        path = self._segment_path(uuid, name)
-        self._ensure_folder(path.parent)
-        writer = SegmentWriter(self.files, path, self.uuid, self._environment.last_transaction())
-        try:
-            on_its_way = self._writers.submit(writer.add_fields, batch)
-            try:
-                hashes = hashes_of(batch.keys)
-            finally:
-                on_its_way.result()
-            length = writer.finish(batch, hashes, None)
-            return Segment(self.files, path, self.uuid, 0), length, hashes
-        except BaseException:
-            writer.abandon()
-            raise
-
-    def _ensure_folder(self, folder: Path) -> None:
+    def ensure_folder(self, folder: Path) -> None:
         if self.files.exists(folder):
             return
         self.files.make_directory(folder)
@@ -495,6 +485,10 @@ class Store:
                 raise
         self._load()
 
+    def last_transaction(self) -> int:
+        """The id of the newest LMDB transaction."""
+        return self._environment.last_transaction()
+
     # -- reading ------------------------------------------------------------------------------------
 
     def snapshot(self, uuid: bytes) -> Snapshot:
@@ -561,20 +555,21 @@ class Store:
         self, uuid: bytes, memtable: Memtable, seq: int, layout: dict[str, tuple[int, Any]], begun: int
     ) -> _Flushed | None:
         """The rows alive at `seq` as a segment file, or None if there are none."""
-        batch, seqs, rows = gather(memtable.blocks, seq, layout)
+        gathered = gather(memtable.blocks, seq, layout)
+        batch = gathered.batch
         if not batch.keys:
             return None
         name = ulid()
-        path = self._segment_path(uuid, name)
-        self._ensure_folder(path.parent)
+        path = self.segment_path(uuid, name)
+        self.ensure_folder(path.parent)
         writer = SegmentWriter(self.files, path, self.uuid, begun)
         try:
-            writer.add_fields(batch)
-            length = writer.finish(batch, hashes_of(batch.keys), seqs)
+            writer.add_gathered(gathered.fields)
+            length = writer.finish(batch, hashes_of(batch.keys), gathered.seqs)
         except BaseException:
             writer.abandon()
             raise
-        return _Flushed(Segment(self.files, path, self.uuid, None), length, rows)
+        return _Flushed(Segment(self.files, path, self.uuid, None), length, gathered.rows)
 
     def _commit_flush(self, state: CollectionState, written: _Flushed | None, until: int) -> None:
         """Under the commit lock: the segment takes the place of the frozen memtable and of its log records."""
@@ -732,7 +727,7 @@ class Store:
             if self._lock is not None:
                 self._lock.release()
         self._make_room()
-        self._writers.shutdown(wait=False)
+        self.writing.shutdown(wait=False)
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
 
@@ -761,6 +756,55 @@ class Store:
         )
         if self._lock is not None:
             self._lock.release()
+
+
+class Level0:
+    """A large batch on its way to disk, where it will stay. Belongs to one writing call.
+
+    The order is: `add_fields` as soon as vectors are checked (they go to disk in another thread), then `finish`.
+    """
+
+    def __init__(self, store: Store, uuid: bytes) -> None:
+        self._store, self._uuid = store, uuid
+        self._writer: SegmentWriter | None = None
+        self._path = Path()
+        self._on_its_way: Future[None] | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self._writer is not None
+
+    def add_fields(self, fields: Mapping[str, FieldRows]) -> None:
+        """Begins with a batch's fields, if they are large enough for a segment of their own."""
+        if sum(rows.vectors.nbytes for rows in fields.values()) >= LEVEL0_BYTES:
+            self._begin(fields)
+
+    def _begin(self, fields: Mapping[str, FieldRows]) -> None:
+        store = self._store
+        self._path = store.segment_path(self._uuid, ulid())
+        store.ensure_folder(self._path.parent)
+        self._writer = SegmentWriter(store.files, self._path, store.uuid, store.last_transaction())
+        self._on_its_way = store.writing.submit(self._writer.add_fields, fields)
+
+    def finish(self, batch: Batch, hashes: Hashes) -> tuple[Segment, int]:
+        """The segment, synced under its name and not yet committed, and its length. Raises StorageError."""
+        try:
+            if self._writer is None:
+                self._begin(batch.fields)
+            assert self._writer is not None and self._on_its_way is not None
+            self._on_its_way.result()
+            length = self._writer.finish(batch, hashes, None)
+            return Segment(self._store.files, self._path, self._store.uuid, 0), length
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """The batch was refused: leaves no trace of it. Harmless after `finish`."""
+        if self._writer is not None:
+            if self._on_its_way is not None:
+                self._on_its_way.exception()
+            self._writer.abandon()
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Exact search over the rows of one segment, at the speed of memory for one query and of arithmetic for many.
 
-One or two queries stream over the rows (`kernels.scan`). More are taken in tiles: a block of rows is multiplied with a
+A few queries stream over the rows (`kernels.scan`). More are taken in tiles: a block of rows is multiplied with a
 tile of queries in registers, and only rows whose approximate key could still be among the best, by a rigorous bound of its
 rounding error, are scored by the pair kernel of `kernels.distances`. Either way every returned key comes from that
 kernel, so a query's answer is the same bits alone, in a batch, and over any split of the rows.
@@ -20,9 +20,9 @@ from ..kernels.compile import announced
 from ..kernels.distances import METRICS, prepared
 from ..kernels.scan import scan, with_key
 from ..kernels.select import settle
-from ..kernels.tile import COARSE, LANES, pack, search_tiles
+from ..kernels.tile import Tiles, search_tiles, tiles_of
 
-_STREAMED = 2  # queries up to which streaming beats multiplying
+_STREAMED = 5  # queries up to which streaming beats multiplying
 _POLL_BYTES = 64 << 20  # of vectors between two looks at the deadline
 _NO_BITMAP = np.zeros(0, np.uint64)
 _NO_BITMAP.flags.writeable = False
@@ -59,7 +59,7 @@ class FlatSearcher:
         scored = 0
         if n and m and k:
             ready = prepared(queries, self.rows.metric)
-            tiles = _tiles(ready) if m > _STREAMED else None
+            tiles = tiles_of(ready) if m > _STREAMED else None
             step = n if control is None else max(64, _POLL_BYTES // max(1, vectors[0].nbytes) // 64 * 64)
             for start in range(0, n, step):
                 if control is not None:
@@ -73,7 +73,7 @@ class FlatSearcher:
         vectors, norms = self._vectors, self._norms
         if len(ready) <= _STREAMED:
             return scan(ready, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
-        return search_tiles(ready, *tiles, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
+        return search_tiles(ready, tiles, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """The allowed rows whose key for the (d,) query is exactly `key`, ascending: the ties at a place."""
@@ -94,16 +94,6 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def _tiles(queries: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], ...]:
-    m, d = queries.shape
-    many = -(-m // LANES)
-    exact, exact_lanes = np.zeros((many, d + 1, LANES), np.float32), np.empty((many, 4, LANES), np.float32)
-    coarse = np.zeros((many if COARSE else 0, -(-d // 4) + 1, LANES), np.int32)
-    coarse_lanes = np.empty((len(coarse), 4, LANES), np.float32)
-    pack(queries, exact, exact_lanes, coarse, coarse_lanes)
-    return exact, exact_lanes, coarse, coarse_lanes
 
 
 def warmup() -> None:

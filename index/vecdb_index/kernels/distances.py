@@ -50,6 +50,16 @@ def load(builder: Any, address: Any, item: Any) -> Any:
     return value
 
 
+def fetch(builder: Any, address: Any, *further: int) -> None:
+    """Asks for the cache line at a byte address, and those at offsets to it. An address may be anything."""
+    word = ir.IntType(32)
+    called = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
+    function = cgutils.get_or_insert_function(builder.module, called, "llvm.prefetch.p0")
+    for offset in (0, *further):
+        place = builder.gep(address, [ir.Constant(_I64, offset)])
+        builder.call(function, [place, *(ir.Constant(word, value) for value in (0, 3, 1))])
+
+
 def reduced(builder: Any, count: Any, step: Any, join: Any) -> Any:
     """step(at, accumulator) over 0..count in the order above, the four accumulators and their lanes joined by `join`.
 
@@ -137,10 +147,7 @@ def prefetch(typing: Any, rows: Any, row_at: Any, count: Any) -> Any:
         line = ir.Constant(_I64, 512 // signature.args[0].dtype.bitwidth)
         with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), count, line) as (at, _):
             address = pointer(context, builder, signature.args[0], rows, builder.add(row_at, at), ir.IntType(8))
-            word = ir.IntType(32)
-            called = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
-            function = cgutils.get_or_insert_function(builder.module, called, "llvm.prefetch.p0")
-            builder.call(function, [address, *(ir.Constant(word, value) for value in (0, 3, 1))])
+            fetch(builder, address)
         return context.get_dummy_value()
 
     return types.void(rows, types.int64, types.int64), codegen
