@@ -129,6 +129,10 @@ class ArrayWriter:
         entry = {"name": name, "dtype": dtype.str, "shape": list(shape), "offset": start, "bytes": self._offset - start}
         self._entries.append({**entry, "xxh3": sums})
 
+    def sync(self) -> None:
+        """Sends what was added so far to the disk, so that less is left for `finish`."""
+        self._files.sync(self._fd, self._temporary)
+
     def finish(self, meta: dict[str, Any]) -> int:
         """Directory, footer, sync, rename, sync of the folder. Returns the file's length in bytes."""
         self._put(bytes(_padding(self._offset)))

@@ -47,6 +47,11 @@ class SegmentWriter:
         self._writer = ArrayWriter(files, path, store)
         self._meta: dict[str, Any] = {"kind": "segment", "begun": begun, "fields": []}
 
+    def add_and_sync_fields(self, fields: Mapping[str, FieldRows]) -> None:
+        """Fields of a bulk load: synced at once, while others are busy with the rest, which is small."""
+        self.add_fields(fields)
+        self._writer.sync()
+
     def add_fields(self, fields: Mapping[str, FieldRows]) -> None:
         for name, rows in fields.items():
             if rows.present is None or rows.present.any():

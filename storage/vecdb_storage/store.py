@@ -784,7 +784,7 @@ class Level0:
         self._path = store.segment_path(self._uuid, ulid())
         store.ensure_folder(self._path.parent)
         self._writer = SegmentWriter(store.files, self._path, store.uuid, store.last_transaction())
-        self._on_its_way = store.writing.submit(self._writer.add_fields, fields)
+        self._on_its_way = store.writing.submit(self._writer.add_and_sync_fields, fields)
 
     def finish(self, batch: Batch, hashes: Hashes) -> tuple[Segment, int]:
         """The segment, synced under its name and not yet committed, and its length. Raises StorageError."""

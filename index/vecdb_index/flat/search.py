@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import Bitmap, Control, Hits, Keys, Rows
-from ..kernels.compile import announced
-from ..kernels.distances import METRICS, prepared
+from ..kernels.distances import METRICS, prepared, read_only
 from ..kernels.scan import scan, with_key
 from ..kernels.select import settle
-from ..kernels.tile import Tiles, search_tiles, tiles_of
+from ..kernels.tile import search_tiles, tiles_of
 
-_STREAMED = 5  # queries up to which streaming beats multiplying
-_POLL_BYTES = 64 << 20  # of vectors between two looks at the deadline
+_STREAMED = 4  # queries up to which streaming beats multiplying
+_POLL_BYTES = 64 << 20  # of vectors, for each 64 queries, between two looks at the deadline
 _NO_BITMAP = np.zeros(0, np.uint64)
 _NO_BITMAP.flags.writeable = False
 
@@ -37,7 +36,7 @@ class FlatSearcher:
         self.rows = rows
         self._metric = METRICS[rows.metric]
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
-        self._vectors, self._norms = _read_only(bits), _read_only(rows.norms)
+        self._vectors, self._norms = read_only(bits), read_only(rows.norms)
 
     def search(
         self,
@@ -59,21 +58,16 @@ class FlatSearcher:
         scored = 0
         if n and m and k:
             ready = prepared(queries, self.rows.metric)
-            tiles = tiles_of(ready) if m > _STREAMED else None
-            step = n if control is None else max(64, _POLL_BYTES // max(1, vectors[0].nbytes) // 64 * 64)
+            run = scan if m <= _STREAMED else search_tiles
+            asked = ready if m <= _STREAMED else tiles_of(ready)
+            step = n if control is None else max(64, _POLL_BYTES // (vectors[0].nbytes * -(-m // 64)) // 64 * 64)
             for start in range(0, n, step):
                 if control is not None:
                     control.poll()
-                scored += self._range(ready, tiles, words, start, min(n, start + step), keys, rows, sizes, dropped)
-            settle(keys, rows, sizes, dropped, np.full(m, -np.inf, np.float32) if floor is None else floor, tied)
-        read = scored if m <= _STREAMED else -(-scored // max(1, m)) * -(-m // LANES)
-        return Hits(keys, rows, sizes.astype(np.int32), tied, scored, read * vectors.shape[1] * vectors.itemsize)
-
-    def _range(self, ready, tiles, words, start, stop, keys, rows, sizes, dropped) -> int:
-        vectors, norms = self._vectors, self._norms
-        if len(ready) <= _STREAMED:
-            return scan(ready, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
-        return search_tiles(ready, tiles, vectors, norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
+                stop = min(n, start + step)
+                scored += run(asked, self._vectors, self._norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
+            settle(keys, rows, sizes, dropped, read_only(np.full(m, -np.inf, np.float32) if floor is None else floor), tied)
+        return Hits(keys, rows, sizes.astype(np.int32), tied, scored, scored // max(1, m) * vectors[:1].nbytes)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """The allowed rows whose key for the (d,) query is exactly `key`, ascending: the ties at a place."""
@@ -85,22 +79,14 @@ class FlatSearcher:
     def _words(self, allowed: Bitmap | None) -> Bitmap:
         present = self.rows.present
         if allowed is None:
-            return _NO_BITMAP if present is None else _read_only(present)
-        return _read_only(allowed if present is None else allowed & present)
-
-
-def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A view that nobody can write through: mapped or in memory, kernels then see one type and are compiled once."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+            return _NO_BITMAP if present is None else read_only(present)
+        return read_only(allowed if present is None else allowed & present)
 
 
 def warmup() -> None:
     """Compiles, or loads from the cache, every kernel that a search may need."""
-    with announced():
-        for dtype in (np.float32, np.float16, np.int8):
-            searcher = FlatSearcher(Rows(np.ones((8, 4), dtype), np.full(8, 2, np.float32), "cosine"))
-            searcher.search(np.ones((1, 4), np.float32), 2)
-            searcher.search(np.ones((_STREAMED + 1, 4), np.float32), 2)
-            searcher.rows_at(np.ones(4, np.float32), 1.0)
+    for dtype in (np.float32, np.float16, np.int8):
+        searcher = FlatSearcher(Rows(np.ones((8, 4), dtype), np.full(8, 2, np.float32), "cosine"))
+        for queries in (1, _STREAMED + 1):
+            searcher.search(np.ones((queries, 4), np.float32), 2)
+        searcher.rows_at(np.ones(4, np.float32), 1.0)

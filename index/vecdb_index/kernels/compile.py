@@ -11,20 +11,18 @@ import hashlib
 import logging
 import os
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
 import numba.extending
+from numba.core import event
 
 intrinsic: Any = numba.extending.intrinsic
 _log = logging.getLogger("vecdb")
-_SLOW = 1.0  # seconds after which a first call is compiling and not loading
+_SECONDS = 8  # that compiling all of them takes
 
 
 @cache
@@ -60,22 +58,18 @@ def kernel(function: Callable[..., Any]) -> Any:
         config.CACHE_DIR = theirs
 
 
-def inlined(function: Callable[..., Any]) -> Any:
-    """For a leaf that is called for every row: its body is compiled into each caller, without a call's cost."""
-    return numba.njit(nogil=True, error_model="numpy", inline="always")(function)
+class _Announcer(event.Listener):
+    """Says once, when the first kernel is being compiled and not loaded, what the caller is waiting for."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said and event.data["dispatcher"].py_func.__module__.startswith(__package__):
+            self.said = True
+            how_often = "in each process: the cache cannot be written" if cache_folder() is None else "once per machine"
+            _log.warning("compiling search kernels, %s (about %d s)", how_often, _SECONDS)
+
+    def on_end(self, event: Any) -> None: ...
 
 
-@contextmanager
-def announced() -> Iterator[None]:
-    """Around a first call: says once on the log what the caller is waiting for, if it takes long."""
-    timer = threading.Timer(_SLOW, lambda: _log.warning("compiling search kernels, once per machine: about half a minute"))
-    timer.daemon = True
-    started = time.perf_counter()
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        spent = time.perf_counter() - started
-        if spent > _SLOW:
-            _log.info("kernels are ready after %.1f s", spent)
+event.register("numba:compile", _Announcer())

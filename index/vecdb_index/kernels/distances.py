@@ -120,7 +120,8 @@ def pair(typing: Any, query: Any, query_at: Any, rows: Any, row_at: Any, count: 
             return q, loaded(context, builder, row_type, rows, builder.add(row_at, at), like.type)
 
         def product(at: Any, accumulator: Any) -> Any:
-            return fma(builder, *both(at, accumulator), accumulator)
+            q, r = both(at, accumulator)
+            return fma(builder, q, r, accumulator)
 
         def square(at: Any, accumulator: Any) -> Any:
             difference = builder.fsub(*both(at, accumulator))
@@ -161,11 +162,28 @@ def key_of(value, norm, metric):
 
 
 def prepared(queries: npt.NDArray[np.float32], metric: str) -> npt.NDArray[np.float32]:
-    """Queries as the kernels take them: (m, d) float32, scaled to length one for cosine."""
+    """Queries as the kernels take them: (m, d) float32, read-only, for cosine of length one."""
     queries = np.ascontiguousarray(queries, np.float32)
-    if metric != "cosine":
-        return queries
-    wide = queries.astype(np.float64)
-    # Each query by itself, so that its bits do not depend on its company.
-    lengths = np.array([np.sqrt(np.dot(q, q)) for q in wide])
-    return (wide / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]).astype(np.float32)
+    if metric == "cosine":
+        scaled = np.empty_like(queries)
+        _normalise(read_only(queries), scaled)
+        queries = scaled
+    return read_only(queries)
+
+
+@kernel
+def _normalise(queries, out):
+    for q in range(queries.shape[0]):
+        square = np.float64(0)
+        for value in queries[q]:
+            square += np.float64(value) * np.float64(value)
+        length = np.sqrt(square) if square > 0 else np.float64(1)
+        for i in range(queries.shape[1]):
+            out[q, i] = np.float32(queries[q, i] / length)
+
+
+def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A view that nobody can write through: whoever owns the array, kernels see one type and are compiled once."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -7,10 +7,10 @@ VNNI a step takes four bytes of each row and query. Nothing here is compared bit
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import llvmlite.binding as llvm
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -18,7 +18,8 @@ from numba.core import cgutils
 from .compile import intrinsic
 from .distances import fetch, fma, load, loaded, pointer, reduced
 
-_FEATURES = {} if numba.config.CPU_NAME or numba.config.CPU_FEATURES else llvm.get_host_cpu_features()
+_TOLD = os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES")  # what to compile for is not this CPU
+_FEATURES = {} if _TOLD else llvm.get_host_cpu_features()
 WIDTH, VECTORS = (16, 4) if _FEATURES.get("avx512f") else (8, 2) if _FEATURES.get("avx2") else (4, 4)
 LANES = WIDTH * VECTORS
 COARSE = bool(_FEATURES.get("avx512vnni") if WIDTH == 16 else WIDTH == 8 and _FEATURES.get("avxvnni"))
@@ -40,23 +41,24 @@ def _dot4(builder: Any, rows: Any, queries: Any, sums: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [sums, rows, queries])
 
 
-def _product(many: int, coarse: bool) -> Any:
-    """An intrinsic that multiplies `many` rows with a tile of queries and says which lanes each row may concern."""
+def _product(coarse: bool) -> Any:
+    """The intrinsic that multiplies MR rows with a tile of queries and says which lanes each row may concern."""
     item, vector = (_I32, _INTS) if coarse else (_F32, _FLOATS)
 
     @intrinsic
     def product(
-        typing: Any, rows: Any, row_at: Any, stride: Any, packed: Any, packed_at: Any, steps: Any, lanes: Any,
+        typing: Any, rows: Any, stride: Any, packed: Any, tile: Any, steps: Any, lanes: Any,
         terms: Any, one: Any, reached: Any, coming: Any, coming_at: Any, pace: Any,
     ) -> Any:  # fmt: skip
-        """reached[one + r] = lanes, as bits, whose limit the approximate key of row r may reach; NaN does.
+        """reached[one + r] = lanes, as bits, whose limit the largest key of row one + r may reach; NaN does.
 
-        Meanwhile coming[coming_at:], `pace` elements a step, is on its way to the cache.
+        rows: of `stride` elements each; packed, lanes, terms: see `tile`. Meanwhile coming[coming_at:], `pace` elements a
+        step, is on its way to the cache.
         """
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            row_type, _, _, packed_type, _, _, lane_type, term_type, _, reached_type, coming_type, _, _ = signature.args
-            rows, row_at, stride, packed, packed_at, steps, lanes, terms, one, reached, coming, coming_at, pace = arguments
+            row_type, _, packed_type, _, _, lane_type, term_type, _, reached_type, coming_type, _, _ = signature.args
+            rows, stride, packed, tile, steps, lanes, terms, one, reached, coming, coming_at, pace = arguments
 
             def const(value: int) -> Any:
                 return ir.Constant(_I64, value)
@@ -65,14 +67,15 @@ def _product(many: int, coarse: bool) -> Any:
                 places = [builder.add(at, const(v * WIDTH)) for v in range(VECTORS)]
                 return [load(builder, pointer(context, builder, array_type, array, p, kind), kind) for p in places]
 
+            packed_at = builder.mul(builder.mul(tile, builder.add(steps, const(1))), const(LANES))
             starts = vectors(packed_type, packed, packed_at, vector)
-            bases = [builder.add(row_at, builder.mul(stride, const(r))) for r in range(many)]
+            bases = [builder.mul(stride, builder.add(one, const(r))) for r in range(MR)]
             before = builder.block
             loop, after = builder.append_basic_block("tile"), builder.append_basic_block("tiled")
             builder.cbranch(builder.icmp_signed("<", const(0), steps), loop, after)
             builder.position_at_end(loop)
             at = builder.phi(_I64)
-            sums = [[builder.phi(vector) for _ in range(VECTORS)] for _ in range(many)]
+            sums = [[builder.phi(vector) for _ in range(VECTORS)] for _ in range(MR)]
             following = builder.add(at, const(1))
             queries = vectors(packed_type, packed, builder.add(packed_at, builder.mul(following, const(LANES))), vector)
             offset = builder.mul(at, const(4 if coarse else 1))
@@ -100,12 +103,10 @@ def _product(many: int, coarse: bool) -> Any:
                     final.add_incoming(result[v], loop)
                     finals.append(final)
             lane = [vectors(lane_type, lanes, const(i * LANES), _FLOATS) for i in range(4)]
-            for r in range(many):
+            for r in range(MR):
                 first = builder.mul(builder.add(one, const(r)), const(4))
-                term = [
-                    _splat(builder, load(builder, pointer(context, builder, term_type, terms, builder.add(first, const(i)), _F32), _F32))
-                    for i in range(4)
-                ]
+                places = [pointer(context, builder, term_type, terms, builder.add(first, const(i)), _F32) for i in range(4)]
+                term = [_splat(builder, load(builder, place, _F32)) for place in places]
                 bits = const(0)
                 for v in range(VECTORS):
                     value = finals[r * VECTORS + v]
@@ -120,16 +121,13 @@ def _product(many: int, coarse: bool) -> Any:
             return context.get_dummy_value()
 
         whole = types.int64
-        return types.void(rows, whole, whole, packed, whole, whole, lanes, terms, whole, reached, coming, whole, whole), codegen
+        return types.void(rows, whole, packed, whole, whole, lanes, terms, whole, reached, coming, whole, whole), codegen
 
     return product
 
 
-exact_many, exact_one = _product(MR, False), _product(1, False)
-if COARSE:
-    coarse_many, coarse_one = _product(MR, True), _product(1, True)
-else:
-    coarse_many, coarse_one = exact_many, exact_one  # never called
+exact_product = _product(coarse=False)
+coarse_product = _product(coarse=True) if COARSE else exact_product  # not called where it is not coarse
 
 
 @intrinsic

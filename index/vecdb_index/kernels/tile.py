@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from .compile import kernel
 from .distances import COSINE, L2, key_of, pair, prefetch
-from .product import COARSE, LANES, MR, coarse_many, coarse_one, exact_many, exact_one, magnitude, rounded, widen
+from .product import COARSE, LANES, MR, coarse_product, exact_product, magnitude, rounded, widen
 from .scan import AHEAD, lowest, next_allowed
 from .select import offer
 
@@ -34,7 +34,7 @@ Tiles = tuple[npt.NDArray[Any], ...]
 
 
 def tiles_of(queries: npt.NDArray[np.float32]) -> Tiles:
-    """Prepared queries, transposed and padded to whole tiles: (exact, exact lanes, coarse, coarse lanes).
+    """Prepared queries, and with them transposed and padded to whole tiles: (queries, exact, its lanes, coarse, its lanes).
 
     exact: (tiles, 1 + d, LANES) float32; coarse: (tiles, 1 + d / 4, LANES) int32, four elements a step; step 0 is what the
     sums start from. lanes: (tiles, 4, LANES) float32, a query's limit, |q|, |q - q'| and 1, all divided by its scale.
@@ -46,7 +46,7 @@ def tiles_of(queries: npt.NDArray[np.float32]) -> Tiles:
     coarse_lanes = np.zeros((len(coarse), 4, LANES), np.float32)
     exact_lanes[:, 0], coarse_lanes[:, 0] = np.inf, np.inf  # a lane without a query is never reached
     _pack(queries, exact, exact_lanes, coarse, coarse_lanes)
-    return exact, exact_lanes, coarse, coarse_lanes
+    return queries, exact, exact_lanes, coarse, coarse_lanes
 
 
 @kernel
@@ -118,9 +118,9 @@ def _fill(vectors, norms, metric, picked, taken, coarse, g, stride, codes, block
 
 
 @kernel
-def search_tiles(queries, tiles, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
+def search_tiles(tiles, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
     """Offers rows start..stop to the heaps of all queries. Returns rows scored, times queries."""
-    exact, exact_lanes, coarse, coarse_lanes = tiles
+    queries, exact, exact_lanes, coarse, coarse_lanes = tiles
     n, d = vectors.shape
     m, k = keys.shape
     g = np.float64(d + 64) * 2.0**-22
@@ -141,41 +141,30 @@ def search_tiles(queries, tiles, vectors, norms, metric, allowed, start, stop, k
         _fill(vectors, norms, metric, picked, taken, in_bytes, g, stride, codes, block, terms)
         offered = 0
         for first in range(0, m, LANES):
-            tile = first // LANES
-            lanes = coarse_lanes[tile] if in_bytes else exact_lanes[tile]
-            for q in range(first, min(m, first + LANES)):
-                full = sizes[q] == k
-                lanes[0, q - first] = _limit(keys[q, 0], exact_lanes[tile, 1, q - first], lanes[3, q - first], g, metric) if full else -np.inf
-            one = 0
-            while one < taken:
-                many = MR if one + MR <= taken else 1
+            tile, count = first // LANES, min(LANES, m - first)
+            lanes, lengths = coarse_lanes[tile] if in_bytes else exact_lanes[tile], exact_lanes[tile, 1]
+            for lane in range(count):
+                q = first + lane
+                lanes[0, lane] = _limit(keys[q, 0], lengths[lane], lanes[3, lane], g, metric) if sizes[q] == k else -np.inf
+            for one in range(0, taken, MR):
                 # While the first tile is multiplied, the rows of the next block come in.
                 coming, pace = (min(n, row + one) * d, MR * (4 if in_bytes else 1)) if first == 0 else (0, 0)
                 if in_bytes:
-                    at = tile * coarse.shape[1] * LANES
-                    if many > 1:
-                        coarse_many(codes, one * stride, stride, coarse, at, stride // 4, lanes, terms, one, reached, vectors, coming, pace)
-                    else:
-                        coarse_one(codes, one * stride, stride, coarse, at, stride // 4, lanes, terms, one, reached, vectors, coming, pace)
+                    coarse_product(codes, stride, coarse, tile, stride // 4, lanes, terms, one, reached, vectors, coming, pace)
                 else:
-                    at = tile * exact.shape[1] * LANES
-                    if many > 1:
-                        exact_many(block, one * d, d, exact, at, d, lanes, terms, one, reached, vectors, coming, pace)
-                    else:
-                        exact_one(block, one * d, d, exact, at, d, lanes, terms, one, reached, vectors, coming, pace)
-                for this in range(one, one + many):
+                    exact_product(block, d, exact, tile, d, lanes, terms, one, reached, vectors, coming, pace)
+                for this in range(one, min(taken, one + MR)):
                     bits, r = reached[this], picked[this]
                     while bits:
                         lane = lowest(bits)
                         bits &= bits - np.uint64(1)
                         q = first + lane
-                        if q < m:
+                        if lane < count:
                             offered += 1
                             key = key_of(pair(queries, q * d, vectors, r * d, d, metric), norms[r], metric)
                             offer(keys, rows, sizes, dropped, q, key, r)
                             if sizes[q] == k:
-                                lanes[0, lane] = _limit(keys[q, 0], exact_lanes[tile, 1, lane], lanes[3, lane], g, metric)
-                one += many
+                                lanes[0, lane] = _limit(keys[q, 0], lengths[lane], lanes[3, lane], g, metric)
         scored += taken * m
         if in_bytes and offered > taken * m // 8 + 8 * k * m:
             in_bytes = False
