@@ -291,7 +291,7 @@ def batch_from_arrays(
     if early is not None:
         early(stored)
     prepared = _prepared(_as_rows(payloads, len(keys)), keys)
-    return Batch(keys, stored, prepared.json, (), (prepared.arrays, prepared.meta))
+    return Batch(keys, stored, prepared.json, (), prepared.columns)
 
 
 def _prepared(payloads: Sequence[dict[str, Any] | None], keys: Sequence[Id]) -> Any:

@@ -50,6 +50,7 @@ Array = npt.NDArray[Any]
 Payload = dict[str, Any]
 
 _WIDE = 128  # mean characters of a text from which, mostly distinct, it has no column
+_FEW = 8  # payloads that are validated one by one, which is faster for them
 _ABSENT = object()
 _KINDS: dict[type, int] = {
     type(None): NULL, bool: BOOL, int: INT, float: FLOAT, str: STRING, list: ARRAY, tuple: ARRAY, dict: OBJECT,
@@ -152,16 +153,20 @@ def parse(stored: bytes) -> Payload | None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Checked payloads: as JSON, and as typed columns with their description."""
+    """Checked payloads as JSON, and their typed columns with the description; None for a few, which the log will take."""
 
     json: list[bytes]
-    arrays: dict[str, Array]
-    meta: dict[str, Any]
+    columns: tuple[dict[str, Array], dict[str, Any]] | None
 
 
 def prepare(payloads: Sequence[Payload | None]) -> Prepared:
     """Validates, encodes and columns payloads in one walk. Raises InvalidPayload with the row and the path."""
-    arrays, meta = build(payloads)
+    columns = None
+    if len(payloads) > _FEW:
+        columns = build(payloads)
+    else:
+        for row, payload in enumerate(payloads):
+            _check_object(_as_object(payload, row) or {}, row, ())
     try:
         json = _encoded(payloads)
     except (TypeError, ValueError) as error:
@@ -172,7 +177,7 @@ def prepare(payloads: Sequence[Payload | None]) -> Prepared:
             f"its JSON has {len(json[row]):,} bytes, {MAX_PAYLOAD_BYTES:,} are allowed; keep large texts elsewhere",
             point=row,
         )
-    return Prepared(json, arrays, meta)
+    return Prepared(json, columns)
 
 
 def _encoded(payloads: Sequence[Payload | None]) -> list[bytes]:
@@ -378,6 +383,18 @@ def _converted(value: Any, row: int, path: tuple[str, ...]) -> Any:
     if converted is _ABSENT:
         raise InvalidPayload(f"{type(value).__name__} is no JSON value; convert it first", point=row, field=join_path(path))
     return converted
+
+
+def _check_object(payload: Payload, row: int, above: tuple[str, ...]) -> None:
+    """Validates one payload, as `_Builder.walk` does for many."""
+    for key, value in payload.items():
+        if type(key) is not str:
+            raise InvalidPayload(f"the key {key!r} is no string", point=row, field=join_path(above) or None)
+        path = (*above, key)
+        if isinstance(value, dict) and len(path) < MAX_DEPTH:
+            _check_object(value, row, path)
+        else:
+            _check(value, len(path), row, join_path(path))
 
 
 def _check(value: Any, depth: int, row: int, path: str) -> None:

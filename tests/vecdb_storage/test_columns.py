@@ -41,7 +41,7 @@ class Colour(enum.IntEnum):
     ],
 )
 def test_what_json_cannot_say_is_refused_by_row_and_path(payload: dict[str, Any], path: str) -> None:
-    for before in ([], [{"a": 1}, {}], [None, {"b": [1]}]):
+    for before in ([], [{"a": 1}, {}], [None, {"b": [1]}], [{"a": 1}] * 20):
         with pytest.raises(InvalidPayload) as caught:
             prepare([*before, payload, {"a": "later"}])
         assert (caught.value.point, caught.value.field) == (len(before), path)

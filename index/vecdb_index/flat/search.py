@@ -10,8 +10,6 @@ There is no index to build or store. A FlatSearcher holds views only; safe in an
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
