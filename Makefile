@@ -52,7 +52,7 @@ clean:
 	@touch $@
 
 # Kernels are compiled once, before tests run in parallel.
-.venv/warm: $(wildcard index/vecdb_index/*/*.py) | .venv/python
+.venv/warm: $(wildcard index/vecdb_index/*/*.py) | .venv/test
 	@echo "compiling kernels"
 	@$(BIN)/python -m vecdb_index.kernels
 	@touch $@

@@ -31,7 +31,7 @@ QUESTIONS: list[tuple[str, vecdb.F | Any, str]] = [
     ("read a csv file row by row", F("package") == "stdlib", "in the standard library"),
     ("eigenvalues of a symmetric matrix", F("kind") == "function", "functions only"),
     ("run a subprocess and capture its output", F("parameters") <= 2, "at most two parameters"),
-    ("nearest neighbours of a point", F("package").in_(["sklearn", "scipy"]), "in sklearn or scipy"),
+    ("nearest neighbors of a point", F("package").in_(["sklearn", "scipy"]), "in sklearn or scipy"),
     (
         "parse a date and time from a string",
         (F("lines") < 10) & F("module").startswith("datetime"),
@@ -40,23 +40,15 @@ QUESTIONS: list[tuple[str, vecdb.F | Any, str]] = [
 ]
 
 
-def passages(job: tuple[str, str]) -> list[dict[str, Any]]:
+def passages(job: tuple[str, str, str]) -> list[dict[str, Any]]:
     """The docstrings of one source file, as points."""
-    package, name = job
-    path = Path(name)
+    package, module, file = job
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, OSError, RecursionError):
         return []
-    parts = list(path.with_suffix("").parts)
-    root = (
-        parts.index("site-packages") + 1
-        if "site-packages" in parts
-        else parts.index(f"python{sys.version_info[0]}.{sys.version_info[1]}") + 1
-    )
-    module = ".".join(parts[root:]).removesuffix(".__init__")
     found: list[dict[str, Any]] = []
 
     def visit(node: Any, qualname: str, kind: str) -> None:
@@ -82,8 +74,8 @@ def passages(job: tuple[str, str]) -> list[dict[str, Any]]:
     return found
 
 
-def sources() -> list[tuple[str, str]]:
-    """(package, file) of the standard library, then of installed packages."""
+def sources() -> list[tuple[str, str, str]]:
+    """(package, module, file) of the standard library, then of installed packages."""
     paths = sysconfig.get_paths()
     jobs = []
     for package, root in (("stdlib", Path(paths["stdlib"])), ("", Path(paths["purelib"]))):
@@ -92,7 +84,8 @@ def sources() -> list[tuple[str, str]]:
             skipped = {"test", "tests", "idlelib", "lib2to3", "__pycache__", "_vendor", "pip", "setuptools"}
             if skipped & set(parts) or (package and "site-packages" in parts) or any(p.startswith("test_") for p in parts):
                 continue
-            jobs.append((package or parts[0].removesuffix(".py"), str(file)))
+            module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+            jobs.append((package or parts[0].removesuffix(".py"), module, str(file)))
     return jobs
 
 
@@ -138,11 +131,24 @@ def best(vectors: Any, query: Any, allowed: Any, k: int) -> set[Any]:
     return set(np.argsort(-scores, kind="stable")[:k].tolist())
 
 
+def clear() -> None:
+    """Deletes the database of an earlier run. Another's, or one that is in use, is left alone."""
+    if not (PATH / "VECDB").exists():
+        return
+    try:
+        with vecdb.open(PATH) as db:
+            foreign = [name for name in db.collections() if name != "docs" or db.collection(name).info().encoder != "tfidf"]
+    except vecdb.errors.VecdbError as error:
+        sys.exit(f"{PATH} is there and cannot be replaced: {error}")
+    if foreign:
+        sys.exit(f"{PATH} is not this demo's: it holds {', '.join(foreign)}. Move it away, or run this in another directory")
+    shutil.rmtree(PATH)
+
+
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, format="  (%(message)s)")
+    logging.basicConfig(level=logging.INFO, format="  (%(message)s)")
     began = time.perf_counter()
-    if (PATH / "VECDB").exists():
-        shutil.rmtree(PATH)
+    clear()
     print(f"vecdb {vecdb.__version__}: the documentation on this machine\n")
     points = harvest()
     packages = len({point["package"] for point in points})
@@ -185,9 +191,8 @@ def main() -> None:
             wanted = best(vectors, query, allowed, min(10, int(allowed.sum())))
             found = {rows[i] for i in ten.ids}
             hits_found, hits_wanted = hits_found + len(found & wanted), hits_wanted + len(wanted)
-            print(
-                f"“{question}”, {label}: {total:.1f} ms with embedding, {bare:.1f} ms without; {int(allowed.sum()):,} candidates"
-            )
+            print(f"“{question}”, {label}")
+            print(f"   {int(allowed.sum()):,} candidates, {total:.1f} ms with embedding, {bare:.1f} ms without")
             for hit in hits:
                 first = " ".join(hit.payload["text"].split())
                 name = hit.payload["name"]

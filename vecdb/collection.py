@@ -98,7 +98,8 @@ class Collection:
             if texts is not None:
                 if vectors is not None:
                     raise InvalidInput("give texts or vectors, not both")
-                vectors, payloads = self.embedding.of_points(texts, payloads)
+                ids = ids if ids is None or isinstance(ids, np.ndarray) else checked_ids(ids)  # it may be read twice
+                vectors, payloads = self.embedding.of_points(texts, payloads, lambda v, p: batch_from_arrays(fields, ids, v, p))
             level0 = store.begin(self._uuid)
             try:
                 batch = batch_from_arrays(fields, ids, vectors, payloads, early=level0.add_fields)

@@ -352,7 +352,7 @@ class Store:
         path = self._folder(uuid) / file
         self.ensure_folder(path.parent)
         writer = ArrayWriter(self.files, path, self.uuid)
-        kept = False
+        kept = settled = False
 
         def attached(schema: dict[str, Any]) -> dict[str, Any]:
             nonlocal kept
@@ -366,10 +366,15 @@ class Store:
                 writer.add(key, array)
             writer.finish({"kind": "attachment", "begun": begun})
             self.alter_schema(uuid, attached)
+            settled = True
+        except VecdbError as error:
+            settled = getattr(error, "outcome", None) != "unknown"
+            raise
         finally:
             writer.abandon()
             state = self.states.get(uuid)
-            if state is None or state.schema.get("attachments", {}).get(name) != file:
+            # After an interrupt the commit may still be under way: the next open sees whether the file is named.
+            if settled and (state is None or state.schema.get("attachments", {}).get(name) != file):
                 with suppress(VecdbError):
                     self.files.unlink(path)
 

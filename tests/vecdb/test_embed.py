@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 
 import vecdb
 from vecdb import Dense
 from vecdb.embed.tfidf import Tfidf
-from vecdb.errors import DimensionMismatch, EncoderMismatch, InvalidInput
+from vecdb.errors import DimensionMismatch, DuplicateId, EncoderMismatch, InvalidInput, InvalidPayload, VecdbError
 
 TEXTS = [
     "the cat sat on the mat and watched the birds",
@@ -143,3 +146,87 @@ def test_wrong_texts_and_encoders_are_refused(db: vecdb.Database) -> None:
     ):
         with pytest.raises(InvalidInput, match="no encoder"):
             call()
+
+
+def test_only_texts_that_are_written_decide_the_encoder(db: vecdb.Database) -> None:
+    docs = db.create_collection("docs", embed="tfidf")
+    assert docs.upsert(texts=[]) == []
+    with pytest.raises(DuplicateId):
+        docs.upsert(ids=[1, 1], texts=["neither of these", "is written"])
+    with pytest.raises(InvalidPayload):
+        docs.upsert(texts=["neither is", "this one"], payloads=[1, 2])
+    with pytest.raises(InvalidInput, match="first texts"):
+        docs.search("so nothing is fitted")
+    docs.upsert(ids=(i for i in range(8)), texts=TEXTS)
+    hits = docs.search("the cake in the oven", k=2)
+    assert hits.ids[0] == 5 and hits.scores[0] > 2 * hits.scores[1]
+
+
+def test_a_word_of_one_text_finds_it_in_a_large_corpus(db: vecdb.Database) -> None:
+    rng = np.random.default_rng(0)
+    docs = db.create_collection("docs", embed="tfidf")
+    texts = [" ".join([*rng.choice([f"word{i}" for i in range(300)], 12), f"unique{i}x"]) for i in range(2000)]
+    docs.upsert(ids=range(2000), texts=texts)
+    assert [docs.search(f"unique{i}x", k=1).ids for i in range(0, 2000, 200)] == [[i] for i in range(0, 2000, 200)]
+    codes = db.create_collection("codes", embed="tfidf")
+    codes.upsert(ids=range(1200), texts=[f"item{i}x" for i in range(1200)])
+    assert codes.search("item777x", k=1).ids == [777]
+
+
+@pytest.mark.parametrize(
+    "payloads", [{"n": np.arange(8)}, {"n": pa.array(range(8))}, {"n": list(range(8))}, [{"n": i} for i in range(8)]]
+)
+def test_payloads_in_any_form_keep_their_texts(db: vecdb.Database, payloads: Any) -> None:
+    docs = db.create_collection("docs", embed="tfidf")
+    docs.upsert(ids=range(8), texts=pa.array(TEXTS), payloads=payloads)
+    assert [p.payload for p in docs.get(range(8))] == [{"n": i, "text": text} for i, text in enumerate(TEXTS)]
+    assert "text" not in (payloads if isinstance(payloads, dict) else payloads[0])
+    with pytest.raises(InvalidInput, match="2 values"):
+        docs.upsert(texts=TEXTS, payloads={"n": [1, 2]})
+
+
+def test_an_encoder_file_is_verified_and_a_leftover_one_is_deleted(tmp_path: Path) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        db.create_collection("docs", embed="tfidf").upsert(ids=range(8), texts=TEXTS)
+    [kept] = tmp_path.rglob("*.arr")
+    shutil.copy(kept, kept.with_name("0" * 26 + ".arr"))
+    with vecdb.open(tmp_path / "db") as db:
+        assert list(tmp_path.rglob("*.arr")) == [kept]
+        assert db.verify().ok
+    damaged = bytearray(kept.read_bytes())
+    damaged[300] ^= 1
+    kept.write_bytes(damaged)
+    with vecdb.open(tmp_path / "db") as db:
+        assert kept.name in str(db.verify().damage)
+        with pytest.raises(VecdbError, match="not what was written"):
+            db.collection("docs").search("cake")
+
+
+def test_a_fit_whose_commit_fails_leaves_nothing(db: vecdb.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = db.create_collection("docs", embed="tfidf")
+
+    def refuse(*_: Any) -> Any:
+        raise InvalidInput("not now")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(db._store, "alter_schema", refuse)
+        with pytest.raises(InvalidInput, match="not now"):
+            docs.upsert(texts=TEXTS)
+    assert list(db._store.path.rglob("*.arr*")) == [] and docs.count() == 0
+    docs.upsert(ids=range(8), texts=TEXTS)
+    assert docs.search(TEXTS[4], k=1).ids == [4]
+
+
+def test_an_encoder_says_who_it_is(db: vecdb.Database) -> None:
+    with pytest.raises(InvalidInput, match="fractions"):
+        db.create_collection("x", Dense(16, dtype="i8"), embed="tfidf")
+    for attribute, value in (("name", "tfidf"), ("name", ""), ("fingerprint", None)):
+        encoder = Letters()
+        setattr(encoder, attribute, value)
+        with pytest.raises(InvalidInput, match=r"built-in|not empty"):
+            db.create_collection("x", embed=encoder)
+    db.create_collection("letters", embed=Letters())
+    with pytest.raises(EncoderMismatch, match="'letters'"):
+        db.collection("letters", embed="tfidf")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="no encoder"):
+        db.collection("letters", embed=object())  # type: ignore[arg-type]

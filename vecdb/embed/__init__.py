@@ -10,7 +10,7 @@ An Embedding belongs to one Collection and is safe in any thread, if its encoder
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TFIDF = "tfidf"
 TFIDF_DIM = 256
+Vectors = dict[str, npt.NDArray[np.float32]]
 TEXT = "text"  # the payload key under which a point's text is kept
 
 
@@ -44,18 +45,13 @@ class Encoder(Protocol):
 
 def declare(schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None, embed: str | Encoder) -> dict[str, Any]:
     """The stored schema of a collection whose texts `embed` encodes. Raises InvalidInput or DimensionMismatch."""
-    if isinstance(embed, str):
-        if embed != TFIDF:
-            raise InvalidInput(f'no encoder is called {embed!r}: use "tfidf", or give an encoder object')
-        name, fingerprint, dim = TFIDF, None, None
-    elif isinstance(embed, Encoder):
-        name, fingerprint, dim = embed.name, embed.fingerprint, embed.dim
-    else:
-        raise InvalidInput(f"{type(embed).__name__} is no encoder: it needs name, fingerprint, dim and encode(texts)")
+    name, fingerprint, dim = _identity(embed)
     fields = {DEFAULT_FIELD: Dense(dim or TFIDF_DIM)} if schema is None else fields_of(schema)
     if DEFAULT_FIELD not in fields and len(fields) > 1:
         raise InvalidInput(f"texts are embedded into one field: name it {DEFAULT_FIELD!r}, or declare only one")
     field = DEFAULT_FIELD if DEFAULT_FIELD in fields else next(iter(fields))
+    if name == TFIDF and fields[field].dtype == "i8":
+        raise InvalidInput('"tfidf" gives fractions, which an i8 field cannot hold; use f32 or f16', field=field)
     if dim is not None and fields[field].dim != dim:
         raise DimensionMismatch(f"encoder {name!r} gives {dim} numbers, the field has {fields[field].dim}", field=field)
     return {
@@ -63,6 +59,22 @@ def declare(schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None, embed:
         "ids": None,
         "embed": {"name": name, "fingerprint": fingerprint, "field": field},
     }
+
+
+def _identity(embed: object) -> tuple[str, str | None, int | None]:
+    """Name, fingerprint and dim of an encoder; the last two are None for "tfidf", which is yet to be fitted."""
+    if isinstance(embed, str):
+        if embed != TFIDF:
+            raise InvalidInput(f'no encoder is called {embed!r}: use "tfidf", or give an encoder object')
+        return TFIDF, None, None
+    if not isinstance(embed, Encoder):
+        raise InvalidInput(f"{type(embed).__name__} is no encoder: it needs name, fingerprint, dim and encode(texts)")
+    for said, value in (("name", embed.name), ("fingerprint", embed.fingerprint)):
+        if not isinstance(value, str) or not value:
+            raise InvalidInput(f"an encoder's {said} is a string that is not empty, not {value!r}")
+    if embed.name == TFIDF:
+        raise InvalidInput(f"the name {TFIDF!r} belongs to the built-in encoder; give yours another")
+    return embed.name, embed.fingerprint, embed.dim
 
 
 class Embedding:
@@ -78,31 +90,34 @@ class Embedding:
 
     def adopt(self, encoder: str | Encoder) -> None:
         """Uses this encoder object from now on. Raises EncoderMismatch when the texts were embedded by another."""
-        if isinstance(encoder, str):
-            return
-        declared = self._store.state(self._uuid).schema["embed"]
-        if (encoder.name, encoder.fingerprint) != (declared["name"], declared["fingerprint"]):
+        name, fingerprint, dim = _identity(encoder)
+        declared = self._schema()["embed"]
+        if name != declared["name"] or (dim is not None and fingerprint != declared["fingerprint"]):
             raise EncoderMismatch(
                 f"its texts were embedded by {declared['name']!r} ({declared['fingerprint']}), "
-                f"not by {encoder.name!r} ({encoder.fingerprint}); give that encoder, or embed the texts anew"
+                f"not by {name!r} ({fingerprint}); give that encoder, or embed the texts anew"
             )
-        self._encoder = encoder
+        if not isinstance(encoder, str):
+            self._encoder = encoder
 
-    def of_points(self, texts: Sequence[str], payloads: Any) -> tuple[dict[str, npt.NDArray[np.float32]], list[Any]]:
-        """Vectors by field, and payloads that hold the texts; the caller's own are left as they are."""
+    def of_points(self, texts: Sequence[str], payloads: Any, accept: Callable[[Vectors, Any], object]) -> tuple[Vectors, Any]:
+        """Vectors by field, and payloads that hold the texts; the caller's own are left as they are.
+
+        accept: raises if points with such vectors and payloads would be refused. Asked before the encoder is fitted,
+        which happens once: texts that are not written must not decide it.
+        """
         texts = _checked(texts)
-        vectors = self._encode(self._fitted(texts), texts)
-        if payloads is None:
-            rows: list[Any] = [{} for _ in texts]
-        elif isinstance(payloads, Mapping):
-            names = list(payloads)
-            rows = [dict(zip(names, row, strict=True)) for row in zip(*payloads.values(), strict=True)]
-        else:
-            rows = list(payloads)
-        if len(rows) != len(texts):
-            raise InvalidInput(f"{len(rows)} payloads for {len(texts)} texts")
-        field = self._store.state(self._uuid).schema["embed"]["field"]
-        return {field: vectors}, [{**(row or {}), TEXT: text} for row, text in zip(rows, texts, strict=True)]
+        rows = _with_texts(payloads, texts)
+        schema = self._schema()
+        field = schema["embed"]["field"]
+        dim = schema["fields"][field]["dim"]
+        if not texts:
+            return {field: np.zeros((0, dim), np.float32)}, rows
+        encoder = self._ready()
+        if encoder is None:
+            accept({field: np.ones((len(texts), dim), np.float32)}, rows)
+            encoder = self._fitted(texts)
+        return {field: self._encode(encoder, texts)}, rows
 
     def of_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """(m, dim) float32. Raises EncoderMismatch when the collection's encoder is not at hand."""
@@ -120,12 +135,15 @@ class Embedding:
             )
         return vectors
 
+    def _schema(self) -> dict[str, Any]:
+        """As of the newest commit: an encoder that is being attached does not count until it is durable."""
+        return self._store.snapshot(self._uuid).schema
+
     def _ready(self) -> Encoder | None:
         """The encoder, read from disk if need be; None when it has not been fitted yet."""
         if self._encoder is not None:
             return self._encoder
-        schema = self._store.state(self._uuid).schema
-        declared = schema["embed"]
+        declared = self._schema()["embed"]
         if declared["name"] != TFIDF:
             raise EncoderMismatch(
                 f"its texts were embedded by {declared['name']!r} ({declared['fingerprint']}); open the collection with that "
@@ -152,7 +170,7 @@ class Embedding:
             encoder = self._ready()
             if encoder is not None:
                 return encoder
-            schema = self._store.state(self._uuid).schema
+            schema = self._schema()
             fitted = Tfidf.fit(texts, schema["fields"][schema["embed"]["field"]]["dim"])
 
             def settle(now: dict[str, Any]) -> dict[str, Any]:
@@ -167,10 +185,27 @@ class Embedding:
 
 
 def _checked(texts: Any) -> Sequence[str]:
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        texts = [texts] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str):
+        texts = [texts]
+    elif hasattr(texts, "to_pylist"):
+        texts = texts.to_pylist()
+    elif not isinstance(texts, Sequence):
+        texts = list(texts)
     for position, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise InvalidInput(f"a text is a string that is not blank, not {text!r}", point=position)
     checked: Sequence[str] = texts
     return checked
+
+
+def _with_texts(payloads: Any, texts: Sequence[str]) -> Any:
+    """Payloads, as rows or as columns, with the texts in them. A row that is no dict is left to be refused later."""
+    if payloads is None or isinstance(payloads, Mapping):
+        return {**(payloads or {}), TEXT: list(texts)}
+    rows = list(payloads)
+    if len(rows) != len(texts):
+        raise InvalidInput(f"{len(rows)} payloads for {len(texts)} texts")
+    return [
+        {**(row or {}), TEXT: text} if row is None or isinstance(row, Mapping) else row
+        for row, text in zip(rows, texts, strict=True)
+    ]

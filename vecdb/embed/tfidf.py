@@ -25,6 +25,7 @@ from ..errors import Unsupported
 
 _MOST_TERMS = 30_000
 _MOST_TEXTS = 50_000  # of a fit; a larger corpus is sampled evenly
+_MANY_TEXTS = 10_000  # a fit of so many takes seconds, and says so
 _CONSTANT = 1e-4
 _STRIPE = 4096  # texts encoded at a time, which bounds memory
 _TOKEN = r"(?u)\b\w+\b"
@@ -89,9 +90,11 @@ class Tfidf:
         started = time.perf_counter()
         step = -(-len(texts) // _MOST_TEXTS)
         sample = texts[:: max(1, step)]
+        if len(sample) >= _MANY_TEXTS:
+            _log.info("fitting the text encoder on %s texts", f"{len(sample):,}")
         vectoriser = sklearn.feature_extraction.text.TfidfVectorizer(
             sublinear_tf=True, stop_words=_stop_words(sklearn), max_features=_MOST_TERMS, dtype=np.float32,
-            preprocessor=_words, token_pattern=_TOKEN, min_df=2 if len(sample) > 1000 else 1,
+            preprocessor=_words, token_pattern=_TOKEN,
         )  # fmt: skip
         try:
             weights = vectoriser.fit_transform(sample)
@@ -99,9 +102,8 @@ class Tfidf:
             return Tfidf([], np.zeros(0, np.float32), np.zeros((0, 0), np.float32), dim)
         components = _directions(sklearn, weights, dim - 1)
         order = sorted(vectoriser.vocabulary_, key=vectoriser.vocabulary_.__getitem__)
-        spent = time.perf_counter() - started
-        if spent > 2:
-            _log.info("fitted tfidf on %d texts: %d terms, %.1f s", len(sample), len(order), spent)
+        if len(sample) >= _MANY_TEXTS:
+            _log.info("fitted it in %.1f s: %s terms", time.perf_counter() - started, f"{len(order):,}")
         return Tfidf(order, vectoriser.idf_.astype(np.float32), np.ascontiguousarray(components), dim)
 
     @cached_property
@@ -114,12 +116,8 @@ class Tfidf:
     @cached_property
     def _counter(self) -> Any:
         counting = _sklearn().feature_extraction.text.CountVectorizer(
-            vocabulary=self.terms,
-            stop_words=_stop_words(_sklearn()),
-            preprocessor=_words,
-            token_pattern=_TOKEN,
-            dtype=np.float32,
-        )
+            vocabulary=self.terms, preprocessor=_words, token_pattern=_TOKEN, dtype=np.float32
+        )  # stop words are not in the vocabulary: another scikit-learn with another list of them changes nothing
         counting.transform([""])  # reads the vocabulary now, so that threads find it read
         return counting
 

@@ -11,7 +11,7 @@ away is known, so by Cauchy-Schwarz, and Higham, Accuracy and Stability, 3.1, wi
     |q.x - q'.x'| <= |q| |x - x'| + |q - q'| |x'|                      (0 in the exact form)
     |fl(q.x) - q.x| <= g |q| |x|,  g = (d + 64) 2^-22
 
-A block where the coarse form lets too many rows through is followed by exact ones. Rows and queries whose length is not
+Where the coarse form lets too many rows through, the exact one takes over. Rows and queries whose length is not
 within 2^-30 .. 2^30 (zero, overflowing, NaN) always go on to the pair kernel: no bound here has to think of them.
 """
 
@@ -131,7 +131,7 @@ def search_tiles(tiles, vectors, norms, metric, allowed, start, stop, keys, rows
     codes = np.empty(size * stride if COARSE else 0, np.uint8)
     block = np.empty(0 if COARSE else size * d, np.float32)
     in_bytes = COARSE
-    row, scored = next_allowed(allowed, start, stop), 0
+    row, scored, offered = next_allowed(allowed, start, stop), 0, 0
     while row < stop:
         taken = 0
         while row < stop and taken < size:
@@ -139,7 +139,6 @@ def search_tiles(tiles, vectors, norms, metric, allowed, start, stop, keys, rows
             taken += 1
             row = next_allowed(allowed, row + 1, stop)
         _fill(vectors, norms, metric, picked, taken, in_bytes, g, stride, codes, block, terms)
-        offered = 0
         for first in range(0, m, LANES):
             tile, count = first // LANES, min(LANES, m - first)
             lanes, lengths = coarse_lanes[tile] if in_bytes else exact_lanes[tile], exact_lanes[tile, 1]
@@ -166,7 +165,8 @@ def search_tiles(tiles, vectors, norms, metric, allowed, start, stop, keys, rows
                             if sizes[q] == k:
                                 lanes[0, lane] = _limit(keys[q, 0], lengths[lane], lanes[3, lane], g, metric)
         scored += taken * m
-        if in_bytes and offered > taken * m // 8 + 8 * k * m:
+        # Beside the rows that fill the heaps, one in eight looked at closely costs as much as the exact form.
+        if in_bytes and offered > scored // 8 + 8 * k * m:
             in_bytes = False
             block = np.empty(size * d, np.float32)
     return scored
