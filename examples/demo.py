@@ -159,7 +159,6 @@ def main() -> None:
     # The encoder is fitted on the first texts: so they are an even sample of all.
     order = np.random.default_rng(0).permutation(len(points))
     points = [points[i] for i in order]
-    print(f"  fitting the text encoder on {min(len(points), 4 * BATCH):,} passages …", flush=True)
     started, written = time.perf_counter(), 0
     for batch in [points[: 4 * BATCH], *batches(points[4 * BATCH :])]:
         payloads = [{key: value for key, value in point.items() if key not in ("id", "text")} for point in batch]

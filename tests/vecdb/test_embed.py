@@ -217,6 +217,26 @@ def test_a_fit_whose_commit_fails_leaves_nothing(db: vecdb.Database, monkeypatch
     assert docs.search(TEXTS[4], k=1).ids == [4]
 
 
+def test_an_interrupt_does_not_delete_an_encoder_that_is_committed_after_it(
+    db: vecdb.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = db.create_collection("docs", embed="tfidf")
+    under_way: list[Any] = []
+
+    def interrupted(*arguments: Any) -> Any:
+        under_way.append(arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(db._store, "alter_schema", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            docs.upsert(texts=TEXTS)
+    db._store.alter_schema(*under_way[0])
+    docs.upsert(ids=range(8), texts=TEXTS)
+    assert docs.search(TEXTS[4], k=1).ids == [4]
+    assert db.verify().ok
+
+
 def test_an_encoder_says_who_it_is(db: vecdb.Database) -> None:
     with pytest.raises(InvalidInput, match="fractions"):
         db.create_collection("x", Dense(16, dtype="i8"), embed="tfidf")
