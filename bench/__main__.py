@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=200_000, help="of the ingest table")
     parser.add_argument("--rounds", type=int, default=5, help="of each table but the peers' ingest")
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.2f}\n")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.2f}\n"
+    )
     for name in options.tables or tables:
         tables[name](options)
         print(flush=True)
@@ -104,7 +106,9 @@ def syncs(engine: str, work: Path) -> str:
     trace = work / f"{engine}.trace"
     if isinstance(run(engine, work / f"{engine}-traced", 4000, 1000, traced=trace), str):
         return "not counted"
-    counts = [line.split() for line in trace.read_text().splitlines() if line.split() and line.split()[-1] in SYNC_CALLS.split(",")]
+    counts = [
+        line.split() for line in trace.read_text().splitlines() if line.split() and line.split()[-1] in SYNC_CALLS.split(",")
+    ]
     said = ", ".join(f"{cells[3]} {cells[-1]}" for cells in counts)
     return said or "none"
 
@@ -112,7 +116,9 @@ def syncs(engine: str, work: Path) -> str:
 def ingest(options: argparse.Namespace) -> None:
     points, rounds = options.points, min(3, options.rounds)
     print(f"## Durable ingest: {points:,} x 384 f32, string ids, payloads of three fields, until acknowledged\n")
-    print("`disk` appends the same bytes and calls fdatasync once a batch. Syncs: system calls while four batches of 1,000 are written.\n")
+    print(
+        "`disk` appends the same bytes and calls fdatasync once a batch. Syncs: system calls while four batches of 1,000 are written.\n"
+    )
     with tempfile.TemporaryDirectory(prefix="vecdb-bench-", dir=os.environ.get("VECDB_BENCH_DIR")) as name:
         work = Path(name)
         for batch in (20_000, 1_000):
@@ -137,7 +143,13 @@ def ingest(options: argparse.Namespace) -> None:
                     rate, grown = figures["points_per_s"], figures["rss_anon_growth"]
                 else:
                     rate, grown = statistics.median(rates[engine]), memory[engine]
-                row(engine, f"{rate:,.0f}", ratio(rate, disk), f"{grown / 2**20:,.0f}", syncs(engine, work) if batch == 20_000 else "")
+                row(
+                    engine,
+                    f"{rate:,.0f}",
+                    ratio(rate, disk),
+                    f"{grown / 2**20:,.0f}",
+                    syncs(engine, work) if batch == 20_000 else "",
+                )
             print(f"\nRounds, disk: {spread(rates['disk'])}; vecdb: {spread(rates['vecdb'])}\n")
             for leftover in work.iterdir():  # only now: blocks that are freed make the next round of the disk faster
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -161,7 +173,10 @@ def small(options: argparse.Namespace) -> None:
     together: list[float] = []
     for _ in range(options.rounds):
         for threads in rates:
-            with tempfile.TemporaryDirectory(prefix="vecdb-bench-", dir=os.environ.get("VECDB_BENCH_DIR")) as name, vecdb.open(name + "/db") as db:
+            with (
+                tempfile.TemporaryDirectory(prefix="vecdb-bench-", dir=os.environ.get("VECDB_BENCH_DIR")) as name,
+                vecdb.open(name + "/db") as db,
+            ):
                 docs = db.create_collection("docs", Dense(data.DIM))
                 count = 1_000 if threads == 1 else 6_000
                 queue = db._store.queue
@@ -169,7 +184,9 @@ def small(options: argparse.Namespace) -> None:
 
                 def work(first: int, docs: Any = docs, count: int = count, step: int = threads) -> None:
                     for i in range(first, count, step):
-                        docs.upsert(ids=[f"document-{i}"], vectors=x[i : i + 1], payloads=[{"title": "t", "year": i, "lang": "en"}])
+                        docs.upsert(
+                            ids=[f"document-{i}"], vectors=x[i : i + 1], payloads=[{"title": "t", "year": i, "lang": "en"}]
+                        )
 
                 seconds = in_threads(threads, work)
                 rates[threads].append(count / seconds)
@@ -223,7 +240,11 @@ def overhead(options: argparse.Namespace) -> None:
     x = data.vectors(10_000)
     with vecdb.open(":memory:", threads=1) as db:
         docs = db.create_collection("docs", Dense(data.DIM))
-        docs.upsert(ids=[f"document-{i}" for i in range(len(x))], vectors=x, payloads=[{"title": f"t{i}", "year": i, "lang": "en"} for i in range(len(x))])
+        docs.upsert(
+            ids=[f"document-{i}" for i in range(len(x))],
+            vectors=x,
+            payloads=[{"title": f"t{i}", "year": i, "lang": "en"} for i in range(len(x))],
+        )
         docs.flush()
         docs.search(x[0])
         part = docs._store.snapshot(docs._uuid).parts[0]
@@ -283,16 +304,25 @@ def opening(options: argparse.Namespace) -> None:
             docs = db.create_collection("docs", Dense(data.DIM))
             for start in range(0, 1_000_000, 50_000):
                 ids = [f"document-{i:08d}" for i in range(start, start + 50_000)]
-                docs.upsert(ids=ids, vectors=data.vectors(50_000, seed=start), payloads=[{"year": i % 50, "lang": "en"} for i in range(50_000)])
+                docs.upsert(
+                    ids=ids,
+                    vectors=data.vectors(50_000, seed=start),
+                    payloads=[{"year": i % 50, "lang": "en"} for i in range(50_000)],
+                )
         runs = []
         for _ in range(options.rounds + 1):
-            done = subprocess.run([sys.executable, "-c", OPEN, name + "/db"], capture_output=True, text=True, check=True, cwd=HERE.parent)
+            done = subprocess.run(
+                [sys.executable, "-c", OPEN, name + "/db"], capture_output=True, text=True, check=True, cwd=HERE.parent
+            )
             runs.append(json.loads(done.stdout))
     runs = runs[1:]  # the first warms the page cache
     print("## Opening a collection of 1,000,000 x 384 in a new process, page cache warm, numba loaded before\n")
     head("", "median")
     row("until open, ms", f"{1000 * statistics.median(r['open'] for r in runs):,.0f}")
-    row("until the first answer (k=10, exact over all, every block of vectors checked), ms", f"{1000 * statistics.median(r['first'] for r in runs):,.0f}")
+    row(
+        "until the first answer (k=10, exact over all, every block of vectors checked), ms",
+        f"{1000 * statistics.median(r['first'] for r in runs):,.0f}",
+    )
     row("RssAnon above the interpreter with numba, MiB", f"{statistics.median(r['rss'] for r in runs) / 2**20:,.0f}")
 
 

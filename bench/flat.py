@@ -9,7 +9,6 @@ from typing import Any
 
 import numba
 import numpy as np
-
 from vecdb_index.contract import Rows
 from vecdb_index.flat.search import FlatSearcher, warmup
 
@@ -72,17 +71,37 @@ def main() -> None:
     head("one query", "ms", "GB/s", "share of the read bandwidth")
     for name, vectors in stored.items():
         seconds = times[f"one {name}"]
-        row(f"vecdb {name}", f"{1000 * seconds:.2f}", f"{vectors.nbytes / seconds / 1e9:.1f}", ratio(times[f"read {name}"], seconds))
+        row(
+            f"vecdb {name}",
+            f"{1000 * seconds:.2f}",
+            f"{vectors.nbytes / seconds / 1e9:.1f}",
+            ratio(times[f"read {name}"], seconds),
+        )
     row("reading f32, nothing else", f"{1000 * times['read f32']:.2f}", f"{x.nbytes / times['read f32'] / 1e9:.1f}", "1.00")
     if "faiss one" in times:
-        row("faiss IndexFlatIP", f"{1000 * times['faiss one']:.2f}", f"{x.nbytes / times['faiss one'] / 1e9:.1f}", ratio(times["read f32"], times["faiss one"]))
+        row(
+            "faiss IndexFlatIP",
+            f"{1000 * times['faiss one']:.2f}",
+            f"{x.nbytes / times['faiss one'] / 1e9:.1f}",
+            ratio(times["read f32"], times["faiss one"]),
+        )
     print()
     head("64 queries", "ms", "queries/s", "x the faster of faiss and BLAS")
     best = min(times.get("faiss", np.inf), times["blas"])
     for name in ("batch ip", "batch f32", "batch f16", "batch i8", "faiss", "blas"):
         if name in times:
-            label = {"batch ip": "vecdb f32, inner product", "batch f32": "vecdb f32, cosine", "faiss": "faiss IndexFlatIP", "blas": "NumPy BLAS, argpartition"}
-            row(label.get(name, f"vecdb {name[6:]}, cosine"), f"{1000 * times[name]:.1f}", f"{64 / times[name]:,.0f}", ratio(best, times[name]))
+            label = {
+                "batch ip": "vecdb f32, inner product",
+                "batch f32": "vecdb f32, cosine",
+                "faiss": "faiss IndexFlatIP",
+                "blas": "NumPy BLAS, argpartition",
+            }
+            row(
+                label.get(name, f"vecdb {name[6:]}, cosine"),
+                f"{1000 * times[name]:.1f}",
+                f"{64 / times[name]:,.0f}",
+                ratio(best, times[name]),
+            )
 
 
 if __name__ == "__main__":

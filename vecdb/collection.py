@@ -302,8 +302,8 @@ class Collection:
     ) -> Hits:
         """Points like the positive examples and unlike the negative ones, which themselves are left out.
 
-        Examples are ids or vectors. The query is the mean of the positive ones, moved away from the mean of the negative ones by
-        their difference. options: as for `search`. Raises NotFound for an id that does not exist or lacks the field.
+        Examples are ids or vectors. The query is the mean of the positive ones, moved away from the mean of the negative
+        ones by their difference. options: as for `search`. Raises NotFound for an id that does not exist or lacks the field.
         """
         if not len(positive):
             raise InvalidInput("give at least one positive example, an id or a vector")

@@ -10,7 +10,13 @@ def opened(path):
 
     sys.path.insert(0, here)
     schema = pa.schema(
-        [("id", pa.string()), ("vector", pa.list_(pa.float32(), DIM)), ("title", pa.string()), ("year", pa.int64()), ("lang", pa.string())]
+        [
+            ("id", pa.string()),
+            ("vector", pa.list_(pa.float32(), DIM)),
+            ("title", pa.string()),
+            ("year", pa.int64()),
+            ("lang", pa.string()),
+        ]
     )
     table = lancedb.connect(path).create_table("docs", schema=schema)
 

@@ -24,7 +24,7 @@ class Rows:
     """Stored vectors, as they lie in a segment or a memtable block.
 
     vectors: (n, d) float32, float16 or int8, C-contiguous, may be mapped read-only. norms: (n,) float32 Euclidean
-    norms, within a relative d 2^-24: the bounds of searches rely on them. present: rows that have a vector at all; None for all.
+    norms, within a relative d 2^-24: the bounds of searches rely on them. present: rows that have a vector; None for all.
     """
 
     vectors: npt.NDArray[Any]

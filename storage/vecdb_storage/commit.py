@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ import orjson
 
 from .batch import Batch, FieldRows
 from .environment import Environment, Transaction
-from .errors import AlreadyExists, InvalidInput, NotFound
+from .errors import AlreadyExists, InvalidInput, NotFound, StorageError, VecdbError
 from .ids import Hashes, Id
 from .manifest import Manifest, SegmentEntry
 from .memtable import Memtable
@@ -268,6 +269,12 @@ class Request:
         self.turn.acquire()
 
 
+def _interrupted(cause: BaseException) -> StorageError:
+    error = StorageError(f"the thread that committed was stopped: {cause!r}; read again what is there", outcome="unknown")
+    error.__cause__ = cause
+    return error
+
+
 class CommitQueue:
     """Gathers operations into groups and runs each group by `commit`, in the thread of one of their callers."""
 
@@ -302,14 +309,17 @@ class CommitQueue:
         return request.result
 
     def _withdraw(self, request: Request) -> None:
+        """After an interrupt: takes the request back; or, if its group has begun, waits until its outcome is certain."""
         with self._lock:
-            if request not in self._waiting:
-                return
-            promoted = request.leads
-            self._waiting.remove(request)
-            successor = self._promote() if promoted else None
+            waiting = request in self._waiting
+            if waiting:
+                self._waiting.remove(request)
+            successor = self._promote() if waiting and request.leads else None
         if successor is not None:
             successor.turn.release()
+        while not waiting and not request.finished:
+            with suppress(KeyboardInterrupt):
+                request.turn.acquire()
 
     def _promote(self) -> Request | None:
         """Under the lock: who leads next."""
@@ -320,20 +330,24 @@ class CommitQueue:
         return successor
 
     def _lead(self) -> None:
-        interrupt: BaseException | None = None
-        try:
-            self._gather()
-        except BaseException as error:  # others wait for this thread: it commits first, and stops after
-            interrupt = error
-        with self._lock:
-            group = list(self._waiting)
-            self._waiting.clear()
+        """Runs the waiting group. Whatever happens here, the others learn their outcome and somebody leads next."""
+        group: list[Request] = []
+        failure: BaseException | None = None
         started = time.perf_counter()
         try:
+            try:
+                self._gather()
+            finally:
+                with self._lock:
+                    group = list(self._waiting)
+                    self._waiting.clear()
+                started = time.perf_counter()
             self._commit(group)
         except BaseException as error:
-            for request in group:
-                request.error = request.error or error
+            failure = error
+        for request in group:
+            if failure is not None and request.error is None:
+                request.error = failure if isinstance(failure, VecdbError) else _interrupted(failure)
         self._duration = 0.8 * self._duration + 0.2 * (time.perf_counter() - started)
         self._company = max(float(len(group)), 0.9 * self._company)
         self.groups += 1
@@ -345,8 +359,8 @@ class CommitQueue:
             request.turn.release()
         if successor is not None:
             successor.turn.release()
-        if interrupt is not None:
-            raise interrupt
+        if failure is not None and not isinstance(failure, VecdbError):
+            raise failure
 
     def _gather(self) -> None:
         """When writers have been coming together, waits a moment for those that are on their way.

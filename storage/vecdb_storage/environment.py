@@ -165,6 +165,8 @@ class Environment:
             if isinstance(error, DiskFull):
                 raise  # pages could not be written, so no meta page names them
             raise StorageError(f"commit failed: {error}", outcome="unknown", file=str(self.path)) from error
+        finally:
+            txn.abort()  # does nothing after a commit; after an interrupt before it, lets the next one begin
         return result
 
     def last_transaction(self) -> int:

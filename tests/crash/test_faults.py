@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import vecdb_storage.store as store_module
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import parse
@@ -16,7 +15,19 @@ from vecdb_storage.files import Files
 from vecdb_storage.store import Store, open_store
 
 Rows = Callable[..., Batch]
-FAILING = ("create", "write", "sync", "sync_directory", "rename", "unlink", "make_directory", "extend", "map", "open", "read_at")
+FAILING = (
+    "create",
+    "write",
+    "sync",
+    "sync_directory",
+    "rename",
+    "unlink",
+    "make_directory",
+    "extend",
+    "map",
+    "open",
+    "read_at",
+)
 
 
 class Faulty(Files):

@@ -10,10 +10,10 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
+import vecdb_storage.store as store_module
 import xxhash
 
 import vecdb
-import vecdb_storage.store as store_module
 from vecdb import Dense
 
 xxh3 = xxhash.xxh3_64_intdigest
@@ -103,7 +103,9 @@ def check_columns(meta: dict[str, Any], arrays: dict[str, np.ndarray], payloads:
             ends, data = arrays[prefix + "text.offsets"].tolist(), arrays[prefix + "text.bytes"].tobytes()
             entries = [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
             assert entries == sorted(set(entries))
-            assert [entries[c].decode() for c in arrays[prefix + "codes"]] == [c for c, k in zip(cells, expected, strict=True) if k == 5]
+            assert [entries[c].decode() for c in arrays[prefix + "codes"]] == [
+                c for c, k in zip(cells, expected, strict=True) if k == 5
+            ]
         if 6 in expected:
             lists = [c for c, k in zip(cells, expected, strict=True) if k == 6]
             assert np.diff(arrays[prefix + "item.offsets"].astype(int)).tolist() == [len(c) for c in lists]
@@ -178,7 +180,9 @@ def read(path: Path) -> dict[str, dict[Any, Any]]:
             length = struct.unpack_from("<Q", record)[0]
             head = json.loads(record[8 : 8 + length])
             arrays = {
-                e["name"]: np.frombuffer(record, e["dtype"], e["bytes"] // np.dtype(e["dtype"]).itemsize, 8 + length + e["offset"]).reshape(e["shape"])
+                e["name"]: np.frombuffer(
+                    record, e["dtype"], e["bytes"] // np.dtype(e["dtype"]).itemsize, 8 + length + e["offset"]
+                ).reshape(e["shape"])
                 for e in head["arrays"]
             }
             deletes += [(seq - 0.5, key) for key in ids_in(arrays, "delete.")]  # before the rows of the same record
@@ -191,7 +195,9 @@ def read(path: Path) -> dict[str, dict[Any, Any]]:
     return found
 
 
-def test_a_database_is_read_by_its_description_alone(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_is_read_by_its_description_alone(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "db"
     db = vecdb.open(path)
     words = db.create_collection("words", Dense(5, metric="l2", dtype="f16"))
