@@ -105,17 +105,20 @@ def loaded(context: Any, builder: Any, array_type: Any, array: Any, at: Any, lik
 
 
 @intrinsic
-def pair(typing: Any, query: Any, query_at: Any, rows: Any, row_at: Any, count: Any, metric: Any) -> Any:
+def pair(typing: Any, query: Any, query_at: Any, rows: Any, row_at: Any, count: Any, metric: Any, ahead: Any) -> Any:
     """Inner product, or for L2 minus the squared distance, of query[query_at:][:count] and rows[row_at:][:count].
 
-    Both are flat arrays to it. Returns float32.
+    Both are flat arrays to it. While it reads, it asks for the cache lines `ahead` elements further on, a little at a
+    time: the hardware's own prefetcher stops at pages, and a burst of requests would wait for itself. Returns float32.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        query_type, _, row_type, _, _, _ = signature.args
-        query, query_at, rows, row_at, count, metric = arguments
+        query_type, _, row_type, _, _, _, _ = signature.args
+        query, query_at, rows, row_at, count, metric, ahead = arguments
+        coming = builder.add(row_at, ahead)
 
         def both(at: Any, like: Any) -> Any:
+            fetch(builder, pointer(context, builder, row_type, rows, builder.add(coming, at), ir.IntType(8)))
             q = loaded(context, builder, query_type, query, builder.add(query_at, at), like.type)
             return q, loaded(context, builder, row_type, rows, builder.add(row_at, at), like.type)
 
@@ -136,7 +139,7 @@ def pair(typing: Any, query: Any, query_at: Any, rows: Any, row_at: Any, count: 
         return builder.load(result)
 
     whole = types.int64
-    return types.float32(query, whole, rows, whole, whole, whole), codegen
+    return types.float32(query, whole, rows, whole, whole, whole, whole), codegen
 
 
 @intrinsic

@@ -30,8 +30,8 @@ def scan(queries, vectors, norms, metric, allowed, start, stop, keys, rows, size
 
 @kernel
 def _scan_all(queries, q, vectors, norms, metric, start, stop, keys, rows, sizes, dropped):
-    n, d = vectors.shape
-    ahead = AHEAD // (d * vectors.itemsize) + 1
+    d = np.int64(vectors.shape[1])
+    ahead = AHEAD // vectors.itemsize
     row = start
     while row < stop:
         worst = _worst(keys, sizes, q)
@@ -39,9 +39,7 @@ def _scan_all(queries, q, vectors, norms, metric, start, stop, keys, rows, sizes
         key = np.float32(0)
         # Nearly every row stays in this loop: the heap and its arrays are left alone.
         while row < stop:
-            if q == 0:
-                prefetch(vectors, min(n - 1, row + ahead) * d, d)
-            key = key_of(pair(queries, q * d, vectors, row * d, d, metric), norms[row], metric)
+            key = key_of(pair(queries, q * d, vectors, row * d, d, metric, ahead), norms[row], metric)
             if not key <= worst:
                 break
             if not key <= missed:
@@ -65,7 +63,7 @@ def _scan_allowed(queries, q, vectors, norms, metric, allowed, start, stop, keys
     d, scored = vectors.shape[1], 0
     row = next_allowed(allowed, start, stop)
     while row < stop:
-        key = key_of(pair(queries, q * d, vectors, row * d, d, metric), norms[row], metric)
+        key = key_of(pair(queries, q * d, vectors, row * d, d, metric, 0), norms[row], metric)
         offer(keys, rows, sizes, dropped, q, key, row)
         scored += 1
         row = next_allowed(allowed, row + 1, stop)
@@ -101,5 +99,5 @@ def with_key(queries, vectors, norms, metric, allowed, key, found):
     n, d = vectors.shape
     row = next_allowed(allowed, 0, n)
     while row < n:
-        found[row] = key_of(pair(queries, 0, vectors, row * d, d, metric), norms[row], metric) == key
+        found[row] = key_of(pair(queries, 0, vectors, row * d, d, metric, 0), norms[row], metric) == key
         row = next_allowed(allowed, row + 1, n)

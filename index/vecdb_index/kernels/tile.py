@@ -160,7 +160,7 @@ def search_tiles(tiles, vectors, norms, metric, allowed, start, stop, keys, rows
                         q = first + lane
                         if lane < count:
                             offered += 1
-                            key = key_of(pair(queries, q * d, vectors, r * d, d, metric), norms[r], metric)
+                            key = key_of(pair(queries, q * d, vectors, r * d, d, metric, 0), norms[r], metric)
                             offer(keys, rows, sizes, dropped, q, key, r)
                             if sizes[q] == k:
                                 lanes[0, lane] = _limit(keys[q, 0], lengths[lane], lanes[3, lane], g, metric)
