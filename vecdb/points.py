@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_storage.batch import Batch, FieldRows
+from vecdb_storage.batch import LEVEL0_BYTES, Batch, FieldRows
 from vecdb_storage.columns import prepare
 from vecdb_storage.ids import MAX_ID_BYTES, Id
 from vecdb_storage.ulid import ulid
@@ -290,15 +290,16 @@ def batch_from_arrays(
         raise InvalidInput(f"points need a vector; this collection's fields are {', '.join(fields)}")
     if early is not None:
         early(stored)
-    prepared = _prepared(_as_rows(payloads, len(keys)), keys)
+    large = sum(rows.vectors.nbytes for rows in stored.values()) >= LEVEL0_BYTES
+    prepared = _prepared(_as_rows(payloads, len(keys)), keys, columns=large)
     return Batch(keys, stored, prepared.json, (), prepared.columns)
 
 
-def _prepared(payloads: Sequence[dict[str, Any] | None], keys: Sequence[Id]) -> Any:
+def _prepared(payloads: Sequence[dict[str, Any] | None], keys: Sequence[Id], *, columns: bool) -> Any:
     from .errors import InvalidPayload
 
     try:
-        return prepare(payloads)
+        return prepare(payloads, columns=columns)
     except InvalidPayload as error:  # it knows the row; the user knows the id
         if isinstance(error.point, int) and error.reason:
             raise InvalidPayload(error.reason, point=keys[error.point], field=error.field) from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ import numpy.typing as npt
 from . import ids as ids_module
 from .arrayfile import Arrays, pack, unpack
 from .ids import Id
+
+LEVEL0_BYTES = 8 << 20  # a batch this large is written once, as a level-0 segment, and not to the log
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class FieldRows:
 class Batch:
     """keys: the ids as Python values. payloads: JSON per row, b"" for none. deletes: ids that die first.
 
-    columns: typed columns of the payloads with their description, when the caller has built them already.
+    columns: typed columns of the payloads with their description, when the caller has built them already. owned: the
+    arrays are the engine's own and will not change, so that the memtable may keep them instead of a copy.
     """
 
     keys: Sequence[Id] = ()
@@ -44,6 +47,7 @@ class Batch:
     payloads: Sequence[bytes] = ()
     deletes: Sequence[Id] = ()
     columns: tuple[Arrays, dict[str, Any]] | None = None
+    owned: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -75,12 +79,22 @@ class Batch:
         if "payload.offsets" not in arrays:
             return Batch(deletes=deletes)
         keys = ids_module.from_arrays(arrays).tolist()
-        fields = {}
-        for name in meta["fields"]:
-            packed = arrays.get(f"field.{name}.present")
-            present = None if packed is None else unpack_bits(packed, len(keys))
-            fields[name] = FieldRows(arrays[f"field.{name}.vectors"], arrays[f"field.{name}.norms"], present)
-        return Batch(keys, fields, payload_list(arrays["payload.offsets"], arrays["payload.bytes"]), deletes)
+        payloads = payload_list(arrays["payload.offsets"], arrays["payload.bytes"])
+        return Batch(keys, _fields(meta["fields"], arrays, len(keys)), payloads, deletes, owned=True)
+
+    def kept_in(self, record: bytes) -> Batch:
+        """The same batch with its vectors where they lie in its own log record, which nobody else can change."""
+        meta, arrays = unpack(record)
+        return replace(self, fields=_fields(meta["fields"], arrays, len(self)), owned=True)
+
+
+def _fields(names: Sequence[str], arrays: Arrays, count: int) -> dict[str, FieldRows]:
+    fields = {}
+    for name in names:
+        packed = arrays.get(f"field.{name}.present")
+        present = None if packed is None else unpack_bits(packed, count)
+        fields[name] = FieldRows(arrays[f"field.{name}.vectors"], arrays[f"field.{name}.norms"], present)
+    return fields
 
 
 def field_arrays(name: str, rows: FieldRows) -> dict[str, npt.NDArray[Any]]:

@@ -148,6 +148,12 @@ def parse(stored: bytes) -> Payload | None:
     return payload
 
 
+def parse_all(stored: Sequence[bytes]) -> list[Payload | None]:
+    """`parse` of each, in one call of the parser."""
+    payloads: list[Payload | None] = orjson.loads(b"[" + b",".join([text or b"null" for text in stored]) + b"]")
+    return payloads
+
+
 # -- building ------------------------------------------------------------------------------------------------
 
 
@@ -159,11 +165,14 @@ class Prepared:
     columns: tuple[dict[str, Array], dict[str, Any]] | None
 
 
-def prepare(payloads: Sequence[Payload | None]) -> Prepared:
-    """Validates, encodes and columns payloads in one walk. Raises InvalidPayload with the row and the path."""
-    columns = None
+def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prepared:
+    """Validates, encodes and, unless `columns` is false, columns payloads in one walk.
+
+    Raises InvalidPayload with the row and the path.
+    """
+    built = None
     if len(payloads) > _FEW:
-        columns = build(payloads)
+        built = build(payloads, keep=columns)
     else:
         for row, payload in enumerate(payloads):
             _check_object(_as_object(payload, row) or {}, row, ())
@@ -177,7 +186,7 @@ def prepare(payloads: Sequence[Payload | None]) -> Prepared:
             f"its JSON has {len(json[row]):,} bytes, {MAX_PAYLOAD_BYTES:,} are allowed; keep large texts elsewhere",
             point=row,
         )
-    return Prepared(json, columns)
+    return Prepared(json, built if columns else None)
 
 
 def _encoded(payloads: Sequence[Payload | None]) -> list[bytes]:
@@ -200,9 +209,11 @@ def _why_not_json(payloads: Sequence[Payload | None]) -> InvalidPayload | None:
     return None
 
 
-def build(payloads: Sequence[Payload | None], *, max_paths: int = MAX_PATHS) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Columns of payloads: (arrays, meta). None is no payload. Raises InvalidPayload."""
-    builder = _Builder(max_paths)
+def build(
+    payloads: Sequence[Payload | None], *, max_paths: int = MAX_PATHS, keep: bool = True
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Columns of payloads: (arrays, meta). None is no payload. keep: false to validate only. Raises InvalidPayload."""
+    builder = _Builder(max_paths, keep)
     kinds = set(map(type, payloads))
     if not kinds <= {dict, type(None)}:
         payloads = [_as_object(p, row) for row, p in enumerate(payloads)]
@@ -224,6 +235,7 @@ def _as_object(payload: Any, row: int) -> Payload | None:
 @dataclass
 class _Builder:
     max_paths: int
+    keep: bool
     arrays: dict[str, Array] = field(default_factory=dict)
     columns: list[dict[str, Any]] = field(default_factory=list)
     wide: list[str] = field(default_factory=list)
@@ -282,7 +294,7 @@ class _Builder:
             for kind in found:
                 at = [i for i, k in enumerate(own) if k == kind]
                 by_kind[kind] = ([values[i] for i in at], [_row(rows, i) for i in at])
-        if STRING in by_kind and not inside:
+        if STRING in by_kind and not inside and self.keep:
             texts = by_kind[STRING][0]
             distinct = set(texts)
             if len(distinct) > len(values) / 2 and sum(map(len, distinct)) > _WIDE * len(distinct):
@@ -336,15 +348,17 @@ class _Builder:
             self.walk(values, rows, path, count)
 
     def _strings(self, prefix: str, values: list[str], rows: list[int] | None, path: tuple[str, ...]) -> None:
-        distinct = sorted(set(values))
-        codes = dict(zip(distinct, range(len(distinct)), strict=True))
-        self.arrays[prefix + "codes"] = np.fromiter(map(codes.__getitem__, values), np.uint32, len(values))
+        distinct = sorted(set(values)) if self.keep else values
         together = "".join(distinct)
         try:
             data = together.encode()
         except UnicodeEncodeError:
             at = next(i for i, v in enumerate(values) if not _is_unicode(v))
             raise _refused("the text is not valid Unicode (it has a lone surrogate)", rows, at, path) from None
+        if not self.keep:
+            return
+        codes = dict(zip(distinct, range(len(distinct)), strict=True))
+        self.arrays[prefix + "codes"] = np.fromiter(map(codes.__getitem__, values), np.uint32, len(values))
         sizes = map(len, distinct) if len(data) == len(together) else (len(text.encode()) for text in distinct)
         offsets = np.zeros(len(distinct) + 1, np.uint64)
         np.cumsum(np.fromiter(sizes, np.uint64, len(distinct)), out=offsets[1:])

@@ -25,7 +25,7 @@ from .environment import Environment, Transaction
 from .errors import AlreadyExists, InvalidInput, NotFound, StorageError, VecdbError
 from .ids import Hashes, Id
 from .manifest import Manifest, SegmentEntry
-from .memtable import Memtable
+from .memtable import ADOPTED_BYTES, Memtable
 from .segment import Segment
 from .state import CollectionState
 from .tombstones import Tombstones
@@ -130,7 +130,8 @@ class WriteRows:
         if self.segment is None:
             assert self.record is not None
             section.put_log(state, seq, self.record)
-            return state.apply(self.batch, seq)
+            large = len(self.record) >= ADOPTED_BYTES
+            return state.apply(self.batch.kept_in(self.record) if large else self.batch, seq)
         replaced = state.kill(keys, seq, self.hashes)
         segment = self.segment
         segment.min_seq = segment.max_seq = seq  # decided only now; its file does not hold it

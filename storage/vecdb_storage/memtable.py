@@ -23,6 +23,7 @@ from .ids import Id
 
 _ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _FIRST_BLOCK, _LARGEST_BLOCK = 256 << 10, 16 << 20
+ADOPTED_BYTES = 1 << 20  # vectors from which a batch becomes a block as it is, if it is the engine's own
 _ROW_OVERHEAD = 200  # bytes of an id, its map entry and its share of the row arrays, about
 
 
@@ -51,6 +52,17 @@ class Block:
             name: FieldRows(np.zeros((capacity, dim), dtype), np.zeros(capacity, np.float32), np.zeros(capacity, np.bool_))
             for name, (dim, dtype) in layout.items()
         }
+
+    @staticmethod
+    def adopt(batch: Batch, layout: Mapping[str, tuple[int, npt.DTypeLike]], seq: int) -> Block:
+        """A full block of a batch's own arrays, without a copy."""
+        block = Block(len(batch), {name: of for name, of in layout.items() if name not in batch.fields})
+        everywhere = np.ones(len(batch), np.bool_)
+        for name, rows in batch.fields.items():
+            block.fields[name] = FieldRows(rows.vectors, rows.norms, everywhere if rows.present is None else rows.present)
+        block.keys, block.payloads, block.rows = list(batch.keys), list(batch.payloads), len(batch)
+        block.seq[:] = seq
+        return block
 
     def append(self, batch: Batch, start: int, stop: int, seq: int) -> None:
         first, last = self.rows, self.rows + stop - start
@@ -85,20 +97,27 @@ class Memtable:
         """Adds the batch's rows; whoever calls has marked the rows they replace."""
         self.last_seq = seq
         self.records += 1
-        start = 0
-        while start < len(batch):
-            block = self._open_block(len(batch) - start)
-            stop = min(len(batch), start + block.capacity - block.rows)
-            base = (len(self.blocks) - 1) << 32 | block.rows
-            block.append(batch, start, stop, seq)
-            get = self.rows_of.get
-            for address, key in enumerate(batch.keys[start:stop], base):
-                older = get(key)
-                if older is not None:
-                    block.previous[address & 0xFFFF_FFFF] = older
-                self.rows_of[key] = address
-            start = stop
+        if batch.owned and sum(rows.vectors.nbytes for rows in batch.fields.values()) >= ADOPTED_BYTES:
+            self.blocks.append(Block.adopt(batch, self._layout, seq))
+            self._map(batch.keys, 0)
+        else:
+            start = 0
+            while start < len(batch):
+                block = self._open_block(len(batch) - start)
+                stop = min(len(batch), start + block.capacity - block.rows)
+                first = block.rows
+                block.append(batch, start, stop, seq)
+                self._map(batch.keys[start:stop], first)
+                start = stop
         self.bytes += sum(map(len, batch.payloads)) + len(batch) * self._row_bytes + 64 * len(batch.deletes)
+
+    def _map(self, keys: Sequence[Id], first: int) -> None:
+        """`keys` have come into the last block, from row `first` on."""
+        block, rows_of = self.blocks[-1], self.rows_of
+        base = (len(self.blocks) - 1) << 32 | first
+        for at in [at for at, key in enumerate(keys) if key in rows_of]:
+            block.previous[first + at] = rows_of[keys[at]]
+        rows_of.update(zip(keys, range(base, base + len(keys)), strict=True))
 
     def _open_block(self, rows: int) -> Block:
         if self.blocks:

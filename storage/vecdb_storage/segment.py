@@ -91,7 +91,7 @@ class SegmentWriter:
 
 def columns_of(payloads: Sequence[bytes]) -> tuple[Arrays, dict[str, Any]]:
     """Typed columns over stored payloads."""
-    return columns_module.build([columns_module.parse(p) for p in payloads])
+    return columns_module.build(columns_module.parse_all(payloads))
 
 
 class Segment:

@@ -113,7 +113,7 @@ class BlockPart:
                 continue
             columns = self.block.stripes.get(number)
             if columns is None:
-                arrays, meta = columns_module.build([columns_module.parse(p) for p in self.block.payloads[start:stop]])
+                arrays, meta = columns_module.build(columns_module.parse_all(self.block.payloads[start:stop]))
                 columns = self.block.stripes[number] = columns_module.open_columns(meta, arrays, _STRIPE)
             yield start, stop, columns
 

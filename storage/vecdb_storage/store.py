@@ -31,7 +31,7 @@ import numpy as np
 import orjson
 
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
-from .batch import Batch, FieldRows
+from .batch import LEVEL0_BYTES, Batch, FieldRows
 from .commit import (
     ChangeCatalog,
     ChangePayloads,
@@ -68,7 +68,6 @@ from .ulid import ulid
 
 FORMAT = 1
 ATTACHMENT = ".arr"
-LEVEL0_BYTES = 8 << 20  # a batch this large is written once, as a segment
 MEMTABLE_BYTES = 64 << 20  # of the whole database, until a flush begins
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .compile import kernel
-from .distances import key_of, pair, prefetch
+from .distances import key_of, pair
 from .select import offer
 
 AHEAD = 8192  # bytes by which rows are fetched before they are needed
