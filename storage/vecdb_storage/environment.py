@@ -33,7 +33,7 @@ from .files import Files
 TABLES = ("meta", "catalog", "manifest", "tombstones", "log", "garbage", "checkpoint")
 MAP_SIZE = 1 << 40
 PART = 65_520 - 8  # with its checksum and LMDB's page header, a part fills sixteen pages exactly
-_SLACK = 16 << 20
+_MOST_SLACK = 16 << 20
 _META = struct.Struct("<IIQQ")  # magic, version, address, map size; follows the 16-byte page header
 _MAGIC = 0xBEEFC0DE
 Transaction = Any
@@ -145,10 +145,11 @@ class Environment:
         An error before LMDB's own commit leaves the disk as it was. One during it has an unknown outcome:
         StorageError with outcome="unknown", after which the caller must reopen and look.
         """
-        # The file is kept longer than its last page, so that a file that is shorter has been cut.
+        # The file is kept longer than its last page, so that a file that is shorter has been cut. Its space is taken ahead: a
+        # full disk is then met before the commit, and syncs need not wait for the allocation of blocks.
         needed = (self._env.info()["last_pgno"] + 1) * self._page + 2 * room + (1 << 20)
         if self._files.size(self.path) < needed:
-            self._files.extend(self.path, needed + _SLACK)
+            self._files.extend(self.path, needed + min(_MOST_SLACK, needed // 2))
         with self._typed():
             txn = self._env.begin(write=True)
         try:

@@ -126,10 +126,18 @@ class Files:
             return os.stat(path).st_size
 
     def extend(self, path: Path, length: int) -> None:
-        """Makes a file at least `length` bytes long, sparse, never shorter."""
+        """Makes a file at least `length` bytes long, never shorter, with space on the disk where the system can promise it."""
         with typed(path, "extend"):
-            if os.stat(path).st_size < length:
-                os.truncate(path, length)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if os.fstat(fd).st_size >= length:
+                    return
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(fd, 0, length)
+                else:
+                    os.ftruncate(fd, length)
+            finally:
+                os.close(fd)
 
     def read_at(self, fd: int, offset: int, length: int, path: Path) -> bytes:
         """`length` bytes from `offset`, fewer only at the end of the file."""
