@@ -175,7 +175,10 @@ class Collection:
         return store.change_payloads(self._uuid, keys, change, as_of)
 
     def flush(self, wait: bool = True) -> None:
-        """Moves rows that are only in memory and in the log into a segment. Never needed for durability."""
+        """Moves rows that are only in memory and in the log into a segment. Never needed for durability.
+
+        wait: also until indexes are built; collections of this version are searched exactly and have none.
+        """
         self._writable().flush(self._uuid)
 
     # -- reading ------------------------------------------------------------------------------------
@@ -514,7 +517,8 @@ class Collection:
             )
             for hit in found[0]:
                 value = _value_at(parse(hit.part.payload(hit.row)), path)
-                if value is not None and value not in values and len(values) < k:
+                known = any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
+                if value is not None and not known and len(values) < k:
                     values.append(value)
             if len(found[0]) < fetch:
                 break

@@ -260,6 +260,14 @@ def test_thresholds_groups_vectors_and_recommendations(db: vecdb.Database, rng: 
     for k in (3, 20, 50):
         groups = docs.search(query, k=k, group_by="g", group_size=2)
         assert [(g.value, g.hits.ids) for g in groups] == [(value, ids[:2]) for value, ids in list(expected.items())[:k]]
+    mixed = db.create_collection("mixed", Dense(2))
+    mixed.upsert(ids=range(5), vectors=np.ones((5, 2)), payloads=[{"g": g} for g in (True, 1, 1.0, "1", False)])
+    assert [(g.value, g.hits.ids) for g in mixed.search([1, 1], group_by="g")] == [
+        (True, [0]),
+        (1, [1, 2]),
+        ("1", [3]),
+        (False, [4]),
+    ]
     hits = docs.recommend(positive=[7, vectors[8]], negative=[9], k=5)
     unit = vectors / np.linalg.norm(vectors, axis=1)[:, None]
     wanted = unit[[7, 8]].mean(0)
