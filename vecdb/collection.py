@@ -17,7 +17,8 @@ import numpy.typing as npt
 from vecdb_storage.columns import parse, prepare
 from vecdb_storage.ids import Id
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
-from vecdb_storage.store import Report, Store
+from vecdb_storage.store import Store
+from vecdb_storage.verify import Report
 
 from .errors import Closed, InvalidInput, NotFound, ReadOnly, VecdbError
 from .filters import Expression, F

@@ -20,10 +20,10 @@ import threading
 import time
 import uuid as uuid_module
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import numpy as np
 import orjson
 
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
-from .batch import LEVEL0_BYTES, Batch, FieldRows
+from .batch import LEVEL0_BYTES, Batch
 from .commit import (
     ChangeCatalog,
     ChangePayloads,
@@ -43,7 +43,7 @@ from .commit import (
     WriteRows,
     log_key,
 )
-from .environment import Environment, Transaction
+from .environment import TABLES, Environment, Transaction
 from .errors import (
     AlreadyExists,
     Closed,
@@ -56,7 +56,8 @@ from .errors import (
     VecdbError,
 )
 from .files import Files
-from .ids import Hashes, Id, hashes_of
+from .ids import Id, hashes_of
+from .level0 import Level0
 from .locks import WriterLock
 from .manifest import Manifest, SegmentEntry
 from .memtable import Memtable, gather
@@ -65,23 +66,11 @@ from .snapshot import Snapshot
 from .state import CollectionState
 from .tombstones import Tombstones, from_chunks
 from .ulid import ulid
+from .verify import Report, verify
 
 FORMAT = 1
 ATTACHMENT = ".arr"
 MEMTABLE_BYTES = 64 << 20  # of the whole database, until a flush begins
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `verify` found. ok is true when damage is empty."""
-
-    files: int
-    bytes: int
-    damage: list[VecdbError] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.damage
 
 
 class Store:
@@ -230,13 +219,13 @@ class Store:
                 self._decoded[state.uuid, seq] = batch
             state.replay(batch, seq)
 
-    def _folder(self, uuid: bytes) -> Path:
+    def folder(self, uuid: bytes) -> Path:
         return self.path / "segments" / uuid.hex()
 
     def segment_path(self, uuid: bytes, name: str) -> Path:
-        return self._folder(uuid) / (name + SUFFIX)
+        return self.folder(uuid) / (name + SUFFIX)
 
-    def _files_of(self, state: CollectionState) -> set[str]:
+    def files_of(self, state: CollectionState) -> set[str]:
         """The names of the files that belong to a collection."""
         return {e.name + SUFFIX for e in state.manifest.segments} | set(state.schema.get("attachments", {}).values())
 
@@ -252,7 +241,7 @@ class Store:
             state = next((s for uuid, s in self.states.items() if uuid.hex() == folder), None)
             if state is not None and state.damage is not None:
                 continue
-            named = self._files_of(state) if state else set()
+            named = self.files_of(state) if state else set()
             for name in self.files.names(root / folder):
                 if name not in named and (name.endswith(".tmp") or self._is_leftover(root / folder / name, current)):
                     self.files.unlink(root / folder / name)
@@ -309,8 +298,8 @@ class Store:
 
         self._submit(ChangeCatalog(drop))
         with suppress(VecdbError):  # what cannot be deleted now is deleted by the next open
-            folder = self._folder(dropped[0].uuid)
-            for name in self._files_of(dropped[0]):
+            folder = self.folder(dropped[0].uuid)
+            for name in self.files_of(dropped[0]):
                 self.files.unlink(folder / name)
             if self.files.exists(folder):
                 self.files.remove_directory(folder)
@@ -348,7 +337,7 @@ class Store:
         """
         self._check_open(writing=True)
         file = ulid() + ATTACHMENT
-        path = self._folder(uuid) / file
+        path = self.folder(uuid) / file
         self.ensure_folder(path.parent)
         writer = ArrayWriter(self.files, path, self.uuid)
         kept = settled = False
@@ -382,7 +371,7 @@ class Store:
         files = self.state(uuid).schema.get("attachments", {})
         if name not in files:
             raise NotFound(f"nothing is attached as {name!r}")
-        return CheckedArrays(ArrayFile(self.files, self._folder(uuid) / files[name], self.uuid))
+        return CheckedArrays(ArrayFile(self.files, self.folder(uuid) / files[name], self.uuid))
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -644,50 +633,19 @@ class Store:
     def verify(self, uuid: bytes | None = None) -> Report:
         """Reads everything of the database, or of one collection, and reports what is not as it was written."""
         self._refresh()
-        damage: list[VecdbError] = []
-        files = length = 0
-        try:
-            with self._environment.read() as txn:
-                for table in ("meta", "catalog", "manifest", "tombstones", "log", "garbage", "checkpoint"):
-                    for _ in self._environment.scan(txn, table, b""):
-                        pass
-        except Corruption as error:
-            damage.append(error)
-        for state in list(self.states.values()):
-            if uuid is not None and state.uuid != uuid:
-                continue
-            if state.damage is not None:
-                damage.append(state.damage)
-                continue
-            assert state.snapshot is not None
-            snapshot = state.snapshot
-            for part in snapshot.parts:
-                segment = getattr(part, "segment", None)
-                if segment is not None:
-                    files += 1
-                    length += segment.file.size
-                    damage += segment.verify()
-            for name in state.schema.get("attachments", {}).values():
-                files += 1
-                try:
-                    attached = ArrayFile(self.files, self._folder(state.uuid) / name, self.uuid)
-                    length += attached.size
-                    damage += attached.verify()
-                except (Corruption, NotFound) as error:
-                    damage.append(error)
-            damage += _twice_alive(snapshot, state.name)
-        if uuid is None:
-            damage += self._strangers()
-        return Report(files, length + self._environment.size(), damage)
+        return verify(self, uuid)
 
-    def _strangers(self) -> Iterator[VecdbError]:
-        """Files that no manifest names and that were too strange to delete."""
-        root = self.path / "segments"
-        named = {self._folder(s.uuid) / name for s in self.states.values() for name in self._files_of(s)}
-        for folder in self.files.names(root):
-            for name in self.files.names(root / folder):
-                if root / folder / name not in named and not name.endswith(".tmp"):
-                    yield Corruption("no manifest names this file", file=str(root / folder / name))
+    def check_tables(self) -> None:
+        """Reads every value of the LMDB tables. Raises Corruption."""
+        with self._environment.read() as txn:
+            for table in TABLES:
+                for _ in self._environment.scan(txn, table, b""):
+                    pass
+
+    @property
+    def meta_bytes(self) -> int:
+        """The length of the LMDB file."""
+        return self._environment.size()
 
     def disk_bytes(self) -> int:
         """Bytes of all files of the database, holes not counted."""
@@ -762,55 +720,6 @@ class Store:
             self._lock.release()
 
 
-class Level0:
-    """A large batch on its way to disk, where it will stay. Belongs to one writing call.
-
-    The order is: `add_fields` as soon as vectors are checked (they go to disk in another thread), then `finish`.
-    """
-
-    def __init__(self, store: Store, uuid: bytes) -> None:
-        self._store, self._uuid = store, uuid
-        self._writer: SegmentWriter | None = None
-        self._path = Path()
-        self._on_its_way: Future[None] | None = None
-
-    @property
-    def begun(self) -> bool:
-        return self._writer is not None
-
-    def add_fields(self, fields: Mapping[str, FieldRows]) -> None:
-        """Begins with a batch's fields, if they are large enough for a segment of their own."""
-        if sum(rows.vectors.nbytes for rows in fields.values()) >= LEVEL0_BYTES:
-            self._begin(fields)
-
-    def _begin(self, fields: Mapping[str, FieldRows]) -> None:
-        store = self._store
-        self._path = store.segment_path(self._uuid, ulid())
-        store.ensure_folder(self._path.parent)
-        self._writer = SegmentWriter(store.files, self._path, store.uuid, store.last_transaction())
-        self._on_its_way = store.writing.submit(self._writer.add_and_sync_fields, fields)
-
-    def finish(self, batch: Batch, hashes: Hashes) -> tuple[Segment, int]:
-        """The segment, synced under its name and not yet committed, and its length. Raises StorageError."""
-        try:
-            if self._writer is None:
-                self._begin(batch.fields)
-            assert self._writer is not None and self._on_its_way is not None
-            self._on_its_way.result()
-            length = self._writer.finish(batch, hashes, None)
-            return Segment(self._store.files, self._path, self._store.uuid, 0), length
-        except BaseException:
-            self.abandon()
-            raise
-
-    def abandon(self) -> None:
-        """The batch was refused: leaves no trace of it. Harmless after `finish`."""
-        if self._writer is not None:
-            if self._on_its_way is not None:
-                self._on_its_way.exception()
-            self._writer.abandon()
-
-
 @dataclass
 class _Flushed:
     """A segment file written from a memtable, and which rows of each of its blocks it holds."""
@@ -829,16 +738,6 @@ def _by_name(states: dict[bytes, CollectionState], name: str) -> CollectionState
         if state.name == name:
             return state
     raise NotFound(f"no collection {name!r}; there are: {', '.join(sorted(s.name for s in states.values())) or 'none'}")
-
-
-def _twice_alive(snapshot: Snapshot, name: str) -> Iterator[VecdbError]:
-    """Ids with more than one live row, which the rule of visibility forbids."""
-    seen: set[Id] = set()
-    for part, rows in snapshot.in_order():
-        for key in part.keys(rows):
-            if key in seen:
-                yield Corruption(f"collection {name!r} has two live rows of {key!r}")
-            seen.add(key)
 
 
 # -- one Store per process and directory ---------------------------------------------------------------

@@ -1,0 +1,87 @@
+"""Reads a database from end to end and reports what is not as it was written. It changes nothing.
+
+Runs beside writers and readers, on the snapshots published when it comes to each collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .arrayfile import ArrayFile
+from .errors import Corruption, NotFound, VecdbError
+from .ids import Id
+from .snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from .store import Store
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found. ok is true when damage is empty."""
+
+    files: int
+    bytes: int
+    damage: list[VecdbError] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.damage
+
+
+def verify(store: Store, uuid: bytes | None = None) -> Report:
+    """Everything of the database, or of one collection."""
+    damage: list[VecdbError] = []
+    files = length = 0
+    try:
+        store.check_tables()
+    except Corruption as error:
+        damage.append(error)
+    for state in list(store.states.values()):
+        if uuid is not None and state.uuid != uuid:
+            continue
+        if state.damage is not None:
+            damage.append(state.damage)
+            continue
+        assert state.snapshot is not None
+        snapshot = state.snapshot
+        for part in snapshot.parts:
+            segment = getattr(part, "segment", None)
+            if segment is not None:
+                files += 1
+                length += segment.file.size
+                damage += segment.verify()
+        for name in state.schema.get("attachments", {}).values():
+            files += 1
+            try:
+                attached = ArrayFile(store.files, store.folder(state.uuid) / name, store.uuid)
+                length += attached.size
+                damage += attached.verify()
+            except (Corruption, NotFound) as error:
+                damage.append(error)
+        damage += _twice_alive(snapshot, state.name)
+    if uuid is None:
+        damage += _strangers(store)
+    return Report(files, length + store.meta_bytes, damage)
+
+
+def _strangers(store: Store) -> Iterator[VecdbError]:
+    """Files that no manifest names and that were too strange to delete."""
+    root = store.path / "segments"
+    named = {store.folder(s.uuid) / name for s in store.states.values() for name in store.files_of(s)}
+    for folder in store.files.names(root):
+        for name in store.files.names(root / folder):
+            if root / folder / name not in named and not name.endswith(".tmp"):
+                yield Corruption("no manifest names this file", file=str(root / folder / name))
+
+
+def _twice_alive(snapshot: Snapshot, name: str) -> Iterator[VecdbError]:
+    """Ids with more than one live row, which the rule of visibility forbids."""
+    seen: set[Id] = set()
+    for part, rows in snapshot.in_order():
+        for key in part.keys(rows):
+            if key in seen:
+                yield Corruption(f"collection {name!r} has two live rows of {key!r}")
+            seen.add(key)
