@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,9 +44,21 @@ _T = TypeVar("_T")
 def check_before_open(files: Files, path: Path) -> None:
     """Refuses an LMDB file from which LMDB would silently show an older commit, or crash.
 
-    Both meta pages must be sane and one transaction apart, and the file must cover the last page they name.
-    Raises Corruption.
+    Both meta pages must be sane and one transaction apart, and the file must cover the last page they name. A reader may
+    look while a writer turns from one page to the other, so a bad look is repeated. Raises Corruption.
     """
+    for last in (False, False, True):
+        try:
+            _check_pages(files, path)
+        except Corruption:
+            if last:
+                raise
+            time.sleep(0.002)
+        else:
+            return
+
+
+def _check_pages(files: Files, path: Path) -> None:
     name = str(path)
     if not files.exists(path) or files.size(path) == 0:
         raise Corruption("VECDB names this file, but it is missing or empty; restore a backup", file=name)

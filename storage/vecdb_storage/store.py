@@ -160,16 +160,16 @@ class Store:
             parsed = orjson.loads(value)
             uuid = bytes.fromhex(parsed["uuid"])
             manifest = Manifest.from_json(self._environment.get(txn, "manifest", uuid) or b"")
-            state = CollectionState(uuid, name.decode(), parsed["schema"], manifest)
+            state, applied = self._followed(uuid, name.decode(), parsed["schema"], manifest)
             tombstones = {}
-            for entry in manifest.segments:
+            for entry in () if applied else manifest.segments:
                 chunks = {
                     int.from_bytes(key[-4:], "big"): np.frombuffer(chunk, np.uint64)
                     for key, chunk in self._environment.scan(txn, "tombstones", entry.name.encode())
                 }
                 tombstones[entry.name] = from_chunks(entry.rows, chunks)
             records: dict[int, list[bytes] | Batch] = {}
-            for key, part in self._environment.scan(txn, "log", uuid, (manifest.flushed + 1).to_bytes(8, "big")):
+            for key, part in self._environment.scan(txn, "log", uuid, (state.last_seq + 1).to_bytes(8, "big")):
                 seq = int.from_bytes(key[16:24], "big")
                 known = self._decoded.get((uuid, seq))
                 seen.add((uuid, seq))
@@ -181,13 +181,25 @@ class Store:
                     parts.append(part)
             states[uuid] = state
             replays.append((state, tombstones, records))
+            if applied:
+                seen |= {key for key in self._decoded if key[0] == uuid}
         self._decoded = {key: batch for key, batch in self._decoded.items() if key in seen}
         return states, replays
+
+    def _followed(self, uuid: bytes, name: str, schema: dict[str, Any], manifest: Manifest) -> tuple[CollectionState, bool]:
+        """The state to bring up to date, and whether it is one that a reader has, and that only lacks the newest log."""
+        known = self.states.get(uuid) if self.read_only else None
+        if known is None or known.damage is not None or known.manifest != manifest or known.schema != schema:
+            return CollectionState(uuid, name, schema, manifest), False
+        known.name = name
+        return known, True
 
     def _open_segments(self, states: dict[bytes, CollectionState], *, last_try: bool) -> None:
         """Opens what the manifests name. Damage is kept with its collection: the others stay usable."""
         for uuid, state in states.items():
             old = self.states.get(uuid)
+            if old is state:
+                continue
             known = {segment.name: segment for segment in old.segments} if old else {}
             try:
                 for entry in state.manifest.segments:

@@ -461,3 +461,43 @@ def test_snapshots_of_many_writers_are_whole(store: Store, rows_of: Rows, schema
     assert torn == []
     assert store.queue.operations >= 161
     assert np.isin(list(marks(store.snapshot(uuid)).values()), [n * 1000 + 39 for n in range(4)]).all()
+
+
+def _watch(path: Path, ready: Any, stop: Any, answers: Any) -> None:
+    """Reads until told to stop: every look must show one whole commit, and never an older one than the look before."""
+    store = open_store(path, read_only=True)
+    uuid = store.collections()["c"]
+    looks, newest, wrong = 0, -1, []
+    ready.set()
+    while not stop.is_set():
+        seen = set(marks(store.snapshot(uuid)).values())
+        if len(seen) != 1 or min(seen) < newest:
+            wrong.append((newest, sorted(seen)))
+            break
+        looks, newest = looks + 1, max(seen)
+    answers.put((looks, newest, wrong))
+
+
+def test_a_reader_process_sees_whole_commits_in_their_order_beside_a_busy_writer(
+    store: Store, rows_of: Rows, schema: Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = store.create_collection("c", schema)
+    store.write(uuid, rows_of(range(20), 0))
+    context = multiprocessing.get_context("spawn")
+    ready, stop, answers = context.Event(), context.Event(), context.Queue()
+    process = context.Process(target=_watch, args=(store.path, ready, stop, answers))
+    process.start()
+    assert ready.wait(60)
+    for mark in range(1, 400):
+        if mark % 50 == 7:
+            level0(store, uuid, rows_of(range(20), mark), monkeypatch)
+        else:
+            store.write(uuid, rows_of(range(20), mark))
+        if mark % 60 == 9:
+            store.flush()
+    stop.set()
+    looks, newest, wrong = answers.get(timeout=60)
+    process.join(60)
+    assert wrong == []
+    assert looks > 5
+    assert newest > 0
