@@ -480,13 +480,12 @@ class Collection:
     ) -> Hits:
         if threshold is not None:
             found = _within(found, declared, threshold)
-        hits = []
-        for each in found:
-            payload = (parse(each.part.payload(each.row)) or {}) if with_payload else None
-            hit = Hit(each.id, _score(each.key, declared), payload)
+        hits = [Hit(each.id, _score(each.key, declared)) for each in found]
+        for hit, each in zip(hits, found, strict=True):
+            if with_payload:
+                hit.payload = parse(each.part.payload(each.row)) or {}
             if with_vectors:
                 hit.vectors = self._vectors(each.part, each.row, with_vectors)
-            hits.append(hit)
         return Hits(hits)
 
     def _vectors(self, part: Part, row: int, names: bool | Sequence[str]) -> dict[str, npt.NDArray[Any]]:

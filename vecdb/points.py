@@ -20,7 +20,7 @@ from vecdb_storage.columns import prepare
 from vecdb_storage.ids import MAX_ID_BYTES, Id
 from vecdb_storage.ulid import ulid
 
-from .errors import DimensionMismatch, DuplicateId, InvalidId, InvalidInput, InvalidVector
+from .errors import DimensionMismatch, DuplicateId, InvalidId, InvalidInput, InvalidPayload, InvalidVector
 from .schema import DEFAULT_FIELD, Dense
 
 CHUNK_BYTES = 64 << 20  # of an iterable, until a commit
@@ -142,6 +142,8 @@ def _settle_norms(
     norms: npt.NDArray[np.float32], exact: Any, given: Any, declared: Dense, name: str, ids: Sequence[Any], present: Any
 ) -> None:
     """Any NaN or infinity makes its row's norm not finite, so only suspicious rows need a second look."""
+    if not len(norms) or (norms.min() > 1e-15 and norms.max() < 1e15):
+        return
     suspicious = np.flatnonzero(~((norms > 1e-15) & (norms < 1e15)))
     for row in suspicious.tolist():
         if present is not None and not present[row]:
@@ -296,7 +298,6 @@ def batch_from_arrays(
 
 
 def _prepared(payloads: Sequence[dict[str, Any] | None], keys: Sequence[Id], *, columns: bool) -> Any:
-    from .errors import InvalidPayload
 
     try:
         return prepare(payloads, columns=columns)

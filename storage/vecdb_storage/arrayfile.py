@@ -62,7 +62,7 @@ def pack(meta: dict[str, Any], arrays: Arrays) -> bytes:
     for name, array in arrays.items():
         entries.append(_entry(name, array, offset))
         pad = _padding(array.nbytes, 8)
-        parts += [_bytes_of(array), bytes(pad)]
+        parts += [np.ascontiguousarray(array).data, bytes(pad)]
         offset += array.nbytes + pad
     head = orjson.dumps({"meta": meta, "arrays": entries})
     head += b" " * _padding(8 + len(head), 8)

@@ -107,8 +107,7 @@ def field_arrays(name: str, rows: FieldRows) -> dict[str, npt.NDArray[Any]]:
 
 def payload_arrays(payloads: Sequence[bytes]) -> dict[str, npt.NDArray[Any]]:
     """JSON strings end to end: `payload.offsets` (n+1,) u64 and `payload.bytes`."""
-    offsets = np.zeros(len(payloads) + 1, np.uint64)
-    np.cumsum(np.fromiter(map(len, payloads), np.uint64, len(payloads)), out=offsets[1:])
+    offsets = np.fromiter(itertools.accumulate(map(len, payloads), initial=0), np.uint64, len(payloads) + 1)
     return {"payload.offsets": offsets, "payload.bytes": np.frombuffer(b"".join(payloads), np.uint8)}
 
 

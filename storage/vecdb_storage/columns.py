@@ -404,6 +404,8 @@ def _check_object(payload: Payload, row: int, above: tuple[str, ...]) -> None:
     for key, value in payload.items():
         if type(key) is not str:
             raise InvalidPayload(f"the key {key!r} is no string", point=row, field=join_path(above) or None)
+        if type(value) is str and value.isascii():
+            continue  # the common case needs no path
         path = (*above, key)
         if isinstance(value, dict) and len(path) < MAX_DEPTH:
             _check_object(value, row, path)

@@ -82,6 +82,27 @@ def _check_pages(files: Files, path: Path) -> None:
         raise Corruption(f"its meta pages are of transactions {transactions}, not of successive ones", file=name)
 
 
+class _Typed:
+    """Turns an error of LMDB met in the block into Corruption, DiskFull or StorageError."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, lmdb.Error):
+            return
+        path, text = str(self._path), str(error)
+        if isinstance(error, lmdb.CorruptedError):
+            raise Corruption(f"LMDB: {error}", file=path) from error
+        if "No space left" in text or "quota" in text or isinstance(error, lmdb.MapFullError):
+            raise DiskFull(f"{path}: {text}; free some space and try again", file=path) from error
+        raise StorageError(f"{path}: {text}", file=path) from error
+
+
 class Environment:
     """One open LMDB environment. `sync=False` is for temporary databases only."""
 
@@ -128,17 +149,8 @@ class Environment:
                     raise
                 size //= 2  # a limit on address space: a smaller reservation will do
 
-    @contextmanager
-    def _typed(self) -> Iterator[None]:
-        try:
-            yield
-        except lmdb.CorruptedError as error:
-            raise Corruption(f"LMDB: {error}", file=str(self.path)) from error
-        except (lmdb.MapFullError, lmdb.DiskError, lmdb.Error) as error:
-            text = str(error)
-            if "No space left" in text or "quota" in text or isinstance(error, lmdb.MapFullError):
-                raise DiskFull(f"{self.path}: {text}; free some space and try again", file=str(self.path)) from error
-            raise StorageError(f"{self.path}: {text}", file=str(self.path)) from error
+    def _typed(self) -> _Typed:
+        return _Typed(self.path)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
@@ -199,9 +211,8 @@ class Environment:
         return None if value is None else self._checked(table, key, value)
 
     def put(self, txn: Transaction, table: str, key: bytes, value: bytes | memoryview) -> None:
-        guarded = b"".join([_sum(key, value), value])
-        with self._typed():
-            txn.put(key, guarded, db=self._tables[table])
+        """Within `commit`, which types LMDB's errors."""
+        txn.put(key, b"".join([_sum(key, value), value]), db=self._tables[table])
 
     def delete(self, txn: Transaction, table: str, key: bytes) -> None:
         txn.delete(key, db=self._tables[table])

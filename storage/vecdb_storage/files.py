@@ -11,8 +11,6 @@ import errno
 import mmap
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import DiskFull, NotFound, StorageError
@@ -34,13 +32,21 @@ _NETWORK_FILE_SYSTEMS = {
 }
 
 
-@contextmanager
-def typed(path: str | Path, verb: str) -> Iterator[None]:
+class typed:  # noqa: N801 (it reads as a verb; a class, since each small commit passes here several times)
     """Turns an OSError met in the block into StorageError, DiskFull or NotFound, naming `path`."""
-    try:
-        yield
-    except OSError as error:
-        message = f"cannot {verb} {path}: {error.strerror or error}"
+
+    __slots__ = ("_path", "_verb")
+
+    def __init__(self, path: str | Path, verb: str) -> None:
+        self._path, self._verb = path, verb
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        path = self._path
+        message = f"cannot {self._verb} {path}: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{message}; free some space and try again", file=str(path)) from error
         if error.errno == errno.ENOENT:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -48,6 +49,11 @@ class IntIds:
     def __getitem__(self, row: int) -> int:
         return int(self.values[row])
 
+    def at(self, rows: Rows) -> list[int]:
+        """The ids of some rows."""
+        chosen: list[int] = self.values[rows].tolist()
+        return chosen
+
     def tolist(self) -> list[Any]:
         values: list[Any] = self.values.tolist()
         return values
@@ -72,6 +78,15 @@ class StrIds:
 
     def __getitem__(self, row: int) -> str:
         return bytes(self.data[self.offsets[row] : self.offsets[row + 1]]).decode()
+
+    def at(self, rows: Rows) -> list[str]:
+        """The ids of some rows."""
+        starts, ends, text = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), self._text
+        return [str(text[a:b], "utf-8") for a, b in zip(starts, ends, strict=True)]
+
+    @cached_property
+    def _text(self) -> memoryview:
+        return self.data.data
 
     def tolist(self) -> list[Any]:
         text = self.data.tobytes()
@@ -115,8 +130,7 @@ def from_list(values: Sequence[Id]) -> IntIds | StrIds:
         text = "".join(values)  # type: ignore[arg-type]
         data = text.encode()
         sizes = map(len, values) if len(data) == len(text) else (len(v.encode()) for v in values)  # type: ignore[union-attr, arg-type]
-        offsets = np.zeros(len(values) + 1, np.uint64)
-        np.cumsum(np.fromiter(sizes, np.uint64, len(values)), out=offsets[1:])
+        offsets = np.fromiter(itertools.accumulate(sizes, initial=0), np.uint64, len(values) + 1)
         return StrIds(offsets, np.frombuffer(data, np.uint8))
     return IntIds(np.array(values, np.int64))
 

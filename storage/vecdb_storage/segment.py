@@ -125,8 +125,7 @@ class Segment:
         return self._table.find(keys, hashes)
 
     def keys(self, rows: Rows) -> list[Id]:
-        ids = self.ids
-        return [ids[row] for row in rows.tolist()]
+        return self.ids.at(rows)  # type: ignore[return-value]
 
     def all_keys(self) -> list[Id]:
         return self.ids.tolist()

@@ -131,6 +131,16 @@ def _searcher(part: Part, name: str, declared: Dense, stored: StoredField, first
 
 def _merge(tasks: Sequence[_Task], query: int, queries: npt.NDArray[np.float32], k: int) -> list[Found]:
     """The best k of one query over all tasks, by (key, id)."""
+    if len(tasks) == 1:
+        result = tasks[0].result
+        assert result is not None
+        length = int(result.lengths[query])
+        keys, at = result.keys[query, :length], result.rows[query, :length]
+        if not result.tied[query] and not (keys[1:] == keys[:-1]).any():  # then rows are in their final order
+            part = tasks[0].part
+            at = at + tasks[0].first
+            hits = zip(keys.tolist(), part.keys(at), at.tolist(), strict=True)
+            return [Found(key, name, part, row) for key, name, row in hits]
     candidates: list[tuple[float, _Task, int]] = []
     tied = []
     for task in tasks:

@@ -48,10 +48,8 @@ class FlatSearcher:
         """See contract.Searcher. `effort` changes nothing: the answer is exact."""
         vectors = self.rows.vectors
         n, m = len(vectors), len(queries)
-        keys = np.full((m, k), -np.inf, np.float32)
-        rows = np.full((m, k), -1, np.int64)
-        sizes, dropped = np.zeros(m, np.int64), np.full(m, np.nan, np.float32)
-        tied = np.zeros(m, np.bool_)
+        keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)  # of which `sizes` are in use
+        sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
         words = self._words(allowed)
         scored = 0
         if n and m and k:
@@ -64,7 +62,7 @@ class FlatSearcher:
                     control.poll()
                 stop = min(n, start + step)
                 scored += run(asked, self._vectors, self._norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
-            settle(keys, rows, sizes, dropped, read_only(np.full(m, -np.inf, np.float32) if floor is None else floor), tied)
+        settle(keys, rows, sizes, dropped, read_only(np.full(m, -np.inf, np.float32) if floor is None else floor), tied)
         return Hits(keys, rows, sizes.astype(np.int32), tied, scored, scored // max(1, m) * vectors[:1].nbytes)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
