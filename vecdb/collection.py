@@ -101,13 +101,12 @@ class Collection:
                     raise InvalidInput("give texts or vectors, not both")
                 ids = ids if ids is None or isinstance(ids, np.ndarray) else checked_ids(ids)  # it may be read twice
                 vectors, payloads = self.embedding.of_points(texts, payloads, lambda v, p: batch_from_arrays(fields, ids, v, p))
-            level0 = store.begin(self._uuid)
+            ahead = store.begin(self._uuid)
             try:
-                batch = batch_from_arrays(fields, ids, vectors, payloads, early=level0.add_fields)
-                store.write(self._uuid, batch, insert=insert, level0=level0)
-            except BaseException:
-                level0.abandon()
-                raise
+                batch = batch_from_arrays(fields, ids, vectors, payloads, early=ahead.add_fields)
+                store.write(self._uuid, batch, insert=insert, ahead=ahead)
+            finally:
+                ahead.release()
             return list(batch.keys)
         if ids is not None or vectors is not None or payloads is not None or texts is not None:
             raise InvalidInput("give points, or ids=, vectors= and payloads=, not both")
@@ -355,7 +354,7 @@ class Collection:
             ids=snapshot.schema.get("ids"),
             encoder=(snapshot.schema.get("embed") or {}).get("name"),
             index=_WHY_EXACT,
-            flush_error=None if self._store.flush_error is None else str(self._store.flush_error),
+            flush_error=None if self._store.flusher.error is None else str(self._store.flusher.error),
         )
 
     def verify(self) -> Report:

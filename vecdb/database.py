@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vecdb_storage.store import Store, open_store, temporary_store
+from vecdb_storage.registry import open_store, temporary_store
+from vecdb_storage.store import Store
 from vecdb_storage.verify import Report
 
 from .collection import Collection

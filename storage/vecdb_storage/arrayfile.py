@@ -9,6 +9,7 @@ any thread.
 
 from __future__ import annotations
 
+import mmap
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ Arrays = Mapping[str, Array]
 VERSION = 1
 BLOCK = 4 << 20
 ALIGNMENT = 64
-_HEADER = struct.Struct("<8sI52x")
+_HEADER = struct.Struct("<8sI4x16sQ16xQ")  # magic, version, store uuid, transaction at which it was begun, xxh3
 _FOOTER = struct.Struct("<8sIIQQQ16sQ")  # magic, version, zero, offset, length, xxh3 of directory, store uuid, xxh3
 _MAGIC, _END = b"VECDBARR", b"VECDBEND"
 
@@ -91,13 +92,31 @@ class ArrayWriter:
     Not thread-safe, but may be handed from one thread to another between calls.
     """
 
-    def __init__(self, files: Files, path: Path, store: bytes) -> None:
+    def __init__(self, files: Files, path: Path, store: bytes, begun: int, temporary: Path | None = None) -> None:
+        """begun: the newest LMDB transaction, by which a leftover is told from a newer file. temporary: its name till then."""
         self._files, self._path, self._store = files, path, store
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._temporary = temporary or path.with_name(path.name + ".tmp")
         self._fd = files.create(self._temporary)
         self._entries: list[dict[str, Any]] = []
         self._offset = 0
-        self._put(_HEADER.pack(_MAGIC, VERSION))
+        self._hasher = xxhash.xxh3_64()
+        self._sums: list[int] = []
+        self._filled = self._start = 0  # bytes of the block, and offset of the array, that are being written
+        try:
+            self._put(_header(store, begun))
+        except BaseException:
+            self.abandon()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The name it will have."""
+        return self._path
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+        return self._offset
 
     def _put(self, data: Buffer) -> None:
         self._files.write(self._fd, data, self._temporary)
@@ -109,25 +128,60 @@ class ArrayWriter:
 
     def add_parts(self, name: str, dtype: np.dtype[Any], shape: Sequence[int], parts: Iterable[Array]) -> None:
         """Appends an array whose rows come in several, so that they need never be in memory together."""
-        self._put(bytes(_padding(self._offset)))
-        start, sums, hasher, filled = self._offset, [], xxhash.xxh3_64(), 0
+        self.begin()
         for part in parts:
-            view = _bytes_of(part)
-            while len(view):
-                piece = view[: BLOCK - filled]
-                view = view[len(piece) :]
-                hasher.update(piece)
-                self._put(piece)
-                filled += len(piece)
-                if filled == BLOCK:
-                    sums.append(hasher.intdigest())
-                    hasher.reset()
-                    filled = 0
-                    self._files.start_writeback(self._fd, self._offset - BLOCK, BLOCK)
-        if filled:
-            sums.append(hasher.intdigest())
-        entry = {"name": name, "dtype": dtype.str, "shape": list(shape), "offset": start, "bytes": self._offset - start}
-        self._entries.append({**entry, "xxh3": sums})
+            self.extend(part)
+        self.end(name, dtype, shape)
+
+    def begin(self) -> None:
+        """The bytes that follow, up to `end`, are one array."""
+        self._put(bytes(_padding(self._offset)))
+        self._start, self._sums = self._offset, []
+
+    def extend(self, part: Array) -> int:
+        """More of the array that was begun. Returns the offset in the file at which the part lies."""
+        view, offset = _bytes_of(part), self._offset
+        while len(view):
+            piece = view[: BLOCK - self._filled]
+            view = view[len(piece) :]
+            self._hasher.update(piece)
+            self._put(piece)
+            self._filled += len(piece)
+            if self._filled == BLOCK:
+                self._end_block()
+                self._files.start_writeback(self._fd, self._offset - BLOCK, BLOCK)
+        return offset
+
+    def extend_through(self, part: Array) -> int:
+        """`extend` and `sync`, as one call of the system."""
+        view, offset = _bytes_of(part), self._offset
+        self._files.write_through(self._fd, view, self._temporary)
+        self._offset += len(view)
+        while len(view):
+            piece = view[: BLOCK - self._filled]
+            view = view[len(piece) :]
+            self._hasher.update(piece)
+            self._filled += len(piece)
+            if self._filled == BLOCK:
+                self._end_block()
+        return offset
+
+    def _end_block(self) -> None:
+        self._sums.append(self._hasher.intdigest())
+        self._hasher.reset()
+        self._filled = 0
+
+    def end(self, name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> None:
+        """The array that was begun is complete."""
+        if self._filled:
+            self._end_block()
+        length = self._offset - self._start
+        entry = {"name": name, "dtype": dtype.str, "shape": list(shape), "offset": self._start, "bytes": length}
+        self._entries.append({**entry, "xxh3": self._sums})
+
+    def map(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, int]) -> Array:
+        """What was written from `offset` on, mapped from the unfinished file."""
+        return mapped(self._files, self._fd, self._temporary, offset, dtype, shape)
 
     def sync(self) -> None:
         """Sends what was added so far to the disk, so that less is left for `finish`."""
@@ -149,13 +203,47 @@ class ArrayWriter:
         self._files.sync_directory(self._path.parent)
         return self._offset
 
-    def abandon(self) -> None:
-        """Leaves no trace of an unfinished file; harmless after `finish`."""
+    def close(self) -> None:
+        """Leaves an unfinished file as it is; harmless after `finish`."""
         if self._fd >= 0:
             self._files.close(self._fd)
             self._fd = -1
+
+    def abandon(self) -> None:
+        """Leaves no trace of an unfinished file; harmless after `finish`."""
+        if self._fd >= 0:
+            self.close()
             with suppress(Exception):  # the next writer to open the store deletes it
                 self._files.unlink(self._temporary)
+
+
+def _header(store: bytes, begun: int) -> bytes:
+    head = _HEADER.pack(_MAGIC, VERSION, store, begun, 0)[:-8]
+    return head + checksum(head).to_bytes(8, "little")
+
+
+def begun_at(files: Files, path: Path, store: bytes) -> int | None:
+    """The transaction at which a file of this store was begun, finished or not; None for any other file.
+
+    0 when not even the header got to the disk.
+    """
+    fd = files.open(path)
+    try:
+        head = files.read_at(fd, 0, _HEADER.size, path)
+    finally:
+        files.close(fd)
+    if len(head) < _HEADER.size or not any(head):
+        return 0
+    _, _, _, begun, _ = _HEADER.unpack(head)
+    return int(begun) if head == _header(store, begun) else None
+
+
+def mapped(files: Files, fd: int, path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, int]) -> Array:
+    """Some rows in the middle of a file, mapped read-only."""
+    length = shape[0] * shape[1] * dtype.itemsize
+    lead = offset % mmap.ALLOCATIONGRANULARITY
+    view = files.map(fd, lead + length, path, offset - lead)
+    return np.frombuffer(view, dtype, shape[0] * shape[1], lead).reshape(shape)
 
 
 @dataclass
@@ -199,7 +287,7 @@ class ArrayFile:
         if version > VERSION:
             raise NewerFormat(f"{name} has format {version}; this vecdb reads up to {VERSION}", needs=f"format {version}")
         header = self._files.read_at(self._fd, 0, _HEADER.size, self.path)
-        if header != _HEADER.pack(_MAGIC, version):
+        if header != _header(uuid, _HEADER.unpack(header)[3]):
             raise Corruption("the header is damaged", file=name)
         if store is not None and uuid != store:
             raise Corruption(f"it belongs to another store ({uuid.hex()})", file=name)

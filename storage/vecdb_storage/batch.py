@@ -7,7 +7,7 @@ large one becomes a level-0 segment. Values are not changed after construction.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from . import ids as ids_module
 from .arrayfile import Arrays, pack, unpack
+from .growing import Extent
 from .ids import Id
 
 LEVEL0_BYTES = 8 << 20  # a batch this large is written once, as a level-0 segment, and not to the log
@@ -39,7 +40,8 @@ class Batch:
     """keys: the ids as Python values. payloads: JSON per row, b"" for none. deletes: ids that die first.
 
     columns: typed columns of the payloads with their description, when the caller has built them already. owned: the
-    arrays are the engine's own and will not change, so that the memtable may keep them instead of a copy.
+    arrays are the engine's own and will not change, so that the memtable may keep them instead of a copy. extent: where
+    the vectors of the one field lie on disk, if not in the log.
     """
 
     keys: Sequence[Id] = ()
@@ -48,6 +50,7 @@ class Batch:
     deletes: Sequence[Id] = ()
     columns: tuple[Arrays, dict[str, Any]] | None = None
     owned: bool = False
+    extent: Extent | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -66,21 +69,29 @@ class Batch:
             arrays |= payload_arrays(self.payloads)
             for name, rows in self.fields.items():
                 arrays |= field_arrays(name, rows)
+                if self.extent is not None:
+                    del arrays[f"field.{name}.vectors"]
         if self.deletes:
             arrays |= {f"delete.{k}": a for k, a in ids_module.from_list(self.deletes).arrays().items()}
-        return pack({"fields": list(self.fields)}, arrays)
+        meta: dict[str, Any] = {"fields": list(self.fields)}
+        if self.extent is not None:
+            meta["extent"] = self.extent.to_json()
+        return pack(meta, arrays)
 
     @staticmethod
-    def from_record(record: bytes) -> Batch:
-        """The inverse of `to_record`."""
+    def from_record(record: bytes, vectors_at: Callable[[Extent], npt.NDArray[Any]]) -> Batch:
+        """The inverse of `to_record`. vectors_at: reads an extent."""
         meta, arrays = unpack(record)
+        extent = Extent.from_json(meta["extent"]) if "extent" in meta else None
+        if extent is not None:
+            arrays[f"field.{meta['fields'][0]}.vectors"] = vectors_at(extent)
         deleted = {k.removeprefix("delete."): a for k, a in arrays.items() if k.startswith("delete.")}
         deletes = ids_module.from_arrays(deleted).tolist() if deleted else ()
         if "payload.offsets" not in arrays:
             return Batch(deletes=deletes)
         keys = ids_module.from_arrays(arrays).tolist()
         payloads = payload_list(arrays["payload.offsets"], arrays["payload.bytes"])
-        return Batch(keys, _fields(meta["fields"], arrays, len(keys)), payloads, deletes, owned=True)
+        return Batch(keys, _fields(meta["fields"], arrays, len(keys)), payloads, deletes, owned=True, extent=extent)
 
     def kept_in(self, record: bytes) -> Batch:
         """The same batch with its vectors where they lie in its own log record, which nobody else can change."""

@@ -30,7 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain, repeat
 from operator import itemgetter
 from typing import Any
 
@@ -51,11 +51,14 @@ Payload = dict[str, Any]
 
 _WIDE = 128  # mean characters of a text from which, mostly distinct, it has no column
 _FEW = 8  # payloads that are validated one by one, which is faster for them
+_PARSED = 2048  # payloads in one call of the parser, about 2 ms
 _ABSENT = object()
 _KINDS: dict[type, int] = {
     type(None): NULL, bool: BOOL, int: INT, float: FLOAT, str: STRING, list: ARRAY, tuple: ARRAY, dict: OBJECT,
 }  # fmt: skip
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
+_NEWLINE = orjson.Fragment(b"\n")
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)?)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -149,8 +152,11 @@ def parse(stored: bytes) -> Payload | None:
 
 
 def parse_all(stored: Sequence[bytes]) -> list[Payload | None]:
-    """`parse` of each, in one call of the parser."""
-    payloads: list[Payload | None] = orjson.loads(b"[" + b",".join([text or b"null" for text in stored]) + b"]")
+    """`parse` of each, many in one call of the parser; other threads get their turn between calls."""
+    payloads: list[Payload | None] = []
+    for start in range(0, len(stored), _PARSED):
+        some = [text or b"null" for text in stored[start : start + _PARSED]]
+        payloads += orjson.loads(b"[" + b",".join(some) + b"]")
     return payloads
 
 
@@ -171,6 +177,8 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
     Raises InvalidPayload with the row and the path.
     """
     built = None
+    if not columns and len(payloads) > _FEW and (json := _flat(payloads)) is not None:
+        return Prepared(json, None)
     if len(payloads) > _FEW:
         built = build(payloads, keep=columns)
     else:
@@ -189,15 +197,33 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
     return Prepared(json, built if columns else None)
 
 
+def _flat(payloads: Sequence[Payload | None]) -> list[bytes] | None:
+    """Payloads of strings and numbers, as stored, if nothing about them needs the walk: the common case, three times faster."""
+    if set(map(type, payloads)) != {dict}:
+        return None
+    types = set(map(type, chain.from_iterable(map(dict.values, payloads))))  # type: ignore[arg-type]
+    if not types <= {str, int, float, bool}:
+        return None
+    try:
+        json = _encoded(payloads)
+    except (TypeError, ValueError):
+        return None  # the walk finds out why
+    together = b"".join(json)
+    # orjson writes null for what is not finite, and whole numbers up to 2**64; a text may hold the same, and is then walked.
+    doubtful = b"null" in together or b"0" * 19 in together.translate(_DIGITS)
+    return None if doubtful or max(map(len, json)) > MAX_PAYLOAD_BYTES else json
+
+
 def _encoded(payloads: Sequence[Payload | None]) -> list[bytes]:
-    """Each payload as stored. Copied out of orjson's own buffers, which are of 4 KiB and would be kept as they are."""
-    dumps, together, ends = orjson.dumps, bytearray(), [0]
-    for payload in payloads:
-        if payload is not None:
-            together += dumps(payload, _default, _OPTIONS)
-        ends.append(len(together))
-    whole = bytes(together)
-    return [whole[start:stop] for start, stop in pairwise(ends)]
+    """Each payload as stored.
+
+    In one call of orjson, with a newline after each: a newline inside a JSON string is always escaped.
+    """
+    if not payloads:
+        return []
+    whole = orjson.dumps(list(chain.from_iterable(zip(payloads, repeat(_NEWLINE)))), _default, _OPTIONS)
+    json = whole[1:-3].split(b",\n,")
+    return [b"" if text == b"null" else text for text in json] if None in payloads else json
 
 
 def _why_not_json(payloads: Sequence[Payload | None]) -> InvalidPayload | None:

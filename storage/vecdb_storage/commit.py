@@ -130,7 +130,7 @@ class WriteRows:
         if self.segment is None:
             assert self.record is not None
             section.put_log(state, seq, self.record)
-            large = len(self.record) >= ADOPTED_BYTES
+            large = self.batch.extent is None and len(self.record) >= ADOPTED_BYTES
             return state.apply(self.batch.kept_in(self.record) if large else self.batch, seq)
         replaced = state.kill(keys, seq, self.hashes)
         segment = self.segment

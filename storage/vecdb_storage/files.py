@@ -60,7 +60,7 @@ class Files:
     def create(self, path: Path) -> int:
         """A descriptor on a new empty file; an old one of that name is a leftover and is replaced."""
         with typed(path, "create"):
-            return os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+            return os.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC, 0o644)
 
     def open(self, path: Path) -> int:
         with typed(path, "open"):
@@ -75,6 +75,17 @@ class Files:
         with typed(path, "write"):
             while len(view):
                 view = view[os.write(fd, view) :]
+
+    def write_through(self, fd: int, data: Buffer, path: Path) -> None:
+        """`write` and `sync` in one, without the interpreter between them where the system can."""
+        view = memoryview(data).cast("B")
+        if not hasattr(os, "RWF_DSYNC"):
+            self.write(fd, view, path)
+            self.sync(fd, path)
+            return
+        with typed(path, "write"):
+            while len(view):
+                view = view[os.pwritev(fd, [view], -1, os.RWF_DSYNC) :]  # -1: at the end of what was written
 
     def start_writeback(self, fd: int, offset: int, length: int) -> None:
         """Asks the kernel to begin writing a finished range, so that the sync at the end has less to wait for."""
@@ -158,9 +169,9 @@ class Files:
                 length -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def map(self, fd: int, length: int, path: Path) -> mmap.mmap:
+    def map(self, fd: int, length: int, path: Path, offset: int = 0) -> mmap.mmap:
         with typed(path, "map"):
-            return mmap.mmap(fd, length, access=mmap.ACCESS_READ)
+            return mmap.mmap(fd, length, access=mmap.ACCESS_READ, offset=offset)
 
     def read(self, path: Path) -> bytes:
         fd = self.open(path)

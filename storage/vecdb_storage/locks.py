@@ -1,4 +1,6 @@
-"""The writer's lock: an flock on LOCK, held while a process has the database open for writing.
+"""Who may open a database: within a process one thread at a time, and for writing one process.
+
+The writer's lock: an flock on LOCK, held while a process has the database open for writing.
 
 The file's content (JSON: pid, host, started, address) is for the refusal message only; the lock itself is the
 kernel's and goes with the process, however it dies. Belongs to one Store.
@@ -9,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,14 @@ import orjson
 
 from .errors import Locked
 from .files import typed
+
+opening = threading.RLock()  # held while this process opens a store or counts its references
+
+
+def reset_after_fork() -> None:
+    """In a forked child, where a thread that held `opening` does not exist."""
+    global opening
+    opening = threading.RLock()
 
 
 class WriterLock:

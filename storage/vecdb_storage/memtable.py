@@ -1,6 +1,6 @@
 """Rows since the last flush, in memory and in the log.
 
-A memtable is a list of blocks that only grow. Each row has the seq of its commit and the seq of its death (`_ALIVE`
+A memtable is a list of blocks that only grow. Each row has the seq of its commit and the seq of its death (`ALIVE`
 until then), so that a snapshot at seq s sees exactly the rows with seq <= s < death, without a copy of anything,
 however the table goes on. `rows_of` maps an id to its newest row, and `previous` chains to the older ones.
 A row's address is block << 32 | row.
@@ -19,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .batch import Batch, FieldRows
+from .growing import Extent
 from .ids import Id
 
-_ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _FIRST_BLOCK, _LARGEST_BLOCK = 256 << 10, 16 << 20
 ADOPTED_BYTES = 1 << 20  # vectors from which a batch becomes a block as it is, if it is the engine's own
+_MAPPED = 4  # vectors that are mapped from a growing file count for so much less than those in memory
 _ROW_OVERHEAD = 200  # bytes of an id, its map entry and its share of the row arrays, about
 
 
@@ -45,8 +47,9 @@ class Block:
         self.keys: list[Id] = []
         self.payloads: list[bytes] = []
         self.seq = np.zeros(capacity, np.uint64)
-        self.death = np.full(capacity, _ALIVE)
+        self.death = np.full(capacity, ALIVE)
         self.previous = np.full(capacity, -1, np.int64)
+        self.extent: Extent | None = None  # where its vectors lie on disk, if all of them do
         self.stripes: dict[int, Any] = {}  # typed columns of finished runs of rows, built when first asked for
         self.fields = {
             name: FieldRows(np.zeros((capacity, dim), dtype), np.zeros(capacity, np.float32), np.zeros(capacity, np.bool_))
@@ -60,7 +63,7 @@ class Block:
         everywhere = np.ones(len(batch), np.bool_)
         for name, rows in batch.fields.items():
             block.fields[name] = FieldRows(rows.vectors, rows.norms, everywhere if rows.present is None else rows.present)
-        block.keys, block.payloads, block.rows = list(batch.keys), list(batch.payloads), len(batch)
+        block.keys, block.payloads, block.rows, block.extent = list(batch.keys), list(batch.payloads), len(batch), batch.extent
         block.seq[:] = seq
         return block
 
@@ -97,7 +100,8 @@ class Memtable:
         """Adds the batch's rows; whoever calls has marked the rows they replace."""
         self.last_seq = seq
         self.records += 1
-        if batch.owned and sum(rows.vectors.nbytes for rows in batch.fields.values()) >= ADOPTED_BYTES:
+        vectors = sum(rows.vectors.nbytes for rows in batch.fields.values())
+        if batch.extent is not None or (batch.owned and vectors >= ADOPTED_BYTES):
             self.blocks.append(Block.adopt(batch, self._layout, seq))
             self._map(batch.keys, 0)
         else:
@@ -110,13 +114,16 @@ class Memtable:
                 self._map(batch.keys[start:stop], first)
                 start = stop
         self.bytes += sum(map(len, batch.payloads)) + len(batch) * self._row_bytes + 64 * len(batch.deletes)
+        if batch.extent is not None:
+            self.bytes -= vectors - vectors // _MAPPED
 
     def _map(self, keys: Sequence[Id], first: int) -> None:
         """`keys` have come into the last block, from row `first` on."""
         block, rows_of = self.blocks[-1], self.rows_of
         base = (len(self.blocks) - 1) << 32 | first
-        for at in [at for at, key in enumerate(keys) if key in rows_of]:
-            block.previous[first + at] = rows_of[keys[at]]
+        if not rows_of.keys().isdisjoint(keys):
+            for at in [at for at, key in enumerate(keys) if key in rows_of]:
+                block.previous[first + at] = rows_of[keys[at]]
         rows_of.update(zip(keys, range(base, base + len(keys)), strict=True))
 
     def _open_block(self, rows: int) -> Block:
@@ -132,7 +139,7 @@ class Memtable:
     def live_address(self, key: Id) -> int:
         """The address of the id's newest row if it is alive, else -1. For the commit section."""
         address = self.rows_of.get(key, -1)
-        if address >= 0 and self.blocks[address >> 32].death[address & 0xFFFF_FFFF] != _ALIVE:
+        if address >= 0 and self.blocks[address >> 32].death[address & 0xFFFF_FFFF] != ALIVE:
             return -1
         return address
 

@@ -43,20 +43,31 @@ class SegmentWriter:
     """Writes a segment's file in pieces: fields first, since they can be on their way to disk while the rest is made."""
 
     def __init__(self, files: Files, path: Path, store: bytes, begun: int) -> None:
-        """begun: id of the LMDB transaction that was current, by which a leftover file is told from a new one."""
-        self._writer = ArrayWriter(files, path, store)
-        self._meta: dict[str, Any] = {"kind": "segment", "begun": begun, "fields": []}
+        """begun: see ArrayWriter."""
+        self._writer = ArrayWriter(files, path, store, begun)
+        self._meta: dict[str, Any] = {"kind": "segment", "fields": []}
+
+    @staticmethod
+    def after(writer: ArrayWriter, name: str, rows: FieldRows) -> SegmentWriter:
+        """Completes a growing file, which holds the vectors of field `name` already."""
+        self = SegmentWriter.__new__(SegmentWriter)
+        self._writer, self._meta = writer, {"kind": "segment", "fields": [name]}
+        arrays = field_arrays(name, rows)
+        del arrays[f"field.{name}.vectors"]
+        self._add(arrays)
+        return self
 
     def add_and_sync_fields(self, fields: Mapping[str, FieldRows]) -> None:
         """Fields of a bulk load: synced at once, while others are busy with the rest, which is small."""
-        self.add_fields(fields)
-        self._writer.sync()
-
-    def add_fields(self, fields: Mapping[str, FieldRows]) -> None:
         for name, rows in fields.items():
             if rows.present is None or rows.present.any():
                 self._meta["fields"].append(name)
-                self._add(field_arrays(name, rows))
+                arrays = field_arrays(name, rows)
+                vectors = arrays.pop(f"field.{name}.vectors")
+                self._writer.begin()
+                self._writer.extend_through(vectors)
+                self._writer.end(f"field.{name}.vectors", vectors.dtype, vectors.shape)
+                self._add(arrays)
 
     def add_gathered(self, fields: Mapping[str, GatheredField]) -> None:
         """Fields whose vectors still lie in several blocks."""

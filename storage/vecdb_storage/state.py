@@ -15,6 +15,7 @@ import numpy as np
 
 from .batch import Batch
 from .errors import VecdbError
+from .growing import Extent
 from .ids import Hashes, Id, hashes_of
 from .manifest import Manifest
 from .memtable import Memtable
@@ -50,6 +51,16 @@ class CollectionState:
     def memtable_bytes(self) -> int:
         return sum(memtable.bytes for memtable in self.memtables)
 
+    @property
+    def located(self) -> list[Extent]:
+        """The vectors of log records that lie in growing files."""
+        return [block.extent for memtable in self.memtables for block in memtable.blocks if block.extent]
+
+    @property
+    def extents(self) -> set[str]:
+        """The growing files that log records name."""
+        return {extent.name for extent in self.located}
+
     def set_schema(self, schema: dict[str, Any]) -> None:
         self.schema = schema
         self.active.set_layout(self.layout)
@@ -70,7 +81,7 @@ class CollectionState:
         found: list[tuple[Segment | Memtable, int] | None] = [None] * len(keys)
         missing = list(range(len(keys)))
         for memtable in (self.active, self.frozen):
-            if memtable is None or not memtable.rows_of:
+            if memtable is None or memtable.rows_of.keys().isdisjoint(keys):
                 continue
             known = memtable.rows_of
             for position in [p for p in missing if keys[p] in known]:

@@ -7,30 +7,29 @@
     store.release()
 
 One process writes (LOCK); any number read. Within a process all opens of a directory share one Store, counted.
-Every method may be called from any thread. Locks, in the order in which they are taken: `_flushing` (one flush
-at a time), `_commit_lock` (the commit section; every change of memory happens under it), the queue's own.
+Every method may be called from any thread. Locks, in the order in which they are taken: `flusher.lock` (one flush
+at a time), `commit_lock` (the commit section; every change of memory happens under it), the queue's own.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import threading
 import time
 import uuid as uuid_module
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
-from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
+from . import locks
+from .ahead import Ahead
+from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays, begun_at
 from .batch import LEVEL0_BYTES, Batch
 from .commit import (
     ChangeCatalog,
@@ -41,14 +40,12 @@ from .commit import (
     Request,
     Section,
     WriteRows,
-    log_key,
 )
 from .environment import TABLES, Environment, Transaction
 from .errors import (
     AlreadyExists,
     Closed,
     Corruption,
-    InvalidInput,
     NewerFormat,
     NotFound,
     ReadOnly,
@@ -56,12 +53,13 @@ from .errors import (
     VecdbError,
 )
 from .files import Files
+from .flush import Flusher
+from .growing import SUFFIX as GROWING_SUFFIX
+from .growing import GrowingFiles
 from .ids import Id, hashes_of
-from .level0 import Level0
 from .locks import WriterLock
 from .manifest import Manifest, SegmentEntry
-from .memtable import Memtable, gather
-from .segment import SUFFIX, Segment, SegmentWriter
+from .segment import SUFFIX, Segment
 from .snapshot import Snapshot
 from .state import CollectionState
 from .tombstones import Tombstones, from_chunks
@@ -70,23 +68,27 @@ from .verify import Report, verify
 
 FORMAT = 1
 ATTACHMENT = ".arr"
-MEMTABLE_BYTES = 64 << 20  # of the whole database, until a flush begins
 
 
 class Store:
-    def __init__(self, path: Path, *, read_only: bool, files: Files, temporary: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool,
+        files: Files,
+        temporary: bool = False,
+        forget: Callable[[Store], None] = lambda store: None,
+    ) -> None:
         self.path, self.files, self.temporary = path, files, temporary
         self.read_only = read_only
         self.references = 0
-        self.key: tuple[int, int] | None = None  # in the registry
-        self._closed: str | None = None
+        self._forget = forget
+        self.closed: str | None = None
         self._pid = os.getpid()
-        self._commit_lock = threading.RLock()
-        self._flushing = threading.Lock()
-        self._room = threading.Condition()  # writers wait here while the memtables are over their bound
-        self._flusher: threading.Thread | None = None
-        self._flush_wanted = threading.Event()
-        self.flush_error: VecdbError | None = None
+        self.commit_lock = threading.RLock()
+        self.flusher = Flusher(self)
+        self.growing = GrowingFiles(self)
         self._decoded: dict[tuple[bytes, int], Batch] = {}  # log records a reader has seen, by key
         self.states: dict[bytes, CollectionState] = {}
         self.seq = 0
@@ -95,14 +97,14 @@ class Store:
         try:
             self.uuid, meta = self._identify()
             self._meta = path / meta
-            self._environment = Environment(files, self._meta, read_only=read_only, sync=not temporary)
+            self.environment = Environment(files, self._meta, read_only=read_only, sync=not temporary)
             try:
                 self._load()
                 if not read_only:
-                    self._environment.reader_check()
+                    self.environment.reader_check()
                     self._delete_leftovers()
             except BaseException:
-                self._environment.close()
+                self.environment.close()
                 raise
         except BaseException:
             if self._lock is not None:
@@ -110,7 +112,6 @@ class Store:
             raise
         self.queue = CommitQueue(self._commit)
         self.writing = ThreadPoolExecutor(1, thread_name_prefix="vecdb-write")
-        _stores.add(self)
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -132,17 +133,20 @@ class Store:
     def _load(self) -> None:
         """Memory as the newest transaction says; what is already open and unchanged is kept."""
         for attempt in range(20):
-            with self._environment.read() as txn:
-                stored = self._environment.get(txn, "meta", b"uuid")
+            with self.environment.read() as txn:
+                stored = self.environment.get(txn, "meta", b"uuid")
                 if stored != self.uuid:
                     raise Corruption("it belongs to another store than VECDB says", file=str(self._meta))
                 states, replays = self._read_catalog(txn)
-                seq = int.from_bytes(self._environment.get(txn, "meta", b"seq") or bytes(8), "big")
-                transaction = self._environment.transaction_of(txn)
+                seq = int.from_bytes(self.environment.get(txn, "meta", b"seq") or bytes(8), "big")
+                transaction = self.environment.transaction_of(txn)
             try:
                 self._open_segments(states, last_try=attempt == 19)
+                for state, _, records in replays:
+                    if state.damage is None:
+                        self._decode(state, records, last_try=attempt == 19)
             except _Vanished:
-                time.sleep(0.01)  # a merge replaced a file between our two looks: look again
+                time.sleep(0.01)  # a flush or merge replaced a file between our two looks: look again
                 continue
             break
         for state, tombstones, records in replays:
@@ -156,20 +160,20 @@ class Store:
         states: dict[bytes, CollectionState] = {}
         replays = []
         seen = set()
-        for name, value in list(self._environment.scan(txn, "catalog", b"")):
+        for name, value in list(self.environment.scan(txn, "catalog", b"")):
             parsed = orjson.loads(value)
             uuid = bytes.fromhex(parsed["uuid"])
-            manifest = Manifest.from_json(self._environment.get(txn, "manifest", uuid) or b"")
+            manifest = Manifest.from_json(self.environment.get(txn, "manifest", uuid) or b"")
             state, applied = self._followed(uuid, name.decode(), parsed["schema"], manifest)
             tombstones = {}
             for entry in () if applied else manifest.segments:
                 chunks = {
                     int.from_bytes(key[-4:], "big"): np.frombuffer(chunk, np.uint64)
-                    for key, chunk in self._environment.scan(txn, "tombstones", entry.name.encode())
+                    for key, chunk in self.environment.scan(txn, "tombstones", entry.name.encode())
                 }
                 tombstones[entry.name] = from_chunks(entry.rows, chunks)
             records: dict[int, list[bytes] | Batch] = {}
-            for key, part in self._environment.scan(txn, "log", uuid, (state.last_seq + 1).to_bytes(8, "big")):
+            for key, part in self.environment.scan(txn, "log", uuid, (state.last_seq + 1).to_bytes(8, "big")):
                 seq = int.from_bytes(key[16:24], "big")
                 known = self._decoded.get((uuid, seq))
                 seen.add((uuid, seq))
@@ -217,18 +221,32 @@ class Store:
             raise Corruption(f"it has {segment.rows} rows; its manifest says {entry.rows}", file=str(segment.file.path))
         return segment
 
-    def _restore(self, state: CollectionState, tombstones: dict[str, Tombstones], records: dict[int, Any]) -> None:
-        """Tombstones as committed, then the log on top of the segments, in the order of commits."""
-        state.tombstones |= tombstones
-        state.committed |= tombstones
+    def _decode(self, state: CollectionState, records: dict[int, Any], *, last_try: bool) -> None:
+        """Log records as batches, in place, with the vectors that lie in growing files."""
+        folder = self.folder(state.uuid)
         for seq, record in records.items():
             try:
-                batch = record if isinstance(record, Batch) else Batch.from_record(b"".join(record))
-            except (ValueError, KeyError, IndexError) as error:
+                if not isinstance(record, Batch):
+                    records[seq] = Batch.from_record(b"".join(record), lambda extent: extent.read(self.files, folder))
+            except NotFound as error:
+                if not last_try and self.read_only:
+                    raise _Vanished from error
+                state.damage = Corruption(f"log record {seq} names a file that is gone: {error}; restore it from a backup")
+                return
+            except Corruption as error:
+                state.damage = error
+                return
+            except (ValueError, KeyError, IndexError, TypeError) as error:
                 state.damage = Corruption(f"log record {seq} cannot be read: {error}", file=str(self._meta), array="log")
                 return
             if self.read_only:
-                self._decoded[state.uuid, seq] = batch
+                self._decoded[state.uuid, seq] = records[seq]
+
+    def _restore(self, state: CollectionState, tombstones: dict[str, Tombstones], records: dict[int, Batch]) -> None:
+        """Tombstones as committed, then the log on top of the segments, in the order of commits."""
+        state.tombstones |= tombstones
+        state.committed |= tombstones
+        for seq, batch in records.items():
             state.replay(batch, seq)
 
     def folder(self, uuid: bytes) -> Path:
@@ -238,8 +256,10 @@ class Store:
         return self.folder(uuid) / (name + SUFFIX)
 
     def files_of(self, state: CollectionState) -> set[str]:
-        """The names of the files that belong to a collection."""
-        return {e.name + SUFFIX for e in state.manifest.segments} | set(state.schema.get("attachments", {}).values())
+        """The names that files of a collection may have; a growing one may have been completed."""
+        segments = {e.name + SUFFIX for e in state.manifest.segments}
+        growing = {name + suffix for name in state.extents for suffix in (GROWING_SUFFIX, SUFFIX)}
+        return segments | growing | set(state.schema.get("attachments", {}).values())
 
     def _delete_leftovers(self) -> None:
         """Files that no manifest names: half-written ones, and those of transactions that did not commit.
@@ -247,7 +267,7 @@ class Store:
         A file is deleted only when it is of this store and was begun before the current transaction, so that a meta
         file put back by hand never eats newer segments. Anything else is left for `verify` to report.
         """
-        current = self._environment.last_transaction()
+        current = self.environment.last_transaction()
         root = self.path / "segments"
         for folder in self.files.names(root):
             state = next((s for uuid, s in self.states.items() if uuid.hex() == folder), None)
@@ -262,13 +282,11 @@ class Store:
 
     def _is_leftover(self, path: Path, current: int) -> bool:
         try:
-            file = ArrayFile(self.files, path, self.uuid)
+            begun = begun_at(self.files, path, self.uuid)
         except VecdbError:
             return False
-        try:
-            return int(file.meta["begun"]) <= current
-        finally:
-            file.close()
+        # What has no header holds nothing; it can only be a growing file, as segments appear under their names when finished.
+        return begun is not None and begun <= current and (begun > 0 or path.suffix == GROWING_SUFFIX)
 
     # -- collections --------------------------------------------------------------------------------
 
@@ -311,11 +329,12 @@ class Store:
         self._submit(ChangeCatalog(drop))
         with suppress(VecdbError):  # what cannot be deleted now is deleted by the next open
             folder = self.folder(dropped[0].uuid)
-            for name in self.files_of(dropped[0]):
+            self.growing.seal(dropped[0].uuid)
+            for name in self.files.names(folder):
                 self.files.unlink(folder / name)
             if self.files.exists(folder):
                 self.files.remove_directory(folder)
-        self._make_room()
+        self.flusher.make_room()
 
     def rename_collection(self, old: str, new: str) -> None:
         """Raises NotFound or AlreadyExists."""
@@ -351,7 +370,7 @@ class Store:
         file = ulid() + ATTACHMENT
         path = self.folder(uuid) / file
         self.ensure_folder(path.parent)
-        writer = ArrayWriter(self.files, path, self.uuid)
+        writer = ArrayWriter(self.files, path, self.uuid, self.environment.last_transaction())
         kept = settled = False
 
         def attached(schema: dict[str, Any]) -> dict[str, Any]:
@@ -361,10 +380,9 @@ class Store:
             return {**changed, "attachments": {**schema.get("attachments", {}), name: file}} if kept else schema
 
         try:
-            begun = self._environment.last_transaction()
             for key, array in arrays.items():
                 writer.add(key, array)
-            writer.finish({"kind": "attachment", "begun": begun})
+            writer.finish({"kind": "attachment"})
             self.alter_schema(uuid, attached)
             settled = True
         except VecdbError as error:
@@ -387,32 +405,39 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------
 
-    def begin(self, uuid: bytes) -> Level0:
+    def begin(self, uuid: bytes) -> Ahead:
         """For a batch that may be large: its fields can be on their way to disk before the rest of it is ready."""
         self._check_open(writing=True)
-        return Level0(self, uuid)
+        return Ahead(self, uuid)
 
-    def write(self, uuid: bytes, batch: Batch, *, insert: bool = False, level0: Level0 | None = None) -> int:
+    def write(self, uuid: bytes, batch: Batch, *, insert: bool = False, ahead: Ahead | None = None) -> int:
         """Rows, all or none of them; returns how many they replaced. With insert: AlreadyExists if one would be.
 
-        level0: from `begin`, if some of the batch was handed to it.
+        ahead: from `begin`, if some of the batch was handed to it; it is released.
         """
-        if not batch.keys:
-            return 0
-        if batch.nbytes < LEVEL0_BYTES and (level0 is None or not level0.begun):
-            return int(self._submit(WriteRows(uuid, batch, insert, record=batch.to_record())))
-        hashes = hashes_of(batch.keys)
-        segment, length = (level0 or self.begin(uuid)).finish(batch, hashes)
+        ahead = ahead or self.begin(uuid)
         try:
-            return int(self._submit(WriteRows(uuid, batch, insert, None, segment, length, hashes)))
-        except BaseException:
-            self._discard(uuid, segment)
-            raise
+            if not batch.keys:
+                return 0
+            if ahead.is_segment or batch.nbytes >= LEVEL0_BYTES:
+                hashes = hashes_of(batch.keys)
+                segment, length = ahead.finish(batch, hashes)
+                try:
+                    return int(self._submit(WriteRows(uuid, batch, insert, None, segment, length, hashes)))
+                except BaseException:
+                    self.discard(uuid, segment)
+                    raise
+            if not ahead.begun:
+                ahead.add_fields(batch.fields)
+            batch = ahead.place(batch)
+            return int(self._submit(WriteRows(uuid, batch, insert, record=batch.to_record())))
+        finally:
+            ahead.release()
 
-    def _discard(self, uuid: bytes, segment: Segment) -> None:
+    def discard(self, uuid: bytes, segment: Segment) -> None:
         """Deletes the file of a segment that was not committed after all."""
         state = self.states.get(uuid)
-        if state is None or all(entry.name != segment.name for entry in state.manifest.segments):
+        if state is None or segment.file.path.name not in self.files_of(state):
             with suppress(VecdbError):  # the next writer to open the store deletes it
                 self.files.unlink(segment.file.path)
 
@@ -435,16 +460,16 @@ class Store:
 
     def _submit(self, operation: Operation) -> Any:
         self._check_open(writing=True)
-        self._wait_for_room()
+        self.flusher.wait_for_room()
         return self.queue.submit(operation)
 
     def _commit(self, group: list[Request]) -> None:
         """The commit section: runs a group of operations in one transaction and publishes what they did."""
-        with self._commit_lock:
+        with self.commit_lock:
             self._check_open(writing=True)
 
             def run(txn: Transaction) -> Section:
-                section = Section(self._environment, txn, self.states, self.seq)
+                section = Section(self.environment, txn, self.states, self.seq)
                 for request in group:
                     try:
                         request.result = request.operation.run(section)
@@ -452,19 +477,19 @@ class Store:
                         raise
                     except VecdbError as error:  # this one is refused, and has changed nothing
                         request.error = error
-                self._environment.put(txn, "meta", b"seq", section.seq.to_bytes(8, "big"))
+                self.environment.put(txn, "meta", b"seq", section.seq.to_bytes(8, "big"))
                 return section
 
-            self._transact(sum(request.operation.room for request in group), run)
-        self._flush_if_large()
+            self.transact(sum(request.operation.room for request in group), run)
+        self.flusher.flush_if_large()
 
-    def _transact(self, room: int, run: Callable[[Transaction], Section]) -> None:
+    def transact(self, room: int, run: Callable[[Transaction], Section]) -> None:
         """Commits and publishes; or, if that fails, puts memory back to what the disk says, and raises."""
         before = self.seq
         try:
-            section = self._environment.commit(room, run)
+            section = self.environment.commit(room, run)
         except StorageError as error:
-            self._recover(reopen=error.outcome == "unknown")
+            self.recover(reopen=error.outcome == "unknown")
             if error.outcome == "unknown":
                 found = "is there" if self.seq != before else "is not there"
                 raise StorageError(
@@ -473,26 +498,26 @@ class Store:
                 ) from error  # fmt: skip
             raise
         except BaseException:
-            self._recover(reopen=False)
+            self.recover(reopen=False)
             raise
         self.seq = section.seq
         for uuid in section.touched & section.states.keys():
             section.states[uuid].publish(self.seq)
         self.states = section.states
 
-    def _recover(self, *, reopen: bool) -> None:
+    def recover(self, *, reopen: bool) -> None:
         if reopen:
-            self._environment.close()
+            self.environment.close()
             try:
-                self._environment = Environment(self.files, self._meta, read_only=False, sync=not self.temporary)
+                self.environment = Environment(self.files, self._meta, read_only=False, sync=not self.temporary)
             except BaseException as error:
-                self._closed = f"after a failed commit it could not be read again: {error}"
+                self.closed = f"after a failed commit it could not be read again: {error}"
                 raise
         self._load()
 
     def last_transaction(self) -> int:
         """The id of the newest LMDB transaction."""
-        return self._environment.last_transaction()
+        return self.environment.last_transaction()
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -517,130 +542,18 @@ class Store:
     def _refresh(self) -> None:
         """A reader process follows the writer: when LMDB has a newer transaction, reads what changed."""
         self._check_open()
-        if self.read_only and self._environment.last_transaction() != self._transaction:
-            with self._commit_lock:
-                if self._environment.last_transaction() != self._transaction:
+        if self.read_only and self.environment.last_transaction() != self._transaction:
+            with self.commit_lock:
+                if self.environment.last_transaction() != self._transaction:
                     self._load()
 
-    # -- flush --------------------------------------------------------------------------------------
+    # -- flushing and checking -----------------------------------------------------------------------------------
 
     def flush(self, uuid: bytes | None = None) -> None:
         """Moves memtables into segments; returns when they are on disk. uuid: of one collection only."""
         self._check_open(writing=True)
         for one in [uuid] if uuid is not None else list(self.states):
-            self._flush(one)
-        self._make_room()
-
-    def _flush(self, uuid: bytes) -> None:
-        with self._flushing:
-            with self._commit_lock:
-                state = self.states.get(uuid)
-                if state is None or state.damage is not None or not state.active.records:
-                    return
-                frozen, until, seen = state.active, state.last_seq, self.seq
-                state.frozen, state.active = frozen, Memtable(state.layout)
-                state.publish(self.seq)
-            begun = self._environment.last_transaction()
-            try:
-                written = self._write_memtable(uuid, frozen, seen, state.layout, begun)
-            except BaseException:
-                with self._commit_lock:
-                    if self.states.get(uuid) is state:
-                        self._recover(reopen=False)  # one memtable again, from the log
-                raise
-            with self._commit_lock:
-                try:
-                    if self.states.get(uuid) is state and state.frozen is frozen:
-                        self._commit_flush(state, written, until)
-                finally:
-                    if written is not None:
-                        self._discard(uuid, written.segment)
-
-    def _write_memtable(
-        self, uuid: bytes, memtable: Memtable, seq: int, layout: dict[str, tuple[int, Any]], begun: int
-    ) -> _Flushed | None:
-        """The rows alive at `seq` as a segment file, or None if there are none."""
-        gathered = gather(memtable.blocks, seq, layout)
-        batch = gathered.batch
-        if not batch.keys:
-            return None
-        name = ulid()
-        path = self.segment_path(uuid, name)
-        self.ensure_folder(path.parent)
-        writer = SegmentWriter(self.files, path, self.uuid, begun)
-        try:
-            writer.add_gathered(gathered.fields)
-            length = writer.finish(batch, hashes_of(batch.keys), gathered.seqs)
-        except BaseException:
-            writer.abandon()
-            raise
-        return _Flushed(Segment(self.files, path, self.uuid, None), length, gathered.rows)
-
-    def _commit_flush(self, state: CollectionState, written: _Flushed | None, until: int) -> None:
-        """Under the commit lock: the segment takes the place of the frozen memtable and of its log records."""
-        frozen, entries = state.frozen, state.manifest.segments
-        assert frozen is not None
-        if written is not None:
-            # Rows that died while the file was being written are dead in it from the start.
-            alive_when_written = zip(frozen.blocks, written.rows, strict=True)
-            died = np.concatenate([block.death[rows] != np.uint64(0xFFFF_FFFF_FFFF_FFFF) for block, rows in alive_when_written])
-            tombstones = Tombstones(written.segment.rows)
-            state.attach(written.segment, tombstones.with_dead(np.flatnonzero(died)) if died.any() else tombstones)
-            entries = (*entries, SegmentEntry(written.segment.name, written.segment.rows, None, written.length))
-        state.frozen = None
-
-        def run(txn: Transaction) -> Section:
-            section = Section(self._environment, txn, self.states, self.seq)
-            section.put_manifest(state, Manifest(until, entries))
-            self._environment.delete_prefix(txn, "log", state.uuid, until=log_key(state.uuid, until + 1))
-            return section
-
-        self._transact(1 << 20, run)
-        self._environment.reader_check()
-
-    def _flush_if_large(self) -> None:
-        if sum(state.active.bytes for state in self.states.values()) >= MEMTABLE_BYTES:
-            if self._flusher is None:
-                self._flusher = threading.Thread(target=self._flush_in_background, name="vecdb-flush", daemon=True)
-                self._flusher.start()
-            self._flush_wanted.set()
-
-    def _flush_in_background(self) -> None:
-        while True:
-            self._flush_wanted.wait()
-            self._flush_wanted.clear()
-            if self._closed:
-                return
-            try:
-                while sum(s.active.bytes for s in self.states.values()) >= MEMTABLE_BYTES // 2:
-                    largest = max(self.states.values(), key=lambda state: state.active.bytes)
-                    self._flush(largest.uuid)
-                    self._make_room()
-                self.flush_error = None
-            except Exception as error:  # kept for `info`; the rows are safe in the log, and the next commit tries again
-                self.flush_error = error if isinstance(error, VecdbError) else StorageError(f"flush failed: {error}")
-            self._make_room()
-
-    def _wait_for_room(self) -> None:
-        """Holds writers back while a flush is behind by a whole memtable, so that memory stays bounded."""
-        if sum(state.memtable_bytes for state in self.states.values()) < 2 * MEMTABLE_BYTES:
-            return
-        with self._room:
-            self._room.wait_for(
-                lambda: (
-                    self._closed
-                    or self.flush_error is not None
-                    or sum(s.memtable_bytes for s in self.states.values()) < 2 * MEMTABLE_BYTES
-                )
-            )
-        if self.flush_error is not None and not self._closed:
-            self.flush()  # in this thread, so that its writer learns why
-
-    def _make_room(self) -> None:
-        with self._room:
-            self._room.notify_all()
-
-    # -- checking -----------------------------------------------------------------------------------
+            self.flusher.flush(one)
 
     def verify(self, uuid: bytes | None = None) -> Report:
         """Reads everything of the database, or of one collection, and reports what is not as it was written."""
@@ -649,15 +562,15 @@ class Store:
 
     def check_tables(self) -> None:
         """Reads every value of the LMDB tables. Raises Corruption."""
-        with self._environment.read() as txn:
+        with self.environment.read() as txn:
             for table in TABLES:
-                for _ in self._environment.scan(txn, table, b""):
+                for _ in self.environment.scan(txn, table, b""):
                     pass
 
     @property
     def meta_bytes(self) -> int:
         """The length of the LMDB file."""
-        return self._environment.size()
+        return self.environment.size()
 
     def disk_bytes(self) -> int:
         """Bytes of all files of the database, holes not counted."""
@@ -671,8 +584,8 @@ class Store:
     # -- closing ------------------------------------------------------------------------------------
 
     def _check_open(self, *, writing: bool = False) -> None:
-        if self._closed is not None:
-            raise Closed(f"{self.path} is not usable: {self._closed}")
+        if self.closed is not None:
+            raise Closed(f"{self.path} is not usable: {self.closed}")
         if writing and self.read_only:
             raise ReadOnly(f"{self.path} is open read-only; open it without read_only to write")
 
@@ -682,42 +595,41 @@ class Store:
 
     def release(self) -> None:
         """One reference less; the last one closes the store."""
-        with _registry_lock:
+        with locks.opening:
             self.references -= 1
             if self.references <= 0:
                 self.close()
 
     def close(self) -> None:
         """Nothing needs to be written: what was acknowledged is durable. Harmless when closed."""
-        with _registry_lock:
-            if self.key is not None and _registry.get(self.key) is self:
-                del _registry[self.key]
-        if self._closed is not None:
+        with locks.opening:
+            self._forget(self)
+        if self.closed is not None:
             return
-        with self._flushing, self._commit_lock:
-            self._closed = "it was closed"
-            self._flush_wanted.set()
-            self._environment.close()
+        with self.flusher.lock, self.commit_lock:
+            self.closed = "it was closed"
+            self.growing.close()
+            self.environment.close()
             if self._lock is not None:
                 self._lock.release()
-        self._make_room()
+        self.flusher.stop()
         self.writing.shutdown(wait=False)
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def become_writer(self) -> None:
         """A store opened read-only in this process is now wanted for writing too. Raises Locked."""
-        with self._flushing, self._commit_lock:
+        with self.flusher.lock, self.commit_lock:
             if not self.read_only:
                 return
             lock = WriterLock(self.path / "LOCK")
-            self._environment.close()
+            self.environment.close()
             try:
-                self._environment = Environment(self.files, self._meta, read_only=False)
+                self.environment = Environment(self.files, self._meta, read_only=False)
                 self._load()
                 self._delete_leftovers()
             except BaseException as error:
-                self._closed = f"it could not be reopened for writing: {error}"
+                self.closed = f"it could not be reopened for writing: {error}"
                 lock.release()
                 raise
             self._lock, self.read_only = lock, False
@@ -725,20 +637,9 @@ class Store:
 
     def after_fork(self) -> None:
         """In a forked child: its parent goes on with the store, and this process must not touch it."""
-        self._closed = (
-            f"this process is a fork of process {self._pid}, which has it open; open it in each process after forking"
-        )
+        self.closed = f"this process is a fork of process {self._pid}, which has it open; open it in each process after forking"
         if self._lock is not None:
             self._lock.release()
-
-
-@dataclass
-class _Flushed:
-    """A segment file written from a memtable, and which rows of each of its blocks it holds."""
-
-    segment: Segment
-    length: int
-    rows: list[Any]
 
 
 class _Vanished(Exception):
@@ -750,97 +651,3 @@ def _by_name(states: dict[bytes, CollectionState], name: str) -> CollectionState
         if state.name == name:
             return state
     raise NotFound(f"no collection {name!r}; there are: {', '.join(sorted(s.name for s in states.values())) or 'none'}")
-
-
-# -- one Store per process and directory ---------------------------------------------------------------
-
-_registry: dict[tuple[int, int], Store] = {}
-_registry_lock = threading.RLock()
-_stores: weakref.WeakSet[Store] = weakref.WeakSet()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
-def open_store(path: str | os.PathLike[str], *, read_only: bool = False, files: Files | None = None) -> Store:
-    """The Store of a directory, made if it is not there; the same one for every open in this process.
-
-    Raises NotFound (read_only and nothing there), Locked, Corruption, NewerFormat, InvalidInput, StorageError.
-    """
-    files = files or Files()
-    folder = Path(path).absolute()
-    with _registry_lock:
-        if not files.exists(folder / "VECDB"):
-            if read_only:
-                raise NotFound(f"no database at {folder}")
-            _create(files, folder)
-        elif not read_only and (kind := files.on_network(folder)):
-            raise InvalidInput(
-                f"{folder} is on a network file system ({kind}), where locks cannot be trusted; use a local disk"
-            )
-        key = _identity(folder)
-        store = _registry.get(key)
-        if store is None:
-            store = _registry[key] = Store(folder, read_only=read_only, files=files)
-            store.key = key
-        elif not read_only:
-            store.become_writer()
-        return store.retain()
-
-
-def temporary_store() -> Store:
-    """A Store of its own that is gone when it is closed."""
-    folder = Path(tempfile.mkdtemp(prefix="vecdb-"))
-    _create(Files(), folder, sync=False)
-    store = Store(folder, read_only=False, files=Files(), temporary=True).retain()
-    weakref.finalize(store, _delete_temporary, folder, os.getpid())
-    return store
-
-
-def _delete_temporary(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # and not a forked child on its way out
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _create(files: Files, folder: Path, *, sync: bool = True) -> None:
-    """An empty database. VECDB is written last: without it there is none, and a creation cut short begins again."""
-    files.make_directory(folder)
-    if kind := files.on_network(folder):
-        raise InvalidInput(f"{folder} is on a network file system ({kind}), where locks cannot be trusted; use a local disk")
-    strangers = set(files.names(folder)) - {"LOCK", "segments", "meta-1.mdb", "meta-1.mdb-lock", "VECDB.tmp"}
-    if strangers:
-        raise InvalidInput(f"{folder} is not a database and not empty: it holds {sorted(strangers)[0]!r}")
-    lock = WriterLock(folder / "LOCK")
-    try:
-        if files.exists(folder / "VECDB"):  # another process was faster
-            return
-        uuid = uuid_module.uuid4().bytes
-        meta = folder / "meta-1.mdb"
-        for leftover in (meta, folder / "meta-1.mdb-lock"):
-            if files.exists(leftover):
-                files.unlink(leftover)
-        environment = Environment(files, meta, read_only=False, sync=sync, fresh=True)
-        try:
-            environment.commit(1 << 16, lambda txn: environment.put(txn, "meta", b"uuid", uuid))
-        finally:
-            environment.close()
-        files.make_directory(folder / "segments")
-        files.sync_directory(folder)
-        text = f"format {FORMAT}\nvecdb 0.1.0\nuuid {uuid.hex()}\nmeta {meta.name}\n"
-        files.replace(folder / "VECDB", text.encode())
-        files.sync_directory(folder.parent)
-    finally:
-        lock.release()
-
-
-def _after_fork_in_child() -> None:
-    global _registry_lock
-    _registry_lock = threading.RLock()
-    _registry.clear()
-    for store in list(_stores):
-        store.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -53,6 +53,11 @@ def verify(store: Store, uuid: bytes | None = None) -> Report:
                 files += 1
                 length += segment.file.size
                 damage += segment.verify()
+        for extent in state.located:
+            try:
+                extent.read(store.files, store.folder(state.uuid))
+            except (Corruption, NotFound) as error:
+                damage.append(error)
         for name in state.schema.get("attachments", {}).values():
             files += 1
             try:
@@ -73,7 +78,7 @@ def _strangers(store: Store) -> Iterator[VecdbError]:
     named = {store.folder(s.uuid) / name for s in store.states.values() for name in store.files_of(s)}
     for folder in store.files.names(root):
         for name in store.files.names(root / folder):
-            if root / folder / name not in named and not name.endswith(".tmp"):
+            if root / folder / name not in named | store.growing.paths() and not name.endswith(".tmp"):
                 yield Corruption("no manifest names this file", file=str(root / folder / name))
 
 

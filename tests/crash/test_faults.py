@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vecdb_storage.growing as growing_module
 import vecdb_storage.store as store_module
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import parse
 from vecdb_storage.errors import DiskFull, StorageError
 from vecdb_storage.files import Files
-from vecdb_storage.store import Store, open_store
+from vecdb_storage.registry import open_store
+from vecdb_storage.store import Store
 
 Rows = Callable[..., Batch]
 FAILING = (
     "create",
     "write",
+    "write_through",
     "sync",
     "sync_directory",
     "rename",
@@ -47,7 +50,7 @@ class Faulty(Files):
             self.calls += 1
             if self.calls == self.fails_at:
                 self.failed = name
-                if name == "write":  # half of it gets there
+                if name in ("write", "write_through"):  # half of it gets there
                     method(arguments[0], bytes(memoryview(arguments[1]).cast("B"))[: len(arguments[1]) // 2], arguments[2])
                 raise DiskFull(f"injected into {name}")
             return method(*arguments)
@@ -92,6 +95,15 @@ def workload(store: Store, uuid: bytes, rows_of: Rows, patched: pytest.MonkeyPat
         patched.setattr(store_module, "LEVEL0_BYTES", 0)
         step(lambda: store.write(uuid, rows_of(range(5, 15), turn + 10)), {**model, **dict.fromkeys(range(5, 15), turn + 10)})
         patched.setattr(store_module, "LEVEL0_BYTES", 1 << 30)
+        patched.setattr(growing_module, "GROWING_BYTES", 0)
+        for shift in range(2):  # the second time around alone, so that the flush can complete the file
+            if shift != turn:
+                step(lambda: store.flush(), model)
+            grown = range(8 + shift, 12 + shift)
+            step(lambda ids=grown: store.write(uuid, rows_of(ids, turn + 20)), {**model, **dict.fromkeys(grown, turn + 20)})  # type: ignore[misc]
+        patched.setattr(growing_module, "GROWING_BYTES", 1 << 30)
+        if turn:
+            step(lambda: store.flush(), model)
         step(lambda: store.delete(uuid, [1, 6, 12]), {k: v for k, v in model.items() if k not in (1, 6, 12)})
         step(lambda: store.flush(), model)
     step(lambda: store.write(uuid, rows_of([3], 99)), {**model, 3: 99})
@@ -136,7 +148,7 @@ def test_a_commit_that_fails_is_looked_up_on_disk(
     store = open_store(tmp_path / "db")
     uuid = store.create_collection("c", schema)
     store.write(uuid, rows_of([1, 2], 1))
-    commit = type(store._environment).commit
+    commit = type(store.environment).commit
 
     def failing(environment: Any, room: int, write: Any) -> Any:
         monkeypatch.undo()
@@ -144,7 +156,7 @@ def test_a_commit_that_fails_is_looked_up_on_disk(
             commit(environment, room, write)
         raise StorageError("injected", outcome=outcome)
 
-    monkeypatch.setattr(type(store._environment), "commit", failing)
+    monkeypatch.setattr(type(store.environment), "commit", failing)
     with pytest.raises(StorageError) as caught:
         store.write(uuid, rows_of([2, 3], 2))
     assert caught.value.outcome == outcome

@@ -30,11 +30,13 @@ CHILD = """
 import json, os, random, sys
 import numpy as np
 import vecdb
+import vecdb_storage.flush as flush_module
+import vecdb_storage.growing as growing_module
 import vecdb_storage.store as store_module
 from vecdb import Dense
 
 path, journal_path, seed, opening = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "opening"
-store_module.MEMTABLE_BYTES = 60_000  # so that background flushes happen, too
+flush_module.MEMTABLE_BYTES = 60_000  # so that background flushes happen, too
 random.seed(seed)
 journal = os.open(journal_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -52,10 +54,11 @@ while True:
         number += 1
         mark = f"{seed}-{number}"
         ids = random.sample(range(40), random.randint(1, 12))
-        kind = random.choice(["upsert"] * 4 + ["level0", "delete", "where", "flush", "payload"])
+        kind = random.choice(["upsert"] * 3 + ["growing"] * 3 + ["level0", "delete", "where", "flush", "payload"])
         note(mark=mark, kind=kind, ids=ids)
-        if kind in ("upsert", "level0"):
+        if kind in ("upsert", "growing", "level0"):
             store_module.LEVEL0_BYTES = 0 if kind == "level0" else 8 << 20
+            growing_module.GROWING_BYTES = 0 if kind == "growing" else 1 << 20
             docs.upsert(ids=ids, vectors=[[i, number % 7, 1, 1, 1, 1, 1, 1] for i in ids],
                         payloads=[{"mark": mark, "pad": "x" * 300} for _ in ids])
         elif kind == "delete":
@@ -81,7 +84,7 @@ class Possible:
         """The state if `entry` took effect as a whole."""
         state = dict(self.now)
         match entry["kind"]:
-            case "upsert" | "level0":
+            case "upsert" | "growing" | "level0":
                 state |= dict.fromkeys(entry["ids"], entry["mark"])
             case "delete":
                 state |= dict.fromkeys(entry["ids"])
@@ -115,8 +118,9 @@ def visible(path: Path) -> dict[int, str | None]:
         report = db.verify()
         assert report.ok, report.damage
         folder = path / "segments"
-        named = {entry.name for s in db._store.states.values() for entry in s.manifest.segments}
-        assert {f.name.removesuffix(".seg") for f in folder.rglob("*") if f.is_file()} == named, "a file was left behind"
+        states = db._store.states.values()
+        named = {entry.name for s in states for entry in s.manifest.segments} | {name for s in states for name in s.extents}
+        assert {f.stem for f in folder.rglob("*") if f.is_file()} == named, "a file was left behind"
     return state
 
 
@@ -133,7 +137,12 @@ def rounds(tmp_path: Path, count: int, seed: int) -> None:
         )  # fmt: skip
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
-        time.sleep(chance.uniform(0, 0.08 if opening else 0.35))
+        if not opening:  # it is to get some work done, however slow the machine is
+            enough = journal.stat().st_size + chance.randint(200, 4000) if journal.exists() else 1
+            deadline = time.monotonic() + 60
+            while (not journal.exists() or journal.stat().st_size < enough) and time.monotonic() < deadline:
+                time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.08 if opening else 0.02))
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()

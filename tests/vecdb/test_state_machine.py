@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vecdb_storage.growing as growing_module
 import vecdb_storage.store as store_module
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -47,16 +48,18 @@ class Model(RuleBasedStateMachine):
             self.model.pop(key, None)
             self.model[key] = value
 
-    @rule(some=points, insert=st.booleans(), level0=st.booleans())
-    def write(self, some: dict[int, Any], insert: bool, level0: bool) -> None:
+    @rule(some=points, insert=st.booleans(), way=st.sampled_from(["log", "growing", "level0"]))
+    def write(self, some: dict[int, Any], insert: bool, way: str) -> None:
         arguments = {
             "ids": list(some),
             "vectors": [v for v, _ in some.values()],
             "payloads": [p for _, p in some.values()],
         }
         patched = pytest.MonkeyPatch()
-        if level0:
+        if way == "level0":
             patched.setattr(store_module, "LEVEL0_BYTES", 0)
+        elif way == "growing":
+            patched.setattr(growing_module, "GROWING_BYTES", 0)
         try:
             if insert and some.keys() & self.model.keys():
                 with pytest.raises(AlreadyExists):

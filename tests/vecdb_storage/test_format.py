@@ -10,6 +10,7 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
+import vecdb_storage.growing as growing_module
 import vecdb_storage.store as store_module
 import xxhash
 
@@ -23,7 +24,9 @@ def array_file(path: Path, store: bytes) -> tuple[dict[str, Any], dict[str, np.n
     data = path.read_bytes()
     assert data[:8] == b"VECDBARR"
     assert struct.unpack_from("<I", data, 8) == (1,)
-    assert not any(data[12:64])
+    zeros, owner, begun, more, head = struct.unpack_from("<4s16sQ16sQ", data, 12)
+    assert (zeros, owner, more, head) == (bytes(4), store, bytes(16), xxh3(data[:56]))
+    assert begun > 0
     footer = data[-64:]
     magic, version, zero, at, length, checksum, uuid, own = struct.unpack("<8sIIQQQ16sQ", footer)
     assert (magic, version, zero, uuid) == (b"VECDBEND", 1, 0, store)
@@ -185,6 +188,14 @@ def read(path: Path) -> dict[str, dict[Any, Any]]:
                 ).reshape(e["shape"])
                 for e in head["arrays"]
             }
+            if "extent" in head["meta"]:
+                e = head["meta"]["extent"]
+                files = [path / "segments" / uuid.hex() / (e["name"] + suffix) for suffix in (".growing", ".seg")]
+                data = next(file for file in files if file.exists()).read_bytes()
+                raw = data[e["offset"] : e["offset"] + e["rows"] * e["dim"] * np.dtype(e["dtype"]).itemsize]
+                assert xxh3(raw) == e["xxh3"]
+                (field,) = head["meta"]["fields"]
+                arrays[f"field.{field}.vectors"] = np.frombuffer(raw, e["dtype"]).reshape(e["rows"], e["dim"])
             deletes += [(seq - 0.5, key) for key in ids_in(arrays, "delete.")]  # before the rows of the same record
             if "payload.offsets" in arrays:
                 rows += [(seq, *row) for row in rows_in(arrays, head["meta"]["fields"])]
@@ -224,6 +235,15 @@ def test_a_database_is_read_by_its_description_alone(
             db.flush()
         words.delete([f"wörd-{i}" for i in range(turn, 60, 9)])
         films.delete(where={"turn": {"$lt": turn}} if turn == 2 else "turn > 99")
+    monkeypatch.undo()
+    monkeypatch.setattr(growing_module, "GROWING_BYTES", 0)
+    grown = db.create_collection("grown", Dense(7, dtype="f16"))
+    for turn in range(4):
+        grown.upsert(ids=range(turn * 5, turn * 5 + 5), vectors=rng.standard_normal((5, 7)), payloads=[{"turn": turn}] * 5)
+        if turn == 1:
+            db.flush()  # completes the growing file; what follows is in another
+    assert {file.suffix for file in (path / "segments" / grown._uuid.hex()).iterdir()} == {".seg", ".growing"}
+    monkeypatch.undo()
     big = db.create_collection("big", Dense(3000))
     big.upsert(ids=range(50), vectors=rng.standard_normal((50, 3000)))  # a log record of many parts
     expected = {

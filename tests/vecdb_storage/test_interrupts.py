@@ -14,7 +14,7 @@ import pytest
 import vecdb_storage.store as store_module
 from vecdb_storage.batch import Batch
 from vecdb_storage.errors import StorageError
-from vecdb_storage.store import open_store
+from vecdb_storage.registry import open_store
 
 Rows = Callable[..., Batch]
 

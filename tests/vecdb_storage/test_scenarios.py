@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vecdb_storage.locks as locks_module
 import vecdb_storage.store as store_module
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import parse
@@ -31,8 +32,9 @@ from vecdb_storage.errors import (
     NotFound,
     ReadOnly,
 )
+from vecdb_storage.registry import open_store
 from vecdb_storage.snapshot import Snapshot
-from vecdb_storage.store import Store, open_store
+from vecdb_storage.store import Store
 
 Rows = Callable[..., Batch]
 Schema = dict[str, Any]
@@ -154,7 +156,7 @@ def test_rows_that_die_while_their_memtable_is_flushed_stay_dead(
 ) -> None:
     uuid = store.create_collection("c", schema)
     store.write(uuid, rows_of(list(range(100)), 1))
-    write = store._write_memtable
+    write = store.flusher._write
 
     def meanwhile(*arguments: Any) -> Any:
         written = write(*arguments)
@@ -166,7 +168,7 @@ def test_rows_that_die_while_their_memtable_is_flushed_stay_dead(
             level0(store, uuid, rows_of([3, 5], 2), monkeypatch)
         return written
 
-    monkeypatch.setattr(store, "_write_memtable", meanwhile)
+    monkeypatch.setattr(store.flusher, "_write", meanwhile)
     before = store.snapshot(uuid)
     store.flush()
     expected = dict.fromkeys(range(100), 1)
@@ -185,8 +187,8 @@ def test_a_flush_moves_the_log_and_leaves_nothing_to_replay(store: Store, rows_o
     store.flush()
     state = store.state(uuid)
     assert (len(state.segments), state.active.rows, state.manifest.flushed) == (1, 0, 2)
-    with store._environment.read() as txn:
-        assert list(store._environment.scan(txn, "log", uuid)) == []
+    with store.environment.read() as txn:
+        assert list(store.environment.scan(txn, "log", uuid)) == []
     store.delete(uuid, ["b"])
     store.flush()
     assert marks(store.snapshot(uuid)) == {}
@@ -207,7 +209,7 @@ def test_a_forked_child_is_refused_and_its_parent_goes_on(store: Store, rows_of:
     store.write(uuid, rows_of(["a"]))
     assert marks(store.snapshot(uuid)) == {"a": 0}
     with pytest.raises(Locked):  # the child's exit has not taken the parent's lock with it
-        store_module.WriterLock(store.path / "LOCK")
+        locks_module.WriterLock(store.path / "LOCK")
 
 
 def test_a_second_open_in_one_process_shares_the_store(store: Store, rows_of: Rows, schema: Schema) -> None:
@@ -283,7 +285,7 @@ def test_a_reader_process_sees_new_commits_without_reopening(
 
 def test_a_second_writer_is_refused_with_the_owners_pid_and_host(store: Store) -> None:
     code = (
-        "import sys; from vecdb_storage.store import open_store; from vecdb_storage.errors import Locked\n"
+        "import sys; from vecdb_storage.registry import open_store; from vecdb_storage.errors import Locked\n"
         "try: open_store(sys.argv[1])\n"
         "except Locked as error: print(error.pid, error.host, error, sep='\\n')"
     )

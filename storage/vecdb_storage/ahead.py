@@ -1,0 +1,95 @@
+"""A batch whose vectors go to disk ahead of the rest of it, while the caller is still checking ids and payloads.
+
+An Ahead belongs to one writing call. By the size of the vectors, they become
+
+    the beginning of a level-0 segment    from LEVEL0_BYTES on: the whole batch will be one file, committed by reference
+    an extent of the growing segment      from GROWING_BYTES on, in collections of one field; the rest goes to the log
+    nothing yet                           below: they go to the log with the rest
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import growing
+from .batch import LEVEL0_BYTES, Batch, FieldRows
+from .growing import Extent, Growing
+from .ids import Hashes
+from .segment import Segment, SegmentWriter
+from .ulid import ulid
+
+if TYPE_CHECKING:
+    from .store import Store
+
+_LONGEST_WAIT = 0.002  # seconds, for the disk to be given something to do
+_Placed = tuple[Growing, Extent, Any]
+
+
+class Ahead:
+    """The order is: `add_fields` as soon as vectors are checked; then `place` or `finish`; `release` in any case."""
+
+    def __init__(self, store: Store, uuid: bytes) -> None:
+        self._store, self._uuid = store, uuid
+        self._writer: SegmentWriter | None = None
+        self._path = Path()
+        self._writing: Future[None] | None = None
+        self._placing: Future[_Placed] | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self._writing is not None or self._placing is not None
+
+    @property
+    def is_segment(self) -> bool:
+        return self._writing is not None
+
+    def add_fields(self, fields: Mapping[str, FieldRows]) -> None:
+        """Sets a batch's fields on their way, if they are large enough."""
+        size = sum(rows.vectors.nbytes for rows in fields.values())
+        if size >= LEVEL0_BYTES:
+            self._begin_segment(fields)
+        elif 0 < size >= growing.GROWING_BYTES and self._store.growing.accepts(self._uuid):
+            (rows,) = fields.values()
+            entered = threading.Event()
+            self._placing = self._store.writing.submit(self._store.growing.append, self._uuid, rows.vectors, entered.set)
+            # This thread holds the interpreter; until it lets go, the other cannot even begin to write.
+            entered.wait(_LONGEST_WAIT)
+
+    def _begin_segment(self, fields: Mapping[str, FieldRows]) -> None:
+        store = self._store
+        self._path = store.segment_path(self._uuid, ulid())
+        store.ensure_folder(self._path.parent)
+        self._writer = SegmentWriter(store.files, self._path, store.uuid, store.last_transaction())
+        self._writing = store.writing.submit(self._writer.add_and_sync_fields, fields)
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch for the log, with its vectors in the growing file if they were sent there. Raises StorageError."""
+        if self._placing is None:
+            return batch
+        _, extent, vectors = self._placing.result()
+        ((name, rows),) = batch.fields.items()
+        return replace(batch, fields={name: replace(rows, vectors=vectors)}, extent=extent, owned=True)
+
+    def finish(self, batch: Batch, hashes: Hashes) -> tuple[Segment, int]:
+        """The segment, synced under its name and not yet committed, and its length. Raises StorageError."""
+        if not self.is_segment:
+            self._begin_segment(batch.fields)
+        assert self._writer is not None and self._writing is not None
+        self._writing.result()
+        length = self._writer.finish(batch, hashes, None)
+        return Segment(self._store.files, self._path, self._store.uuid, 0), length
+
+    def release(self) -> None:
+        """The batch was committed or refused; of a refused one no trace is left. Harmless when called again."""
+        if self._placing is not None:
+            placing, self._placing = self._placing, None
+            if placing.exception() is None:
+                self._store.growing.release(self._uuid, placing.result()[0])
+        if self._writer is not None and self._writing is not None:
+            self._writing.exception()
+            self._writer.abandon()

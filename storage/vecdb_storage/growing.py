@@ -1,0 +1,228 @@
+"""A segment's file from its first vectors on: vectors of a steady load are written to disk once, where they will stay.
+
+A batch of some size puts its vectors at the end of the collection's growing file and syncs them; its log record holds the
+rest, and an *extent* that says where the vectors are. Replay and readers map extents. A flush whose rows are just those of the
+file, all alive and in order, completes it: ids, payloads, columns and directory follow the vectors, and the file is renamed
+from `<ulid>.growing` to `<ulid>.seg`. Any other flush copies, and the file goes when no record names it any more.
+
+Appended to from any thread. A Growing that failed to write or sync takes no more rows, and is not completed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrayfile import ArrayWriter, checksum, mapped
+from .errors import Corruption, NotFound, VecdbError
+from .files import Files
+from .ulid import ulid
+
+if TYPE_CHECKING:
+    from .store import Store
+
+SUFFIX = ".growing"
+GROWING_BYTES = 1 << 20  # of vectors, from which a batch is written this way
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Vectors in a growing file. name: ULID of the file. offset: in bytes. xxh3: of the vectors' bytes."""
+
+    name: str
+    offset: int
+    dtype: str
+    rows: int
+    dim: int
+    xxh3: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.rows * self.dim * np.dtype(self.dtype).itemsize
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Extent:
+        return Extent(**value)
+
+    def read(self, files: Files, folder: Path) -> npt.NDArray[Any]:
+        """The vectors, checked and mapped. Raises NotFound when the file is gone, or Corruption."""
+        path = folder / (self.name + SUFFIX)
+        try:
+            fd = files.open(path)
+        except NotFound:  # it may have been completed
+            path = folder / (self.name + ".seg")
+            fd = files.open(path)
+        try:
+            length = self.end - self.offset
+            data = files.read_at(fd, self.offset, length, path)
+            if len(data) != length or checksum(data) != self.xxh3:
+                raise Corruption("vectors of a log record are not what was written; restore a backup", file=str(path))
+            return mapped(files, fd, path, self.offset, np.dtype(self.dtype), (self.rows, self.dim))
+        finally:
+            files.close(fd)
+
+
+class Growing:
+    """One growing file of this process."""
+
+    def __init__(self, files: Files, folder: Path, name: str, store: bytes, begun: int, *, sync: bool) -> None:
+        self.name, self.begun, self._sync = name, begun, sync
+        self._lock = threading.Lock()
+        self._open, self._broken = True, False
+        self._pinned = 0  # extents whose batches are not committed yet
+        self._rows = 0
+        self.path = folder / (name + SUFFIX)
+        self._writer = ArrayWriter(files, folder / (name + ".seg"), store, begun, temporary=self.path)
+        self._writer.begin()
+        files.sync_directory(folder)
+
+    def append(self, vectors: npt.NDArray[Any], entering: Callable[[], None]) -> tuple[Extent, npt.NDArray[Any]] | None:
+        """Vectors (n, d) on disk: where, and mapped. None when the file takes no more. The caller must `unpin` it.
+
+        entering: called before the one system call that writes and syncs them. Raises StorageError; what it wrote then
+        belongs to nobody.
+        """
+        rows, dim = vectors.shape
+        with self._lock:
+            if not self._open:
+                return None
+            try:
+                entering()
+                offset = self._writer.extend_through(vectors) if self._sync else self._writer.extend(vectors)
+                there = self._writer.map(offset, vectors.dtype, (rows, dim))
+                extent = Extent(self.name, offset, vectors.dtype.str, rows, dim, checksum(there))
+            except BaseException:
+                self._open, self._broken = False, True  # who knows what it holds beyond its extents
+                raise
+            self._rows += rows
+            self._pinned += 1
+        return extent, there
+
+    def unpin(self) -> None:
+        """The batch of an extent was committed or refused."""
+        with self._lock:
+            self._pinned -= 1
+
+    @property
+    def pinned(self) -> bool:
+        return self._pinned > 0
+
+    def seal(self) -> None:
+        """No more rows from now on."""
+        with self._lock:
+            self._open = False
+
+    @property
+    def open(self) -> bool:
+        return self._open
+
+    def complete(self, field: str, extents: list[Extent | None]) -> ArrayWriter | None:
+        """When the file holds the vectors of these extents, in order, and nothing else: its writer, ready for further arrays.
+
+        The Growing is then done with. Call `seal` first.
+        """
+        place = None
+        for extent in extents:
+            if extent is None or extent.name != self.name or (place is not None and extent.offset != place):
+                return None
+            place = extent.end
+        total = sum(extent.rows for extent in extents if extent)
+        if self._broken or not extents or total != self._rows or place != self._writer.offset:
+            return None
+        first = extents[0]
+        assert first is not None
+        self._writer.end(f"field.{field}.vectors", np.dtype(first.dtype), (total, first.dim))
+        return self._writer
+
+    def close(self) -> None:
+        self.seal()
+        self._writer.close()
+
+
+class GrowingFiles:
+    """All growing files of one Store: of each collection the one that takes vectors, and those that take no more."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()  # the last one to be taken
+        self._taking: dict[bytes, Growing] = {}  # by collection
+        self._sealed: dict[str, Growing] = {}  # by name; a record may still name them, or a batch that is on its way
+
+    def accepts(self, uuid: bytes) -> bool:
+        """Whether the collection's vectors can go there: those of one field, end to end."""
+        state = self._store.states.get(uuid)
+        return state is not None and len(state.schema["fields"]) == 1
+
+    def append(
+        self, uuid: bytes, vectors: npt.NDArray[Any], entering: Callable[[], None] = lambda: None
+    ) -> tuple[Growing, Extent, npt.NDArray[Any]]:
+        """Vectors (n, d) at the end of the collection's growing file: that file, and see Growing.append. `release` it later."""
+        store = self._store
+        while True:
+            with self._lock:
+                growing = self._taking.get(uuid)
+                if growing is None or not growing.open:
+                    if growing is not None:
+                        self._sealed[growing.name] = growing
+                    folder = store.folder(uuid)
+                    store.ensure_folder(folder)
+                    sync = not store.temporary
+                    growing = Growing(store.files, folder, ulid(), store.uuid, store.last_transaction(), sync=sync)
+                    self._taking[uuid] = growing
+            placed = growing.append(vectors, entering)
+            if placed is not None:
+                return growing, *placed
+
+    def release(self, uuid: bytes, growing: Growing) -> None:
+        """The batch of an extent was committed or refused."""
+        growing.unpin()
+        if not growing.open:
+            self.delete_unnamed(uuid, {growing.name})
+
+    def seal(self, uuid: bytes) -> Growing | None:
+        """The collection's growing file takes no more rows. Returns it."""
+        with self._lock:
+            growing = self._taking.pop(uuid, None)
+            if growing is not None:
+                self._sealed[growing.name] = growing
+        if growing is not None:
+            growing.seal()
+        return growing
+
+    def delete_unnamed(self, uuid: bytes, names: set[str]) -> None:
+        """Of these files, deletes those that no record names, nor one that is about to be committed."""
+        store = self._store
+        with store.commit_lock:
+            state = store.states.get(uuid)
+            for name in names - (state.extents if state is not None else set()):
+                with self._lock:
+                    growing = self._sealed.get(name)
+                    if growing is not None and growing.pinned:
+                        continue
+                    self._sealed.pop(name, None)
+                if growing is not None:
+                    growing.close()
+                if state is None or all(entry.name != name for entry in state.manifest.segments):
+                    for suffix in (SUFFIX, ".seg"):
+                        with suppress(VecdbError):  # the next writer to open the store deletes it
+                            store.files.unlink(store.folder(uuid) / (name + suffix))
+
+    def paths(self) -> set[Path]:
+        """Where the files of this process are, also those that no record names yet."""
+        with self._lock:
+            return {growing.path for growing in (*self._taking.values(), *self._sealed.values())}
+
+    def close(self) -> None:
+        with self._lock:
+            for growing in (*self._taking.values(), *self._sealed.values()):
+                growing.close()

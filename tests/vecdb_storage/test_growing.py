@@ -1,0 +1,221 @@
+"""Growing files: vectors of a steady load are on disk once, and whatever comes between, no row is lost or invented."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import vecdb_storage.growing as growing_module
+from vecdb_storage.errors import AlreadyExists, Corruption
+
+import vecdb
+from vecdb import Dense
+
+DIM = 6
+
+
+@pytest.fixture(autouse=True)
+def _every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing_module, "GROWING_BYTES", 1)
+
+
+@pytest.fixture
+def docs(db: vecdb.Database) -> vecdb.Collection:
+    return db.create_collection("docs", Dense(DIM, metric="l2"))
+
+
+def put(docs: vecdb.Collection, ids: Any, mark: int) -> dict[int, list[float]]:
+    """Points whose vectors say which they are."""
+    vectors = np.array([[i, mark, 1, 2, 3, 4] for i in ids], np.float32)
+    docs.upsert(ids=list(ids), vectors=vectors, payloads=[{"mark": mark}] * len(vectors))
+    return {i: v.tolist() for i, v in zip(ids, vectors, strict=True)}
+
+
+def stored(docs: vecdb.Collection) -> dict[Any, list[float]]:
+    return {p.id: p.vector.tolist() for p in docs.scroll(with_vectors=True)}  # type: ignore[union-attr]
+
+
+def files(docs: vecdb.Collection) -> list[str]:
+    return sorted(file.suffix for file in docs._store.folder(docs._uuid).iterdir())
+
+
+def test_a_flush_completes_the_file_that_holds_the_vectors(docs: vecdb.Collection) -> None:
+    expected = put(docs, range(10), 1) | put(docs, range(10, 30), 2)
+    (grown,) = docs._store.folder(docs._uuid).iterdir()
+    inode = grown.stat().st_ino
+    docs.flush()
+    (segment,) = docs._store.folder(docs._uuid).iterdir()
+    assert (segment.suffix, segment.stem, segment.stat().st_ino) == (".seg", grown.stem, inode), "vectors were copied"
+    assert stored(docs) == expected
+    assert docs.verify().ok
+    expected |= put(docs, range(5, 40), 3)  # in a file of its own
+    assert files(docs) == [".growing", ".seg"]
+    docs.flush()
+    assert (stored(docs), files(docs)) == (expected, [".seg", ".seg"])
+
+
+@pytest.mark.parametrize("what", ["refused", "overwritten", "deleted", "by log", "updated"])
+def test_whatever_does_not_fit_is_copied_and_the_file_goes(
+    docs: vecdb.Collection, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = put(docs, range(10), 1)
+    grown = next(docs._store.folder(docs._uuid).iterdir()).stem
+    if what == "refused":
+        with pytest.raises(AlreadyExists):
+            docs.insert(ids=[50, 3], vectors=np.ones((2, DIM)))
+    elif what == "overwritten":
+        expected |= put(docs, range(8, 12), 2)
+    elif what == "deleted":
+        docs.delete([4])
+        del expected[4]
+    elif what == "by log":
+        monkeypatch.undo()
+        expected |= put(docs, [70], 2)
+    else:
+        docs.update_payload([2], {"mark": 9})
+    assert stored(docs) == expected
+    docs.flush()
+    (segment,) = docs._store.folder(docs._uuid).iterdir()
+    assert segment.suffix == ".seg"
+    assert segment.stem != grown
+    assert stored(docs) == expected
+    assert docs.verify().ok
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_the_log_is_replayed_from_growing_and_from_completed_files(
+    tmp_path: Path, flushed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM))
+        expected = put(docs, range(10), 1) | put(docs, range(10, 15), 2)
+        if flushed:  # as by a crash between the file's completion and the commit
+            with monkeypatch.context() as patched:
+                patched.setattr(type(docs._store.flusher), "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    docs.flush()
+        assert files(docs) == [".seg" if flushed else ".growing"]
+        if flushed:
+            docs._store._load()
+            assert stored(docs) == expected
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.collection("docs")
+        assert stored(docs) == expected
+        expected |= put(docs, range(12, 20), 3)
+        docs.flush()
+        assert (stored(docs), files(docs)) == (expected, [".seg"])
+        assert db.verify().ok
+
+
+def test_a_flipped_byte_is_found_when_the_log_is_read(tmp_path: Path) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM))
+        put(docs, range(10), 1)
+        folder, other = docs._store.folder(docs._uuid), db.create_collection("other", Dense(DIM))
+        put(other, range(3), 1)
+    (grown,) = folder.iterdir()
+    data = bytearray(grown.read_bytes())
+    data[100] ^= 1
+    grown.write_bytes(data)
+    with vecdb.open(tmp_path / "db") as db:
+        assert len(stored(db.collection("other"))) == 3
+        with pytest.raises(Corruption, match=r"growing"):
+            db.collection("docs").count()
+        assert grown.exists(), "damage is kept for whoever repairs it"
+        assert any(grown.name in str(damage) for damage in db.verify().damage)
+
+
+def test_a_file_that_no_record_names_is_deleted_by_the_next_open(tmp_path: Path) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM))
+        put(docs, range(10), 1)
+        docs._store.growing.append(docs._uuid, np.ones((2, DIM), np.float32))  # a batch that never came
+        docs.flush()
+        assert files(docs) == [".growing", ".seg"], "it might still come"
+        assert db.verify().ok
+    with vecdb.open(tmp_path / "db") as db:
+        assert files(db.collection("docs")) == [".seg"]
+
+
+def test_a_file_of_another_store_is_not_deleted(tmp_path: Path) -> None:
+    with vecdb.open(tmp_path / "other") as db:
+        put(db.create_collection("docs", Dense(DIM)), range(3), 1)
+    (foreign,) = (tmp_path / "other").rglob("*.growing")
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM))
+        put(docs, range(3), 1)
+        kept = docs._store.folder(docs._uuid) / foreign.name
+    kept.write_bytes(foreign.read_bytes())
+    with vecdb.open(tmp_path / "db") as db:
+        assert kept.exists()
+        assert [kept.name in str(damage) for damage in db.verify().damage] == [True]
+
+
+READER = """
+import sys, vecdb
+with vecdb.open(sys.argv[1], read_only=True) as db:
+    docs = db.collection("docs")
+    for line in sys.stdin:
+        print(sorted((p.id, *p.vector.tolist()[:2]) for p in docs.scroll(with_vectors=True)), flush=True)
+"""
+
+
+@pytest.fixture
+def ask(tmp_path: Path, docs: vecdb.Collection) -> Iterator[Callable[[], Any]]:
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(tmp_path / "db")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def see() -> Any:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+        return reader.stdout.readline().strip()
+
+    yield see
+    reader.communicate()
+
+
+def test_readers_in_other_processes_follow(docs: vecdb.Collection, ask: Callable[[], Any]) -> None:
+    expected: dict[int, list[float]] = {}
+    for turn in range(6):
+        expected |= put(docs, range(turn * 4, turn * 4 + 7), turn)
+        assert ask() == str(sorted((i, *v[:2]) for i, v in expected.items()))
+        if turn % 2:
+            docs.flush()
+            assert ask() == str(sorted((i, *v[:2]) for i, v in expected.items()))
+
+
+def test_writers_of_many_threads_and_flushes_lose_nothing(tmp_path: Path) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM))
+        written: list[dict[int, list[float]]] = []
+
+        def write(first: int) -> None:
+            for turn in range(12):
+                ids = range(1000 * first + 5 * turn, 1000 * first + 5 * turn + 7)
+                written.append(put(docs, ids, turn))
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            docs.flush()
+        for thread in threads:
+            thread.join()
+        ids = {i for one in written for i in one}
+        newest = {i: max((one[i] for one in written if i in one), key=lambda v: v[1]) for i in ids}
+        assert stored(docs) == newest
+        docs.flush()
+        assert stored(docs) == newest
+        assert set(files(docs)) == {".seg"}
+        assert db.verify().ok
+    with vecdb.open(tmp_path / "db") as db:
+        assert stored(db.collection("docs")) == newest
