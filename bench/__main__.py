@@ -114,7 +114,7 @@ def syncs(engine: str, work: Path) -> str:
 
 
 def ingest(options: argparse.Namespace) -> None:
-    points, rounds = options.points, min(3, options.rounds)
+    points, rounds = options.points, options.rounds
     print(f"## Durable ingest: {points:,} x 384 f32, string ids, payloads of three fields, until acknowledged\n")
     print(
         "`disk` appends the same bytes and calls fdatasync once a batch. Syncs: system calls while four batches of 1,000 are written.\n"
@@ -132,13 +132,13 @@ def ingest(options: argparse.Namespace) -> None:
                     rates.setdefault(engine, []).append(figures["points_per_s"])
                     memory[engine] = max(memory.get(engine, 0), figures["rss_anon_growth"])
             disk = statistics.median(rates["disk"])
-            head("engine", "points/s", "share of the disk's rate", "RssAnon growth, MiB", "syncs")
+            head("engine", "points/s", "share of the disk's rate", "in total time", "RssAnon growth, MiB", "syncs")
             for engine in ("disk", "vecdb", *(ENVIRONMENTS if batch == 20_000 else ())):
                 if engine in ENVIRONMENTS:
                     figures = run(engine, work / f"{engine}-{batch}", points, batch)
                     shutil.rmtree(work / f"{engine}-{batch}", ignore_errors=True)
                     if isinstance(figures, str):
-                        row(engine, figures, "", "", "")
+                        row(engine, figures, "", "", "", "")
                         continue
                     rate, grown = figures["points_per_s"], figures["rss_anon_growth"]
                 else:
@@ -147,12 +147,18 @@ def ingest(options: argparse.Namespace) -> None:
                     engine,
                     f"{rate:,.0f}",
                     ratio(rate, disk),
+                    ratio(total(rates["disk"]), total(rates[engine])) if engine in rates else "",
                     f"{grown / 2**20:,.0f}",
                     syncs(engine, work) if batch == 20_000 else "",
                 )
             print(f"\nRounds, disk: {spread(rates['disk'])}; vecdb: {spread(rates['vecdb'])}\n")
             for leftover in work.iterdir():  # only now: blocks that are freed make the next round of the disk faster
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def total(rates: list[float]) -> float:
+    """Seconds of all rounds, for one point in each."""
+    return sum(1 / rate for rate in rates)
 
 
 def spread(rates: list[float]) -> str:

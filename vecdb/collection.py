@@ -20,7 +20,7 @@ from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.store import Store
 from vecdb_storage.verify import Report
 
-from .errors import Closed, InvalidInput, NotFound, ReadOnly, VecdbError
+from .errors import Closed, InvalidInput, InvalidPayload, NotFound, ReadOnly, VecdbError
 from .filters import Expression, F
 from .filters import parse as parse_filter
 from .hits import BatchHits, Group, Hit, Hits
@@ -135,7 +135,7 @@ class Collection:
         if where is None:
             return store.delete(self._uuid, self._asked_ids(ids))
         snapshot = store.snapshot(self._uuid)
-        return store.delete(self._uuid, self._matching(snapshot, where), as_of=snapshot.seq)
+        return store.delete(self._uuid, self._matching(snapshot, _selective(where)), as_of=snapshot.seq)
 
     def update_payload(
         self,
@@ -158,12 +158,18 @@ class Collection:
         if payload is None and not removed:
             raise InvalidInput("give payload= (a dict) or remove= (keys)")
         snapshot = store.snapshot(self._uuid)
-        keys = self._asked_ids(ids) if where is None else self._matching(snapshot, where)
+        keys = self._asked_ids(ids) if where is None else self._matching(snapshot, _selective(where))
         shared = payload is None or isinstance(payload, Mapping)
+        if not shared and not isinstance(payload, Iterable):
+            raise InvalidInput(f"payload is a dict, or a list of dicts, one for each id; not {payload!r}")
         patches = [payload or {}] if shared else list(payload)
         if not shared and len(patches) != len(keys):
             raise InvalidInput(f"{len(patches)} payloads for {len(keys)} points")
-        prepare(patches)  # the patch itself must be sound before any point is touched
+        try:
+            prepare(patches)  # the patch itself must be sound before any point is touched
+        except InvalidPayload as error:
+            point = None if shared or not isinstance(error.point, int) else keys[error.point]
+            raise InvalidPayload(error.reason, point=point, field=error.field) from None
         by_id = dict(zip(keys, patches, strict=True)) if not shared else {}
 
         def change(key: Id, old: bytes) -> bytes:
@@ -205,8 +211,11 @@ class Collection:
         self, where: Where = None, *, with_vectors: bool = False, with_payload: bool = True, limit: int | None = None
     ) -> Iterator[Point]:
         """All points that match, in the order in which they were last written, as of the moment of the call."""
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+            raise InvalidInput(f"limit must be a whole number from 0 up, not {limit!r}")
         snapshot = self._snapshot()
         expression = parse_filter(where)
+        self._checked_fields(with_vectors)
         return self._scroll(snapshot, expression, with_vectors, with_payload, limit)
 
     def _scroll(
@@ -250,6 +259,8 @@ class Collection:
         answer is then a list of the k best `Group`s of up to group_size hits. explain: fills `hits.plan`.
         Raises DimensionMismatch, InvalidVector, InvalidFilter, InvalidInput, Corruption.
         """
+        self._checked_fields(with_vectors)
+        _checked_threshold(score_threshold)
         if group_by is not None:
             return self._grouped(query, k, where, field, score_threshold, group_by, group_size, with_payload, with_vectors)
         started = time.perf_counter()
@@ -279,6 +290,8 @@ class Collection:
         started = time.perf_counter()
         if isinstance(queries, str):
             raise InvalidInput("give a list of texts; for a single one use search")
+        self._checked_fields(with_vectors)
+        _checked_threshold(score_threshold)
         vectors = self._query_vectors(queries, field, batch=True)
         found, declared, plan = self._search(vectors, k, where, field, recall, exact, explain, started)
         if score_threshold is not None:
@@ -308,8 +321,11 @@ class Collection:
         Examples are ids or vectors. The query is the mean of the positive ones, moved away from the mean of the negative
         ones by their difference. options: as for `search`. Raises NotFound for an id that does not exist or lacks the field.
         """
+        positive, negative = ([e] if isinstance(e, int | str) else e for e in (positive, negative))
         if not len(positive):
             raise InvalidInput("give at least one positive example, an id or a vector")
+        if "group_by" in options:
+            raise InvalidInput("recommend has no groups; search with group_by for the mean of the examples")
         snapshot = self._snapshot()
         fields = self._fields(snapshot.schema)
         name = self._field_name(fields, field)
@@ -379,8 +395,14 @@ class Collection:
     def __len__(self) -> int:
         return self.count()
 
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, int | str) and not isinstance(key, bool) and self._snapshot().find([key])[0] is not None
+
     def __repr__(self) -> str:
-        return "<vecdb.Collection (closed)>" if self._closed else f"<vecdb.Collection {self.name!r}, {self.count():,} points>"
+        try:
+            return f"<vecdb.Collection {self.name!r}, {self.count():,} points>"
+        except VecdbError as error:
+            return f"<vecdb.Collection ({'closed' if self._closed else error})>"
 
     # -- shared steps ---------------------------------------------------------------------------------
 
@@ -405,6 +427,13 @@ class Collection:
             kept = (schema, {name: Dense.from_json(field) for name, field in schema["fields"].items()})
             self._parsed = kept
         return kept[1]
+
+    def _checked_fields(self, names: bool | Sequence[str]) -> None:
+        """with_vectors= names fields that there are."""
+        if names is not True and names is not False:
+            fields = self._fields(self._snapshot().schema)
+            for name in [names] if isinstance(names, str) else names or ():
+                self._field_name(fields, name)
 
     @staticmethod
     def _field_name(fields: Mapping[str, Dense], name: str | None) -> str:
@@ -505,7 +534,9 @@ class Collection:
 
         Points whose value at `path` is missing, null, an array or an object belong to no group.
         """
-        k, size = _checked_k(k), _checked_k(size)
+        k, size = _checked_k(k), _checked_k(size, "group_size")
+        if not isinstance(path, str):
+            raise InvalidInput(f"group_by is a payload path such as 'author.name', not {path!r}")
         vector, expression = self._query_vectors(query, field), parse_filter(where)
         values: list[Any] = []
         fetch, total = 4 * k, self.count(expression)
@@ -566,10 +597,23 @@ def _within(found: list[Found], declared: Dense, threshold: float) -> list[Found
     return [hit for hit in found if hit.key >= threshold]
 
 
-def _checked_k(k: Any) -> int:
+def _checked_k(k: Any, name: str = "k") -> int:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise InvalidInput(f"k must be a whole number from 1 up, not {k!r}")
+        raise InvalidInput(f"{name} must be a whole number from 1 up, not {k!r}")
     return int(k)
+
+
+def _checked_threshold(threshold: Any) -> None:
+    number = isinstance(threshold, int | float | np.number) and not isinstance(threshold, bool)
+    if threshold is not None and (not number or threshold != threshold):
+        raise InvalidInput(f"score_threshold must be a number, not {threshold!r}")
+
+
+def _selective(where: Where) -> Where:
+    """A filter for a write, where one that was left empty would touch everything."""
+    if parse_filter(where) is None:
+        raise InvalidInput("the filter is empty, which means every point; say so with ids=, or drop the collection")
+    return where
 
 
 def _checked_recall(recall: float | None) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,11 @@ def open_database(path: str | os.PathLike[str], read_only: bool = False, threads
         if read_only:
             raise InvalidInput("a :memory: database is new and empty, so it cannot be read-only")
         store = temporary_store()
+    elif not os.fspath(path):
+        raise InvalidInput('the path is empty; give a directory, or ":memory:"')
     else:
+        if os.path.isfile(path):
+            raise InvalidInput(f"{os.fspath(path)} is a file; a database is a directory")
         store = open_store(path, read_only=read_only)
     return Database(store, read_only, threads)
 
@@ -100,6 +104,15 @@ class Database:
 
     def __getitem__(self, name: str) -> Collection:
         return self.collection(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._store_open().collections()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.collections())
+
+    def __len__(self) -> int:
+        return len(self.collections())
 
     def _collection(self, name: str, uuid: bytes) -> Collection:
         with self._lock:

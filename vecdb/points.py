@@ -26,6 +26,7 @@ from .schema import DEFAULT_FIELD, Dense
 CHUNK_BYTES = 64 << 20  # of an iterable, until a commit
 _CHUNK_POINTS = 20_000
 _SMALLEST_NORM = float(np.finfo(np.float32).tiny)
+_LARGEST_NORM = 2.0**62  # products and squared distances of such vectors stay finite in float32
 
 
 @dataclass(slots=True)
@@ -160,14 +161,15 @@ def _settle_norms(
             why = f"{value} at {at}" if not np.isfinite(value) else f"{value} at {at} overflows f32"
             raise InvalidVector(f"{why}; every number must be finite", point=ids[row], field=name)
         norms[row] = np.sqrt(np.vecdot(exact[row].astype(np.float64), exact[row].astype(np.float64)))
-        if declared.metric == "cosine":
-            if norms[row] < _SMALLEST_NORM:
-                raise InvalidVector(
-                    "a zero vector has no direction under cosine; leave it out, or use metric='ip' or 'l2'",
-                    point=ids[row], field=name,
-                )  # fmt: skip
-            if not np.isfinite(norms[row]):
-                raise InvalidVector("its length overflows f32; scale it down", point=ids[row], field=name)
+        if declared.metric == "cosine" and norms[row] < _SMALLEST_NORM:
+            raise InvalidVector(
+                "a zero vector (or one shorter than 1.2e-38) has no direction under cosine; "
+                "leave it out, or use metric='ip' or 'l2'",
+                point=ids[row], field=name,
+            )  # fmt: skip
+        if not norms[row] <= (_LARGEST_NORM if declared.metric != "cosine" else np.finfo(np.float32).max):
+            why = f"its length, {norms[row]:.3g}, makes products or distances overflow f32; scale it down"
+            raise InvalidVector(why, point=ids[row], field=name)
 
 
 def _as_matrix(values: Any, declared: Dense, name: str, ids: Sequence[Any]) -> npt.NDArray[Any]:
@@ -198,7 +200,9 @@ def _diagnose(values: Any, declared: Dense, name: str, ids: Sequence[Any]) -> No
         except ValueError:
             vector = np.empty(0, object)
         if vector.dtype.kind not in "fiu":
-            raise InvalidVector(f"it is not a list of numbers: {_shape(row)}", point=key, field=name)
+            strange = [(i, v) for i, v in enumerate(row) if not isinstance(v, int | float)] if isinstance(row, list) else []
+            which = f"; at {strange[0][0]} it holds {strange[0][1]!r}" if strange else ""
+            raise InvalidVector(f"it is not a list of numbers: {_shape(row)}{which}", point=key, field=name)
         if vector.ndim != 1 or len(vector) != declared.dim:
             raise _wrong_length(vector.size if vector.ndim == 1 else vector.shape, declared, name, key)
     raise InvalidInput(f"vectors must be a matrix, one row per id; got {_shape(values)}", field=name)
@@ -229,17 +233,24 @@ def _as_int8(given: npt.NDArray[Any], name: str, ids: Sequence[Any]) -> npt.NDAr
 
 def checked_queries(queries: Any, declared: Dense, name: str) -> npt.NDArray[np.float32]:
     """(m, d) float32 queries. Raises DimensionMismatch or InvalidVector naming the query by its position."""
-    given = _as_matrix(queries, declared, name, _Positions(len(queries)))
+    try:
+        given = _as_matrix(queries, declared, name, _Positions(len(queries)))
+    except InvalidInput as error:
+        raise type(error)(error.reason, query=error.point, field=error.field) from None
     with np.errstate(over="ignore"):
         checked = np.ascontiguousarray(given, np.float32)
-    total = float(np.vecdot(checked.reshape(-1), checked.reshape(-1))) if len(checked) == 1 else np.nan
+        total = float(np.vecdot(checked.reshape(-1), checked.reshape(-1))) if len(checked) == 1 else np.nan
     if 1e-30 < total < 1e30:  # the common case, in one pass
         return checked
     for position, query in enumerate(checked):
         if not np.isfinite(query).all():
-            raise InvalidVector("every number of a query must be finite", point=position, field=name)
-        if declared.metric == "cosine" and not query.any():
-            raise InvalidVector("a zero query has no direction under cosine", point=position, field=name)
+            raise InvalidVector("every number of a query must be finite", query=position, field=name)
+        length = float(np.linalg.norm(query.astype(np.float64)))
+        if declared.metric == "cosine" and length < _SMALLEST_NORM:
+            raise InvalidVector("a zero query has no direction under cosine", query=position, field=name)
+        if declared.metric != "cosine" and length > _LARGEST_NORM:
+            why = f"its length, {length:.3g}, makes products or distances overflow f32; scale it down"
+            raise InvalidVector(why, query=position, field=name)
     return checked
 
 
@@ -345,6 +356,8 @@ def _as_rows(payloads: Any, count: int) -> Sequence[dict[str, Any] | None]:
                 raise InvalidInput(f"payload column {key!r} has {len(column)} values for {count} points")
         names = list(columns)
         return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [None] * count
+    if not isinstance(payloads, Iterable):
+        raise InvalidInput(f"payloads are a list of dicts, one for each point, or a dict of columns; not {payloads!r}")
     rows = payloads if isinstance(payloads, list) else list(payloads)
     if len(rows) != count:
         raise InvalidInput(f"{len(rows)} payloads for {count} points")
@@ -354,6 +367,8 @@ def _as_rows(payloads: Any, count: int) -> Sequence[dict[str, Any] | None]:
 def _as_list(column: Any) -> list[Any]:
     if hasattr(column, "to_pylist"):
         return list(column.to_pylist())
+    if isinstance(column, str | bytes) or not isinstance(column, Iterable):
+        raise InvalidInput(f"a payload column is a list with a value for each point, not {column!r}")
     return list(column.tolist() if hasattr(column, "tolist") else column)
 
 
@@ -384,6 +399,8 @@ def _batch_from_points(fields: Mapping[str, Dense], points: list[Any]) -> Batch:
     for position, point in enumerate(points):
         if isinstance(point, Point):
             key, given, payload = point.id, point.vectors, point.payload
+            if not isinstance(given, Mapping):
+                raise InvalidInput(f"Point.vectors maps fields to vectors, as in {{'{DEFAULT_FIELD}': [1, 2]}}", point=key)
         elif isinstance(point, Mapping):
             strangers = point.keys() - _POINT_KEYS
             if strangers:

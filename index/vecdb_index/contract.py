@@ -1,5 +1,8 @@
 """What index backends are given and what they give back. Imports NumPy alone: no kernel is loaded by naming a type.
 
+A *backend* turns the rows of one segment into named arrays (`build`), which are stored as they are, and later into a *searcher*
+over those arrays where they lie (`open`). It knows nothing of files, ids or payloads. `docs/backends.md` writes one.
+
 Keys are larger-is-better inside the engine: cosine similarity, inner product, or minus the *squared* Euclidean
 distance; `scores_of` turns them into the metric's own values. Bitmaps are uint64 words, bit i % 64 of word i // 64.
 Values are immutable and safe in any thread, except that a Control may be cancelled from anywhere.
@@ -8,7 +11,8 @@ Values are immutable and safe in any thread, except that a Control may be cancel
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,6 +21,8 @@ import numpy.typing as npt
 Metric = Literal["cosine", "ip", "l2"]
 Bitmap = npt.NDArray[np.uint64]
 Keys = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
+Progress = Callable[[float], None]  # told the share that is done, 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +38,16 @@ class Rows:
     metric: Metric
     present: Bitmap | None = None
 
+    def __len__(self) -> int:
+        return len(self.vectors)
+
 
 @dataclass(frozen=True, slots=True)
 class Hits:
     """The best rows of each query, by (key descending, row ascending).
 
     keys: (m, k) float32. rows: (m, k) int64, -1 beyond lengths. lengths: (m,) int32. tied: (m,) bool, true when a row that
-    was left out has exactly the key of the last hit. scored: rows compared with a query; bytes: of vectors read.
+    was left out is known to have exactly the key of the last hit. scored: rows compared with a query; bytes: of vectors read.
     """
 
     keys: Keys
@@ -50,15 +59,27 @@ class Hits:
 
 
 class Cancelled(Exception):
-    """The search was cancelled through its Control."""
+    """The work was cancelled through its Control."""
 
 
 class DeadlineReached(Exception):
-    """The search ran past the deadline of its Control."""
+    """The work ran past the deadline of its Control."""
+
+
+class NeedsMemory(Exception):
+    """A build would exceed its memory limit. needed, limit: bytes. Raised before any work is done."""
+
+    def __init__(self, needed: int, limit: int) -> None:
+        super().__init__(f"the build needs about {needed:,} bytes, its limit is {limit:,}")
+        self.needed, self.limit = needed, limit
+
+
+class Damaged(Exception):
+    """The arrays of an index contradict each other or point outside it."""
 
 
 class Control:
-    """Stops a search between blocks. deadline: a time.monotonic() value, or None."""
+    """Stops work between blocks. deadline: a time.monotonic() value, or None."""
 
     __slots__ = ("_cancelled", "deadline")
 
@@ -77,8 +98,29 @@ class Control:
             raise DeadlineReached
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a build may use. threads: 1 or more. memory: bytes beside the rows, None for no limit. seed: of all chance."""
+
+    threads: int = 1
+    memory: int | None = None
+    seed: int = 0
+    control: Control = field(default_factory=Control)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment that is merged. moved: (n,) int64, where each of its rows is in the merged one, -1 for rows left out."""
+
+    rows: Rows
+    arrays: Arrays
+    moved: npt.NDArray[np.int64]
+
+
 class Searcher(Protocol):
-    """Searches the rows of one segment."""
+    """Searches the rows of one segment. Safe in any thread."""
+
+    rows: Rows
 
     def search(
         self,
@@ -89,10 +131,38 @@ class Searcher(Protocol):
         floor: Keys | None = None,
         control: Control | None = None,
     ) -> Hits:
-        """The best k allowed rows of each of the (m, d) queries; fewer only when fewer are allowed.
+        """The best k allowed rows that are found of each of the (m, d) queries; fewer only when fewer are allowed.
 
-        effort: 0 to 1, the backend's one knob. floor: (m,) keys; hits below them may be left out.
+        effort: 0 to 1, the backend's one knob, monotone in work. floor: (m,) keys; hits below them may be left out. Keys are
+        exact: the same bits whatever the batch, the threads or the backend. Raises Cancelled, DeadlineReached.
         """
+
+    def cost(self, k: int, effort: float, selectivity: float) -> float:
+        """About how many seconds one query takes when this share of the rows is allowed."""
+
+
+class Backend(Protocol):
+    """A kind of index. Stateless, safe in any thread."""
+
+    name: str
+    version: int  # of the arrays; others are built anew
+    kind: Literal["dense", "sparse"]
+    params: type[Any]  # a frozen dataclass of numbers and strings, all with defaults
+
+    def train(self, sample: Rows, params: Any, budget: Budget) -> Arrays:
+        """What is learned once for a field, from a sample of its rows: rotations, codebooks; {} for most."""
+
+    def build(self, rows: Rows, trained: Arrays, params: Any, budget: Budget, progress: Progress) -> Arrays:
+        """The index of a segment. The same rows, parameters and seed give the same bytes for any number of threads.
+
+        Raises NeedsMemory before any work, Cancelled.
+        """
+
+    def merge(self, parts: Sequence[Part], rows: Rows, trained: Arrays, params: Any, budget: Budget) -> Arrays | None:
+        """The index of merged segments from theirs; None where that is no better than to build it anew."""
+
+    def open(self, arrays: Arrays, trained: Arrays, rows: Rows, params: Any) -> Searcher:
+        """A searcher over an index as it lies. Raises Damaged."""
 
 
 def scores_of(keys: Keys, metric: Metric) -> Keys:

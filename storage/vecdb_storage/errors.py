@@ -19,16 +19,17 @@ class VecdbError(Exception):
 class InvalidInput(VecdbError, ValueError):
     """The caller's data or arguments are wrong; nothing was written.
 
-    point: the id (or position) of the offending point, when one can be named. field: the vector field or
-    payload path.
+    point: the id (or position) of the offending point, when one can be named. query: the position of a query. field: the
+    vector field or payload path.
     """
 
-    def __init__(self, message: str, *, point: object = None, field: str | None = None) -> None:
-        where = [f"point {point!r}"] if point is not None else []
+    def __init__(self, message: str, *, point: object = None, query: object = None, field: str | None = None) -> None:
+        where = [f"{name} {one!r}" for name, one in (("point", point), ("query", query)) if one is not None]
         where += [f"field {field!r}"] if field is not None else []
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
         self.reason = message
         self.point = point
+        self.query = query
         self.field = field
 
 

@@ -59,9 +59,12 @@ class Extent:
         path = folder / (self.name + SUFFIX)
         try:
             fd = files.open(path)
-        except NotFound:  # it may have been completed
-            path = folder / (self.name + ".seg")
-            fd = files.open(path)
+        except NotFound as gone:
+            path = folder / (self.name + ".seg")  # it may have been completed
+            try:
+                fd = files.open(path)
+            except NotFound:
+                raise gone from None
         try:
             length = self.end - self.offset
             data = files.read_at(fd, self.offset, length, path)
@@ -216,11 +219,6 @@ class GrowingFiles:
                     for suffix in (SUFFIX, ".seg"):
                         with suppress(VecdbError):  # the next writer to open the store deletes it
                             store.files.unlink(store.folder(uuid) / (name + suffix))
-
-    def paths(self) -> set[Path]:
-        """Where the files of this process are, also those that no record names yet."""
-        with self._lock:
-            return {growing.path for growing in (*self._taking.values(), *self._sealed.values())}
 
     def close(self) -> None:
         with self._lock:

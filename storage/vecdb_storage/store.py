@@ -552,6 +552,8 @@ class Store:
     def flush(self, uuid: bytes | None = None) -> None:
         """Moves memtables into segments; returns when they are on disk. uuid: of one collection only."""
         self._check_open(writing=True)
+        if uuid is not None:
+            self.snapshot(uuid)  # raises what is wrong with it
         for one in [uuid] if uuid is not None else list(self.states):
             self.flusher.flush(one)
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arrayfile import ArrayFile
+from .arrayfile import ArrayFile, begun_at
 from .errors import Corruption, NotFound, VecdbError
+from .growing import SUFFIX as GROWING_SUFFIX
 from .ids import Id
 from .snapshot import Snapshot
 
@@ -78,8 +80,18 @@ def _strangers(store: Store) -> Iterator[VecdbError]:
     named = {store.folder(s.uuid) / name for s in store.states.values() for name in store.files_of(s)}
     for folder in store.files.names(root):
         for name in store.files.names(root / folder):
-            if root / folder / name not in named | store.growing.paths() and not name.endswith(".tmp"):
-                yield Corruption("no manifest names this file", file=str(root / folder / name))
+            path = root / folder / name
+            if path in named or name.endswith(".tmp") or (path.suffix == GROWING_SUFFIX and _is_ours(store, path)):
+                continue
+            yield Corruption("no manifest names this file", file=str(path))
+
+
+def _is_ours(store: Store, path: Path) -> bool:
+    """A growing file of this store, which a writer may be about to name, or the next one deletes."""
+    try:
+        return begun_at(store.files, path, store.uuid) is not None
+    except VecdbError:  # it went meanwhile
+        return True
 
 
 def _twice_alive(snapshot: Snapshot, name: str) -> Iterator[VecdbError]:

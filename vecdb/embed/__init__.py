@@ -201,10 +201,15 @@ def _checked(texts: Any) -> Sequence[str]:
 def _with_texts(payloads: Any, texts: Sequence[str]) -> Any:
     """Payloads, as rows or as columns, with the texts in them. A row that is no dict is left to be refused later."""
     if payloads is None or isinstance(payloads, Mapping):
+        if payloads and list(payloads.get(TEXT, texts)) != list(texts):
+            raise InvalidInput(f"the payload's {TEXT!r} is taken by the text itself; name that column otherwise")
         return {**(payloads or {}), TEXT: list(texts)}
     rows = list(payloads)
     if len(rows) != len(texts):
         raise InvalidInput(f"{len(rows)} payloads for {len(texts)} texts")
+    for position, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        if isinstance(row, Mapping) and row.get(TEXT, text) != text:
+            raise InvalidInput(f"the payload's {TEXT!r} is taken by the text itself; name that key otherwise", point=position)
     return [
         {**(row or {}), TEXT: text} if row is None or isinstance(row, Mapping) else row
         for row, text in zip(rows, texts, strict=True)

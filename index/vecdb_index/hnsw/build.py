@@ -1,0 +1,346 @@
+"""Builds the graph: rows are inserted in batches, in a random order, by many threads, with one outcome.
+
+    adj      u32 (n, 2 m)   the links of each row; what lies beyond its degree means nothing
+    deg      u16 (n,)       how many links a row has; 0 for rows without a vector
+    entries  u32 (e,)       rows from which walks begin
+
+For a batch: each of its rows walks the graph as it was before the batch and prunes what it found to its links; then these are
+turned round, and each row that gained links keeps the best. A row's links are written by one task only, and rows of one
+batch never see each other, so the bytes do not depend on threads. Pruning is that of HNSW (Malkov and Yashunin, 2016,
+algorithm 4) with the slack of Vamana (Subramanya et al., NeurIPS 2019): a candidate stays unless it is by a factor nearer to a
+link already chosen. There are no upper layers: on vectors of many dimensions they do not pay (Munyampirwa et al., 2024), and
+a few central rows as entries do their work on the others. At the end every row can be reached from an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..contract import Arrays, Budget, NeedsMemory, Progress, Rows
+from ..kernels.compile import kernel
+from ..kernels.distances import COSINE, METRICS, read_only
+from ..kernels.product import widen
+from .params import HNSW
+from .walk import LIFTED, MAX_ROWS, apart, insert, key_at, key_in, packed, row_in, walk
+
+_SLACK = np.float32(1.2)  # on squared distances
+_ROOM = 1.3  # links that a row may gather, of its degree, before they are pruned
+_TASK = 64  # rows to a task
+_ENTRIES = 64
+
+Done = Callable[[int], None]
+
+
+class Graph:
+    """A graph while it is built, and what its kernels need of the rows."""
+
+    def __init__(self, rows: Rows, params: HNSW, seed: int) -> None:
+        self.vectors = read_only(rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors)
+        self.metric = METRICS[rows.metric] if rows.metric != "ip" else LIFTED
+        self.norms, self.square = read_only(rows.norms), np.float32(0)
+        if self.metric == LIFTED:
+            longest = float(rows.norms.max(initial=0)) ** 2
+            self.square = np.float32(longest)
+            self.norms = read_only(np.sqrt(np.maximum(longest - rows.norms.astype(np.float64) ** 2, 0)).astype(np.float32))
+        n = len(rows)
+        self.degree = min(params.degree, max(1, n - 1))
+        self.width = max(params.ef_construction, self.degree)
+        self.adj = np.zeros((n, int(self.degree * _ROOM) + 1), np.uint32)
+        self.deg = np.zeros(n, np.uint16)
+        self.entries = np.zeros(0, np.uint32)
+
+    def scratch(self) -> tuple[npt.NDArray[Any], ...]:
+        """What one task works in: seen, epoch, pool, near, chosen, and the widened query and chosen rows."""
+        n, d = self.vectors.shape
+        room = self.adj.shape[1] + 1
+        return (
+            np.zeros(n, np.uint16), np.zeros(1, np.uint16), np.empty(max(self.width, 2 * room) + 1, np.uint64),
+            np.empty(room + 1, np.int64), np.empty(room, np.int64), np.empty((self.degree + 1, d), np.float32),
+        )  # fmt: skip
+
+
+def memory_of(n: int, d: int, params: HNSW, threads: int) -> int:
+    """About how many bytes a build takes beside its rows."""
+    return n * (int(params.degree * _ROOM) + 1 + params.degree) * 4 + threads * (2 * n + params.degree * d * 4) + (1 << 20)
+
+
+def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress) -> Arrays:
+    """See the module. Raises NeedsMemory, Cancelled, ValueError for more than 2^31 rows."""
+    n, d = rows.vectors.shape
+    if n >= MAX_ROWS:
+        raise ValueError(f"a graph holds fewer than {MAX_ROWS:,} rows; this segment has {n:,}")
+    needed = memory_of(n, d, params, budget.threads)
+    if budget.memory is not None and needed > budget.memory:
+        raise NeedsMemory(needed, budget.memory)
+    order = np.arange(n) if rows.present is None else np.flatnonzero(_flags(rows.present, n))
+    order = np.random.default_rng(budget.seed).permutation(order)
+    graph = Graph(rows, params, budget.seed)
+    if len(order):
+        with _Team(budget.threads, graph) as team:
+            graph.entries = _central(graph, order[: min(len(order), 4096)], team)
+            for start, stop in _batches(len(order)):
+                budget.control.poll()
+                _insert(graph, order[:start], order[start:stop], team)
+                progress(0.95 * stop / len(order))
+            team.run(len(order), lambda a, b, s: _shorten(*_about(graph), order[a:b], graph.degree, *s))
+            _connect(graph, order, team)
+    progress(1.0)
+    return {"adj": np.ascontiguousarray(graph.adj[:, : graph.degree]), "deg": graph.deg, "entries": graph.entries}
+
+
+def _flags(words: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(np.ascontiguousarray(words).view(np.uint8), count=n, bitorder="little").view(np.bool_)
+
+
+def _batches(n: int) -> Iterator[tuple[int, int]]:
+    """Half of what is there while that is little; then a quarter, but never more than a twentieth of all."""
+    start = 0
+    while start < n:
+        size = max(1, start // 2) if start < 4000 else min(start // 4, max(2000, n // 20))
+        yield start, min(n, start + size)
+        start += size
+
+
+class _Team:
+    """Threads that share out a range, each with scratch of its own. Kernels release the interpreter."""
+
+    def __init__(self, threads: int, graph: Graph) -> None:
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._scratch = [graph.scratch() for _ in range(threads)]
+
+    def run(self, count: int, work: Callable[[int, int, tuple[Any, ...]], Any]) -> None:
+        """work(start, stop, scratch) over 0..count."""
+        if self._pool is None or count <= _TASK:
+            work(0, count, self._scratch[0])
+            return
+        steps = iter(range(0, count, _TASK))
+
+        def share(scratch: tuple[Any, ...]) -> None:
+            for start in steps:  # one iterator for all: whoever is free takes the next
+                work(start, min(count, start + _TASK), scratch)
+
+        for _ in self._pool.map(share, self._scratch):
+            pass
+
+    def __enter__(self) -> _Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _about(graph: Graph) -> tuple[Any, ...]:
+    """The arguments that all kernels below begin with."""
+    return graph.vectors, graph.norms, graph.metric, graph.square, graph.adj, graph.deg
+
+
+def _central(graph: Graph, sample: npt.NDArray[np.int64], team: _Team) -> npt.NDArray[np.uint32]:
+    """The first entries: rows of the sample, each as far as can be from those before it, beginning with the first."""
+    count = min(len(sample), _ENTRIES)
+    chosen = np.zeros(count, np.int64)
+    _, _, _, _, _, kept = team._scratch[0]
+    _spread(*_about(graph)[:4], sample, chosen, kept)
+    return np.unique(chosen).astype(np.uint32)
+
+
+def _insert(graph: Graph, before: npt.NDArray[np.int64], batch: npt.NDArray[np.int64], team: _Team) -> None:
+    entries = graph.entries if len(before) >= len(graph.entries) else before[:1].astype(np.uint32)
+    inside = np.isin(entries, before)  # an entry that is not inserted yet leads nowhere, but is a row like any other
+    entries = entries[inside] if inside.any() else before[:1].astype(np.uint32)
+    if not len(before):
+        return
+    team.run(len(batch), lambda a, b, s: _link(*_about(graph), read_only(entries), batch[a:b], graph.degree, graph.width, *s))
+    degrees = graph.deg[batch].astype(np.int64)
+    source = np.repeat(batch, degrees)
+    target = graph.adj[batch][np.arange(graph.adj.shape[1]) < degrees[:, None]].astype(np.int64)
+    by_target = np.argsort(target, kind="stable")
+    source, target = source[by_target], target[by_target]
+    first = np.flatnonzero(np.diff(target, prepend=-1))
+    ends = np.append(first, len(target))
+    team.run(
+        len(first), lambda a, b, s: _link_back(*_about(graph), target[first[a:b]], ends[a : b + 1], source, graph.degree, *s)
+    )
+
+
+def _connect(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
+    """Links rows that no walk from an entry could reach."""
+    reached = np.zeros(len(graph.deg), np.bool_)
+    stack = np.empty(len(graph.deg), np.int64)
+    entries = list(graph.entries)
+    _reach(graph.adj, graph.deg, graph.entries.astype(np.int64), reached, stack)
+    while True:
+        lost = order[~reached[order]]
+        if not len(lost):
+            break
+        row = lost[:1]
+        if not _adopt(*_about(graph), read_only(graph.entries), row, graph.degree, graph.width, reached, *team._scratch[0]):
+            entries.append(np.uint32(row[0]))
+        _reach(graph.adj, graph.deg, row, reached, stack)
+    graph.entries = np.array(entries, np.uint32)
+
+
+# -- kernels -------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _next(seen, epoch):
+    """The number of the next walk; marks are cleared when numbers run out."""
+    if epoch[0] == np.uint16(65535):
+        seen[:] = 0
+        epoch[0] = 0
+    epoch[0] += np.uint16(1)
+    return epoch[0]
+
+
+@kernel
+def _take(vectors, norms, metric, row, kept, place):
+    """A row as a query, at kept[place]; returns its lift."""
+    d = np.int64(vectors.shape[1])
+    flat = kept.reshape(-1)
+    widen(vectors, row * d, d, flat, place * d)
+    if metric == COSINE:
+        norm = norms[row]
+        for i in range(place * d, place * d + d):
+            flat[i] /= norm
+    return norms[row] if metric == LIFTED else np.float32(0)
+
+
+@kernel
+def _spread(vectors, norms, metric, square, sample, chosen, kept):
+    """Rows of the sample, each the farthest from those chosen before it (Gonzalez, 1985)."""
+    distance = np.full(len(sample), np.float32(np.inf))
+    chosen[0] = sample[0]
+    for i in range(1, len(chosen)):
+        lift = _take(vectors, norms, metric, chosen[i - 1], kept, 0)
+        best = 0
+        for j in range(len(sample)):
+            key = key_at(kept, 0, vectors, norms, sample[j], metric, lift, 0)
+            distance[j] = min(distance[j], apart(key, metric, square))
+            if distance[j] > distance[best]:
+                best = j
+        chosen[i] = sample[best]
+
+
+@kernel
+def _prune(vectors, norms, metric, square, row, pool, size, degree, chosen, kept):
+    """Chooses links of `row` from the pool, best first: chosen[:count]. kept[1:] is scratch."""
+    d = np.int64(vectors.shape[1])
+    count = 0
+    for i in range(size):
+        other = row_in(pool[i])
+        if other == row:
+            continue
+        mine = apart(key_in(pool[i]), metric, square)
+        near = False
+        for j in range(count):
+            lift = norms[chosen[j]] if metric == LIFTED else np.float32(0)
+            key = key_at(kept, (1 + j) * d, vectors, norms, other, metric, lift, 0)
+            if _SLACK * apart(key, metric, square) < mine:
+                near = True
+                break
+        if not near:
+            chosen[count] = other
+            _take(vectors, norms, metric, other, kept, 1 + count)
+            count += 1
+            if count == degree:
+                break
+    return count
+
+
+@kernel
+def _link(vectors, norms, metric, square, adj, deg, entries, batch, degree, width, seen, epoch, pool, near, chosen, kept):
+    """The links of each row of a batch."""
+    for i in range(len(batch)):
+        row = batch[i]
+        lift = _take(vectors, norms, metric, row, kept, 0)
+        mark = _next(seen, epoch)
+        size, _ = walk(kept, 0, vectors, norms, metric, lift, adj, deg, entries, seen, mark, pool, width, near)
+        count = _prune(vectors, norms, metric, square, row, pool, size, degree, chosen, kept)
+        for j in range(count):
+            adj[row, j] = np.uint32(chosen[j])
+        deg[row] = np.uint16(count)
+
+
+@kernel
+def _link_back(vectors, norms, metric, square, adj, deg, targets, ends, source, degree, seen, epoch, pool, near, chosen, kept):
+    """Adds to each target the rows that link to it: source[ends[i]:ends[i + 1]]."""
+    for i in range(len(targets)):
+        row = targets[i]
+        lift = np.float32(0)
+        ready = False
+        for j in range(ends[i], ends[i + 1]):
+            count = np.int64(deg[row])
+            if count == adj.shape[1]:
+                if not ready:
+                    lift = _take(vectors, norms, metric, row, kept, 0)
+                    ready = True
+                _repick(vectors, norms, metric, square, adj, deg, row, lift, degree, pool, chosen, kept)
+                count = np.int64(deg[row])
+            adj[row, count] = np.uint32(source[j])
+            deg[row] = np.uint16(count + 1)
+
+
+@kernel
+def _repick(vectors, norms, metric, square, adj, deg, row, lift, degree, pool, chosen, kept):
+    """Prunes a row's links to its degree. kept[0] is the row as a query."""
+    size = 0
+    for j in range(np.int64(deg[row])):
+        other = np.int64(adj[row, j])
+        insert(pool, size, len(pool), packed(key_at(kept, 0, vectors, norms, other, metric, lift, 0), other))
+        size += 1
+    count = _prune(vectors, norms, metric, square, row, pool, size, degree, chosen, kept)
+    for j in range(count):
+        adj[row, j] = np.uint32(chosen[j])
+    deg[row] = np.uint16(count)
+
+
+@kernel
+def _shorten(vectors, norms, metric, square, adj, deg, some, degree, seen, epoch, pool, near, chosen, kept):
+    """Prunes the rows that have more links than they may keep."""
+    for i in range(len(some)):
+        if np.int64(deg[some[i]]) > degree:
+            lift = _take(vectors, norms, metric, some[i], kept, 0)
+            _repick(vectors, norms, metric, square, adj, deg, some[i], lift, degree, pool, chosen, kept)
+
+
+@kernel
+def _reach(adj, deg, start, reached, stack):
+    """Marks what can be reached from some rows."""
+    size = 0
+    for i in range(len(start)):
+        if not reached[start[i]]:
+            reached[start[i]] = True
+            stack[size] = start[i]
+            size += 1
+    while size:
+        size -= 1
+        row = stack[size]
+        for j in range(np.int64(deg[row])):
+            other = np.int64(adj[row, j])
+            if not reached[other]:
+                reached[other] = True
+                stack[size] = other
+                size += 1
+
+
+@kernel
+def _adopt(
+    vectors, norms, metric, square, adj, deg, entries, lost, degree, width, reached, seen, epoch, pool, near, chosen, kept
+):
+    """Links the nearest reached row that has room to a lost one. False when there is none."""
+    lift = _take(vectors, norms, metric, lost[0], kept, 0)
+    mark = _next(seen, epoch)
+    size, _ = walk(kept, 0, vectors, norms, metric, lift, adj, deg, entries, seen, mark, pool, width, near)
+    for i in range(size):
+        row = row_in(pool[i])
+        if reached[row] and np.int64(deg[row]) < degree:
+            adj[row, np.int64(deg[row])] = np.uint32(lost[0])
+            deg[row] += np.uint16(1)
+            return True
+    return False
