@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import errors
-    from .collection import Collection, Info
+    from .collection import Collection, IndexInfo, Info
     from .database import Database
     from .database import open_database as open
     from .filters import F
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .schema import Dense, Sparse
 
 __all__ = [
-    "BatchHits", "Collection", "Database", "Dense", "F", "Group", "Hit", "Hits", "Info", "Point", "Sparse", "errors", "open",
+    "BatchHits", "Collection", "Database", "Dense", "F", "Group", "Hit", "Hits", "IndexInfo", "Info", "Point", "Sparse",
+    "errors", "open",
 ]  # fmt: skip
 
 _HOME = {
@@ -40,6 +41,7 @@ _HOME = {
     "Group": "hits",
     "Hit": "hits",
     "Hits": "hits",
+    "IndexInfo": "collection",
     "Info": "collection",
     "Point": "points",
     "Sparse": "schema",

@@ -8,34 +8,52 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from vecdb_index.contract import Control, DeadlineReached
 from vecdb_storage.columns import parse, prepare
 from vecdb_storage.ids import Id
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.store import Store
 from vecdb_storage.verify import Report
 
-from .errors import Closed, InvalidInput, InvalidPayload, NotFound, ReadOnly, VecdbError
+from .errors import Closed, DeadlineExceeded, InvalidInput, InvalidPayload, NotFound, ReadOnly, VecdbError
 from .filters import Expression, F
 from .filters import parse as parse_filter
 from .hits import BatchHits, Group, Hit, Hits
 from .points import Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
-from .schema import Dense
+from .schema import Dense, checked_index
 from .search import bitmaps
+from .search.executor import Asked
+from .search.indexes import why_auto
 from .search.plan import PartPlan, Plan
 
 if TYPE_CHECKING:
     from .embed import Embedding
-    from .search.executor import Executor, Found
+    from .search.executor import Answer, Executor, Found
+    from .upkeep.indexing import Indexer
 
 Where = Expression | Mapping[str, Any] | str | None
 DEFAULT_RECALL = 0.95
-_WHY_EXACT = "no index in this version: every allowed row is scored"
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """The index of one field. why: which backend, and why. segments, rows: that have it. bytes: of its files.
+
+    building: share that is done of the segment being indexed now, None when none is. error: why one could not be built.
+    """
+
+    why: str
+    segments: int
+    rows: int
+    bytes: int
+    building: float | None
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -56,15 +74,16 @@ class Info:
     fields: dict[str, Dense]
     ids: str | None
     encoder: str | None
-    index: str
+    indexes: dict[str, IndexInfo]
     flush_error: str | None
 
 
 class Collection:
     """Use `Database.create_collection` or `Database.collection`."""
 
-    def __init__(self, store: Store, uuid: bytes, executor: Executor, read_only: bool) -> None:
-        self._store, self._uuid, self._executor, self._read_only = store, uuid, executor, read_only
+    def __init__(self, store: Store, uuid: bytes, executor: Executor, indexer: Indexer | None) -> None:
+        """indexer: None for a database that is open read-only."""
+        self._store, self._uuid, self._executor, self._indexer = store, uuid, executor, indexer
         self._closed = False
         self._parsed: tuple[Any, dict[str, Dense]] | None = None
 
@@ -183,9 +202,31 @@ class Collection:
     def flush(self, wait: bool = True) -> None:
         """Moves rows that are only in memory and in the log into a segment. Never needed for durability.
 
-        wait: also until indexes are built; collections of this version are searched exactly and have none.
+        wait: also until the indexes of all segments are built.
         """
         self._writable().flush(self._uuid)
+        if wait and self._indexer is not None:
+            self._indexer.wait(self._uuid)
+
+    def set_index(self, index: Any, field: str | None = None) -> None:
+        """Another backend or other parameters for a field: `HNSW(m=24)`, "flat", "auto". Searches go on meanwhile.
+
+        The indexes that are there serve until new ones are built, in the background; `flush()` waits for them.
+        """
+        name = self._field_name(self._fields(self._writable().state(self._uuid).schema), field)
+        chosen = checked_index(index)
+
+        def change(schema: dict[str, Any]) -> dict[str, Any]:
+            declared = replace(Dense.from_json(schema["fields"][name]), index=chosen)
+            return {**schema, "fields": {**schema["fields"], name: declared.to_json()}}
+
+        self._writable().alter_schema(self._uuid, change)
+
+    def rebuild_index(self, field: str | None = None) -> None:
+        """Builds the indexes of a field anew, in the background; those that are there serve until then."""
+        name = self._field_name(self._fields(self._writable().state(self._uuid).schema), field)
+        assert self._indexer is not None
+        self._indexer.rebuild(self._uuid, name)
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -250,14 +291,15 @@ class Collection:
         group_by: str | None = None,
         group_size: int = 3,
         explain: bool = False,
+        timeout: float | None = None,
     ) -> Any:
         """The k points nearest to `query`: Hits, best first, ties by id; fewer only when fewer match.
 
         query: (d,) numbers, or a text in a collection with an encoder. where: a filter, as expression, dict or text. field:
         which vector, when there are several. recall: the share of the true k nearest to deliver (default 0.95); exact:
         all of them. score_threshold: least similarity, or greatest distance for l2. group_by: a payload path; the
-        answer is then a list of the k best `Group`s of up to group_size hits. explain: fills `hits.plan`.
-        Raises DimensionMismatch, InvalidVector, InvalidFilter, InvalidInput, Corruption.
+        answer is then a list of the k best `Group`s of up to group_size hits. explain: fills `hits.plan`. timeout: seconds.
+        Raises DimensionMismatch, InvalidVector, InvalidFilter, InvalidInput, Corruption, DeadlineExceeded.
         """
         self._checked_fields(with_vectors)
         _checked_threshold(score_threshold)
@@ -265,7 +307,7 @@ class Collection:
             return self._grouped(query, k, where, field, score_threshold, group_by, group_size, with_payload, with_vectors)
         started = time.perf_counter()
         vector = self._query_vectors(query, field)
-        found, declared, plan = self._search(vector, k, where, field, recall, exact, explain, started)
+        found, declared, plan = self._search(vector, k, where, field, recall, exact, explain, started, timeout=timeout)
         hits = self._hits(found[0], declared, score_threshold, with_payload, with_vectors)
         hits.plan = plan
         if plan is not None:
@@ -285,6 +327,7 @@ class Collection:
         with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None,
         explain: bool = False,
+        timeout: float | None = None,
     ) -> BatchHits:
         """Like `search` for many queries at once, (m, d) or a list of texts, on one snapshot. See `BatchHits`."""
         started = time.perf_counter()
@@ -292,19 +335,23 @@ class Collection:
             raise InvalidInput("give a list of texts; for a single one use search")
         self._checked_fields(with_vectors)
         _checked_threshold(score_threshold)
-        vectors = self._query_vectors(queries, field, batch=True)
-        found, declared, plan = self._search(vectors, k, where, field, recall, exact, explain, started)
-        if score_threshold is not None:
-            found = [_within(hits, declared, score_threshold) for hits in found]
-        ids = np.full((len(found), k), None, object)
-        scores = np.full((len(found), k), np.nan, np.float32)
-        for at, hits in enumerate(found):
-            ids[at, : len(hits)] = [hit.id for hit in hits]
-            scores[at, : len(hits)] = [_score(hit.key, declared) for hit in hits]
-        lengths = np.array([len(hits) for hits in found], np.int64)
-        return BatchHits(
-            ids, scores, lengths, lambda at: self._hits(found[at], declared, None, with_payload, with_vectors), plan
+        vectors, k = self._query_vectors(queries, field, batch=True), _checked_k(k)
+        found, declared, plan = self._search(
+            vectors, k, where, field, recall, exact, explain, started, timeout=timeout, batch=True
         )
+        ids, scores = np.full((len(vectors), k), None, object), np.full((len(vectors), k), np.nan, np.float32)
+        width = found.keys.shape[1]
+        kept = found.keys > -np.inf
+        scores[:, :width][kept] = _scores(found.keys[kept], declared)
+        if score_threshold is not None:
+            kept &= scores[:, :width] <= score_threshold if declared.metric == "l2" else scores[:, :width] >= score_threshold
+            scores[:, :width][~kept] = np.nan
+        ids[:, :width][kept] = found.ids[kept]
+
+        def hits_of(at: int) -> Hits:
+            return self._hits(found[at], declared, score_threshold, with_payload, with_vectors)
+
+        return BatchHits(ids, scores, kept.sum(axis=1), hits_of, plan)
 
     def recommend(
         self,
@@ -369,8 +416,20 @@ class Collection:
             fields=fields,
             ids=snapshot.schema.get("ids"),
             encoder=(snapshot.schema.get("embed") or {}).get("name"),
-            index=_WHY_EXACT,
+            indexes={name: self._index_info(name, declared, segments) for name, declared in fields.items()},
             flush_error=None if self._store.flusher.error is None else str(self._store.flusher.error),
+        )
+
+    def _index_info(self, name: str, declared: Dense, segments: list[SegmentPart]) -> IndexInfo:
+        indexed = [part for part in segments if name in part.indexes]
+        building = None if self._indexer is None else self._indexer.share_of(self._uuid, name)
+        return IndexInfo(
+            why=why_auto(declared, max((part.rows for part in segments), default=0)),
+            segments=len(indexed),
+            rows=sum(part.rows for part in indexed),
+            bytes=sum(part.segment.index(part.indexes[name]).size for part in indexed),
+            building=None if building is None else round(building[1], 3),
+            error=None if self._indexer is None else self._indexer.error_of(self._uuid, name),
         )
 
     def verify(self) -> Report:
@@ -413,7 +472,7 @@ class Collection:
 
     def _writable(self) -> Store:
         store = self._open_store()
-        if self._read_only:
+        if self._indexer is None:
             raise ReadOnly(f"{store.path} was opened with read_only=True; open it without to write")
         return store
 
@@ -480,9 +539,11 @@ class Collection:
         explain: bool,
         started: float,
         without: Expression | None = None,
-    ) -> tuple[list[list[Found]], Dense, Plan | None]:
+        timeout: float | None = None,
+        batch: bool = False,
+    ) -> tuple[Answer, Dense, Plan | None]:
         """Plan and execute."""
-        k = _checked_k(k)
+        k, timeout = _checked_k(k), _checked_timeout(timeout)
         asked = 1.0 if exact else _checked_recall(recall)
         expression = parse_filter(where)
         snapshot = self._snapshot()
@@ -492,13 +553,20 @@ class Collection:
         planned = time.perf_counter()
         # No more than there are, so that buffers fit the answer and not the wish.
         best = min(k, max(1, snapshot.count))
-        found = self._executor.search(snapshot, name, fields[name], vectors, best, expression, without, parts)
+        control = None if timeout is None else Control(time.monotonic() + timeout)
+        wanted = Asked(name, fields[name], best, asked, expression, without, control)
+        try:
+            found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=parts)
+        except DeadlineReached:
+            raise DeadlineExceeded(
+                f"the search took longer than {timeout:g} s; give it more time, or ask for less recall"
+            ) from None
         if parts is None:
             return found, fields[name], None
         plan = Plan(
             field=name, metric=fields[name].metric, queries=len(vectors), k=k,
             where=None if expression is None else str(expression),
-            recall_asked=asked, recall_expected=1.0, why=_WHY_EXACT, seq=snapshot.seq, parts=parts,
+            recall_asked=asked, seq=snapshot.seq, parts=parts,
             stages={"plan": 1000 * (planned - started), "search": 1000 * (time.perf_counter() - planned)},
         )  # fmt: skip
         return found, fields[name], plan
@@ -591,6 +659,14 @@ def _score(key: float, declared: Dense) -> float:
     return max(-1.0, min(1.0, key)) if declared.metric == "cosine" else key
 
 
+def _scores(keys: npt.NDArray[np.float32], declared: Dense) -> npt.NDArray[np.float32]:
+    """`_score` of many."""
+    if declared.metric == "l2":
+        distances: npt.NDArray[np.float32] = np.sqrt(np.maximum(-keys, 0).astype(np.float64)).astype(np.float32)
+        return distances
+    return np.clip(keys, -1, 1) if declared.metric == "cosine" else keys
+
+
 def _within(found: list[Found], declared: Dense, threshold: float) -> list[Found]:
     if declared.metric == "l2":
         return [hit for hit in found if _score(hit.key, declared) <= threshold]
@@ -614,6 +690,12 @@ def _selective(where: Where) -> Where:
     if parse_filter(where) is None:
         raise InvalidInput("the filter is empty, which means every point; say so with ids=, or drop the collection")
     return where
+
+
+def _checked_timeout(timeout: float | None) -> float | None:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        raise InvalidInput(f"timeout must be a number of seconds above 0, not {timeout!r}")
+    return timeout
 
 
 def _checked_recall(recall: float | None) -> float:

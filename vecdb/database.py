@@ -20,6 +20,7 @@ from .collection import Collection
 from .errors import AlreadyExists, Closed, InvalidInput, NotFound, Unsupported
 from .schema import Dense, Sparse, checked_field, checked_name, fields_of
 from .search.executor import Executor
+from .upkeep.indexing import indexer_of
 
 if TYPE_CHECKING:
     from .embed import Encoder
@@ -58,6 +59,7 @@ class Database:
     def __init__(self, store: Store, read_only: bool, threads: int) -> None:
         self._store, self._read_only = store, read_only
         self._executor = Executor(threads)
+        self._indexer = None if read_only else indexer_of(store, threads)
         self._lock = threading.Lock()
         self._open: dict[bytes, Collection] = {}
         self._closed = False
@@ -118,7 +120,7 @@ class Database:
         with self._lock:
             found = self._open.get(uuid)
             if found is None:
-                found = self._open[uuid] = Collection(self._store, uuid, self._executor, self._read_only)
+                found = self._open[uuid] = Collection(self._store, uuid, self._executor, self._indexer)
             return found
 
     def collections(self) -> list[str]:
@@ -157,12 +159,26 @@ class Database:
         """Moves all rows that are only in memory and in the log into segments."""
         self._writable().flush()
 
+    def pause_indexing(self) -> None:
+        """Index builds stand still, to leave the machine to others. What has no index yet is searched exactly."""
+        self._writable()
+        assert self._indexer is not None
+        self._indexer.pause()
+
+    def resume_indexing(self) -> None:
+        """Index builds go on."""
+        self._writable()
+        assert self._indexer is not None
+        self._indexer.resume()
+
     def close(self) -> None:
         """Lets go of the files. Nothing is lost without it: every write was durable when its call returned."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+        if self._indexer is not None:
+            self._indexer.release()
         self._executor.close()
         for collection in self._open.values():
             collection.detach()

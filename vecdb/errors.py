@@ -17,6 +17,7 @@
     ├── Corruption                       bytes on disk are not what was written
     ├── StorageError                     the operating system refused a read, write or sync
     │   └── DiskFull
+    ├── DeadlineExceeded                 a search took longer than its timeout
     ├── NewerFormat                      written by a later version
     └── Unsupported                      this platform, or an optional package that is not installed
 
@@ -67,6 +68,10 @@ class EncoderMismatch(InvalidInput):
     """The collection's texts were embedded by another encoder than the one at hand."""
 
 
+class DeadlineExceeded(VecdbError):
+    """A search took longer than its `timeout`."""
+
+
 class Unsupported(VecdbError):
     """This platform cannot do it, or an optional package is missing; the message says which."""
 
@@ -75,6 +80,7 @@ __all__ = [
     "AlreadyExists",
     "Closed",
     "Corruption",
+    "DeadlineExceeded",
     "DimensionMismatch",
     "DiskFull",
     "DuplicateId",

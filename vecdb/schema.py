@@ -2,7 +2,8 @@
 
 `Dense(384, metric="cosine")` says that points carry 384 numbers each. In the catalogue a schema is JSON:
 
-    {"fields": {"vector": {"kind": "dense", "dim": 384, "metric": "cosine", "dtype": "f32"}}, "ids": "str" | "int" | null}
+    {"fields": {"vector": {"kind": "dense", "dim": 384, "metric": "cosine", "dtype": "f32", "index": "auto"}},
+     "ids": "str" | "int" | null}
 
 Immutable values; safe in any thread.
 """
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
+
+from vecdb_index import registry
 
 from .errors import InvalidInput, Unsupported
 
@@ -20,6 +23,7 @@ Metric = Literal["cosine", "ip", "l2"]
 Dtype = Literal["f32", "f16", "i8"]
 
 DEFAULT_FIELD = "vector"
+AUTO = "auto"
 MAX_DIM = 65_535
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
@@ -31,12 +35,14 @@ class Dense:
 
     dim: numbers per vector, 1 to 65,535. metric: "cosine", "ip" (inner product) or "l2" (Euclidean distance).
     dtype: how they are stored: "f32", "f16" (half the size, about three digits), or "i8" (integers, never rescaled).
+    index: parameters of a backend from `vecdb.index`, its name, or "auto": large segments get a graph, small ones need none.
     Raises InvalidInput.
     """
 
     dim: int
     metric: Metric = "cosine"
     dtype: Dtype = "f32"
+    index: Any = AUTO
 
     def __post_init__(self) -> None:
         if isinstance(self.dim, bool) or not isinstance(self.dim, int) or not 1 <= self.dim <= MAX_DIM:
@@ -45,18 +51,39 @@ class Dense:
             raise InvalidInput(f'metric must be "cosine", "ip" or "l2", not {self.metric!r}')
         if self.dtype not in ("f32", "f16", "i8"):
             raise InvalidInput(f'dtype must be "f32", "f16" or "i8", not {self.dtype!r}')
+        object.__setattr__(self, "index", checked_index(self.index))
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "dense", "dim": self.dim, "metric": self.metric, "dtype": self.dtype}
+        index = self.index if self.index == AUTO else {"backend": self.index.backend, "params": asdict(self.index)}
+        return {"kind": "dense", "dim": self.dim, "metric": self.metric, "dtype": self.dtype, "index": index}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Dense:
-        return Dense(value["dim"], value["metric"], value["dtype"])
+        index = value.get("index", AUTO)
+        if index != AUTO:
+            index = registry.params(index["backend"])(**index["params"])
+        return Dense(value["dim"], value["metric"], value["dtype"], index)
 
 
 @dataclass(frozen=True)
 class Sparse:
     """A field of sparse vectors. Declared so that schemas can name it; no backend of this version stores one."""
+
+
+def checked_index(index: Any) -> Any:
+    """AUTO, or the parameters of a backend. Raises InvalidInput."""
+    if index == AUTO:
+        return AUTO
+    if isinstance(index, str):
+        try:
+            return registry.params(index)()
+        except KeyError as error:
+            raise InvalidInput(f'index: {error.args[0]}, or "auto"') from None
+    if isinstance(getattr(index, "backend", None), str) and is_dataclass(index) and not isinstance(index, type):
+        return index
+    raise InvalidInput(
+        f'index is parameters such as HNSW(m=16) from vecdb.index, the name of a backend, or "auto"; not {index!r}'
+    )
 
 
 def fields_of(schema: Dense | Sparse | Mapping[str, Dense | Sparse]) -> dict[str, Dense]:

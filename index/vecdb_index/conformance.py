@@ -32,6 +32,7 @@ from .contract import (
     NeedsMemory,
     Rows,
     Searcher,
+    Trial,
 )
 
 CASES: list[Callable[[Backend], None]] = []
@@ -331,6 +332,29 @@ def a_floor_only_takes_away(backend: Backend) -> None:
         kept = plain.keys[q, : plain.lengths[q]]
         assert np.array_equal(cut.keys[q, :5], kept[:5])
         assert set(cut.rows[q, :length]) <= set(plain.rows[q])
+
+
+@_case
+def a_trial_is_run_on_rows_that_are_held_out(backend: Backend) -> None:
+    """Once, over all other rows; the index that comes of it holds them all."""
+    vectors, seen = drawn(2000, 16), []
+    rows, held = stored(vectors, "l2"), np.arange(0, 2000, 40)
+    flags = np.ones(2000, np.bool_)
+    flags[held] = False
+
+    def run(searcher: Searcher, others: Rows) -> None:
+        seen.append(searcher.search(vectors[held], 10, 1.0))
+        check(seen[0], rows, vectors[held], 10, flags)
+        assert others.present is not None and np.array_equal(others.present, bitmap(flags))
+
+    params, budget = backend.params(), Budget()
+    trained = backend.train(rows, params, budget)
+    arrays = backend.build(rows, trained, params, budget, lambda share: None, Trial(held, run))
+    assert len(seen) == 1
+    assert recall(seen[0], rows, vectors[held], 10, flags) >= 0.98
+    hits = backend.open(arrays, trained, rows, params).search(vectors[held], 10, 1.0)
+    check(hits, rows, vectors[held], 10)
+    assert recall(hits, rows, vectors[held], 10) >= 0.99
 
 
 @_case

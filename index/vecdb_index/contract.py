@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -109,6 +109,29 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """A measurement on rows that are held out while it lasts, as queries that the index has never met.
+
+    rows: (s,) int64, ascending. run: given a searcher over all other rows, and the Rows that those are; before the held
+    rows are added, or, where a row's place in the index does not depend on others, at any time.
+    """
+
+    rows: npt.NDArray[np.int64]
+    run: Callable[[Searcher, Rows], None]
+
+    def others(self, rows: Rows) -> Rows:
+        """The rows without those that are held out."""
+        n = len(rows)
+        flags = np.ones(n, np.bool_) if rows.present is None else np.unpackbits(
+            np.ascontiguousarray(rows.present).view(np.uint8), count=n, bitorder="little"
+        ).view(np.bool_)  # fmt: skip
+        flags[self.rows] = False
+        padded = np.zeros(-(-n // 64) * 64, np.bool_)
+        padded[:n] = flags
+        return replace(rows, present=np.packbits(padded, bitorder="little").view(np.uint64))
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """A segment that is merged. moved: (n,) int64, where each of its rows is in the merged one, -1 for rows left out."""
 
@@ -137,8 +160,8 @@ class Searcher(Protocol):
         exact: the same bits whatever the batch, the threads or the backend. Raises Cancelled, DeadlineReached.
         """
 
-    def cost(self, k: int, effort: float, selectivity: float) -> float:
-        """About how many seconds one query takes when this share of the rows is allowed."""
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
+        """About how many seconds a query takes, of so many asked together, when this share of the rows is allowed."""
 
 
 class Backend(Protocol):
@@ -147,15 +170,17 @@ class Backend(Protocol):
     name: str
     version: int  # of the arrays; others are built anew
     kind: Literal["dense", "sparse"]
-    params: type[Any]  # a frozen dataclass of numbers and strings, all with defaults
+    params: type[Any]  # a frozen dataclass of numbers and strings, all with defaults, and `backend`, a ClassVar: the name
 
     def train(self, sample: Rows, params: Any, budget: Budget) -> Arrays:
         """What is learned once for a field, from a sample of its rows: rotations, codebooks; {} for most."""
 
-    def build(self, rows: Rows, trained: Arrays, params: Any, budget: Budget, progress: Progress) -> Arrays:
+    def build(
+        self, rows: Rows, trained: Arrays, params: Any, budget: Budget, progress: Progress, trial: Trial | None = None
+    ) -> Arrays:
         """The index of a segment. The same rows, parameters and seed give the same bytes for any number of threads.
 
-        Raises NeedsMemory before any work, Cancelled.
+        trial: is run once on the way. Raises NeedsMemory before any work, Cancelled.
         """
 
     def merge(self, parts: Sequence[Part], rows: Rows, trained: Arrays, params: Any, budget: Budget) -> Arrays | None:

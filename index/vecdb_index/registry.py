@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from .contract import Backend
 
-_OWN = {"flat": "flat.backend", "hnsw": "hnsw.backend"}
+_OWN = {"flat": "Flat", "hnsw": "HNSW"}  # name, also of the folder -> its class of parameters
 _registered: dict[str, Backend] = {}
 
 
@@ -28,5 +29,13 @@ def backend(name: str) -> Backend:
         return _registered[name]
     if name not in _OWN:
         raise KeyError(f"no index backend {name!r}; there are {', '.join(names())}")
-    found: Backend = import_module(f".{_OWN[name]}", __package__).BACKEND
+    found: Backend = import_module(f".{name}.backend", __package__).BACKEND
+    return found
+
+
+def params(name: str) -> type[Any]:
+    """The parameters of a backend, without loading its kernels. Raises KeyError."""
+    if name not in _OWN:
+        return backend(name).params
+    found: type[Any] = getattr(import_module(f".{name}.params", __package__), _OWN[name])
     return found

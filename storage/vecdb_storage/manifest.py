@@ -2,27 +2,32 @@
 
 In the `manifest` table, under the collection's uuid, as JSON:
 
-    {"flushed": 41, "segments": [{"name": "01J…", "rows": 9000, "seq": 17, "bytes": 123}, …]}
+    {"flushed": 41, "segments": [{"name": "01J…", "rows": 9000, "seq": 17, "bytes": 123, "indexes": {"vector": "01J….idx"}}, …]}
 
 `flushed` is the seq up to which the log has been moved into segments; log records up to it are gone. A segment's
-`seq` is the seq of all its rows (a level-0 segment) or null when each row carries its own.
+`seq` is the seq of all its rows (a level-0 segment) or null when each row carries its own. `indexes` names the file of each
+field's index; what has none is searched exactly.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import orjson
 
 
 @dataclass(frozen=True)
 class SegmentEntry:
-    """name: ULID, also the file's. rows: dead ones included. seq: of all rows, or None. bytes: of the file."""
+    """name: ULID, also the file's. rows: dead ones included. seq: of all rows, or None. bytes: of the file.
+
+    indexes: field -> name of its index file.
+    """
 
     name: str
     rows: int
     seq: int | None
     bytes: int
+    indexes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,16 @@ class Manifest:
 
     def to_json(self) -> bytes:
         return orjson.dumps({"flushed": self.flushed, "segments": [asdict(s) for s in self.segments]})
+
+    def with_index(self, segment: str, name: str, file: str | None) -> Manifest:
+        """The same with another index file of a field of a segment, or without one."""
+        changed = []
+        for entry in self.segments:
+            if entry.name == segment:
+                indexes = {f: kept for f, kept in entry.indexes.items() if f != name}
+                entry = replace(entry, indexes={**indexes, name: file} if file is not None else indexes)
+            changed.append(entry)
+        return replace(self, segments=tuple(changed))
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:

@@ -7,6 +7,7 @@ f32 and, where some row lacks it, `.present`. Rows ascend by seq. A Segment is r
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,6 +124,9 @@ class Segment:
         self.min_seq = int(self._seqs[0]) if self._seqs is not None else int(seq or 0)
         self.max_seq = int(self._seqs[-1]) if self._seqs is not None else int(seq or 0)
         self._fields: dict[str, StoredField] = {}
+        self._files, self._store = files, store
+        self._indexes: dict[str, ArrayFile] = {}
+        self._lock = threading.Lock()
         self._check_shape()
 
     def _check_shape(self) -> None:
@@ -162,6 +166,15 @@ class Segment:
                 self.file.array(present) if present in self.file else None,
             )
         return found
+
+    def index(self, file: str) -> ArrayFile:
+        """An index of one of its fields, opened once. Raises NotFound, Corruption."""
+        with self._lock:
+            found = self._indexes.get(file)
+            if found is None:
+                found = ArrayFile(self._files, self.file.path.with_name(file), self._store)
+                self._indexes = {file: found} if len(self._indexes) > 7 else {**self._indexes, file: found}
+            return found
 
     @cached_property
     def columns(self) -> ColumnSet:

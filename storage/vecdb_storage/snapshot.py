@@ -7,7 +7,7 @@ snapshot's seq count. Safe in any thread; it blocks nobody. Files deleted meanwh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -44,8 +44,9 @@ class Part(Protocol):
 
 
 class SegmentPart:
-    def __init__(self, segment: Segment, tombstones: Tombstones) -> None:
-        self.segment, self.tombstones = segment, tombstones
+    def __init__(self, segment: Segment, tombstones: Tombstones, indexes: Mapping[str, str]) -> None:
+        """indexes: field -> name of its index file, which `segment.index` opens."""
+        self.segment, self.tombstones, self.indexes = segment, tombstones, indexes
         self.rows = segment.rows
         self.key, self.keys = segment.ids.__getitem__, segment.keys
         self.field, self.payload, self.seqs = segment.field, segment.payload, segment.seqs
@@ -125,11 +126,11 @@ class Snapshot:
         self,
         seq: int,
         schema: dict[str, Any],
-        segments: Sequence[tuple[Segment, Tombstones]],
+        segments: Sequence[SegmentPart],
         memtables: Sequence[Memtable],
     ) -> None:
         self.seq, self.schema = seq, schema
-        self._segments = [SegmentPart(*pair) for pair in segments]
+        self._segments = segments
         self._memtables: list[tuple[int, Memtable]] = []
         self.parts: list[Part] = list(self._segments)
         for memtable in memtables:

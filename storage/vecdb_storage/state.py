@@ -20,7 +20,7 @@ from .ids import Hashes, Id, hashes_of
 from .manifest import Manifest
 from .memtable import Memtable
 from .segment import Segment
-from .snapshot import Snapshot
+from .snapshot import SegmentPart, Snapshot
 from .tombstones import Tombstones
 
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "i8": np.dtype(np.int8)}
@@ -71,8 +71,9 @@ class CollectionState:
 
     def publish(self, seq: int) -> None:
         """From now on readers see everything up to `seq`."""
-        pairs = [(segment, self.tombstones[segment.name]) for segment in self.segments]
-        self.snapshot = Snapshot(seq, self.schema, pairs, self.memtables)
+        indexes = {entry.name: entry.indexes for entry in self.manifest.segments}
+        parts = [SegmentPart(s, self.tombstones[s.name], indexes.get(s.name, {})) for s in self.segments]
+        self.snapshot = Snapshot(seq, self.schema, parts, self.memtables)
 
     # -- the rule -----------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ from .ulid import ulid
 from .verify import Report, verify
 
 FORMAT = 1
-ATTACHMENT = ".arr"
+ATTACHMENT, INDEX = ".arr", ".idx"
 
 
 class Store:
@@ -89,6 +89,7 @@ class Store:
         self.commit_lock = threading.RLock()
         self.flusher = Flusher(self)
         self.growing = GrowingFiles(self)
+        self.listeners: list[Callable[[], None]] = []  # called under the commit lock after each commit; to be quick
         self._decoded: dict[tuple[bytes, int], Batch] = {}  # log records a reader has seen, by key
         self.states: dict[bytes, CollectionState] = {}
         self.seq = 0
@@ -258,6 +259,7 @@ class Store:
     def files_of(self, state: CollectionState) -> set[str]:
         """The names that files of a collection may have; a growing one may have been completed."""
         segments = {e.name + SUFFIX for e in state.manifest.segments}
+        segments |= {file for e in state.manifest.segments for file in e.indexes.values()}
         growing = {name + suffix for name in state.extents for suffix in (GROWING_SUFFIX, SUFFIX)}
         return segments | growing | set(state.schema.get("attachments", {}).values())
 
@@ -403,6 +405,54 @@ class Store:
             raise NotFound(f"nothing is attached as {name!r}")
         return CheckedArrays(ArrayFile(self.files, self.folder(uuid) / files[name], self.uuid))
 
+    def add_index(self, uuid: bytes, segment: str, name: str, arrays: Arrays, meta: dict[str, Any]) -> None:
+        """Keeps arrays as the index of field `name` of a segment, in the place of one that is there. meta: JSON, kept with it.
+
+        Raises NotFound when the segment has left the collection meanwhile; nothing is kept then.
+        """
+        self._check_open(writing=True)
+        file = f"{segment}.{name}.{ulid()}{INDEX}"
+        path = self.folder(uuid) / file
+        writer = ArrayWriter(self.files, path, self.uuid, self.environment.last_transaction())
+        try:
+            for key, array in arrays.items():
+                writer.add(key, array)
+            writer.finish({"kind": "index", "field": name, **meta})
+        except BaseException:
+            writer.abandon()
+            raise
+        self._set_index(uuid, segment, name, file)
+
+    def drop_index(self, uuid: bytes, segment: str, name: str) -> None:
+        """The field of this segment has no index any more. Raises NotFound as above."""
+        self._set_index(uuid, segment, name, None)
+
+    def _set_index(self, uuid: bytes, segment: str, name: str, file: str | None) -> None:
+        before: list[str] = []
+
+        def change(section: Section) -> None:
+            state = section.state(uuid)
+            entry = next((entry for entry in state.manifest.segments if entry.name == segment), None)
+            if entry is None:
+                raise NotFound(f"segment {segment} is no part of the collection any more")
+            before.extend(kept for field, kept in entry.indexes.items() if field == name)
+            section.put_manifest(state, state.manifest.with_index(segment, name, file))
+
+        folder, settled = self.folder(uuid), False
+        try:
+            self._submit(ChangeCatalog(change))
+            settled = True
+        except VecdbError as error:
+            settled = getattr(error, "outcome", None) != "unknown"
+            raise
+        finally:
+            if settled:
+                state = self.states.get(uuid)
+                named = self.files_of(state) if state is not None else set()
+                for name in {*before, *([file] if file else [])} - named:
+                    with suppress(VecdbError):  # the next writer to open the store deletes it
+                        self.files.unlink(folder / name)
+
     # -- writing ------------------------------------------------------------------------------------
 
     def begin(self, uuid: bytes) -> Ahead:
@@ -501,9 +551,13 @@ class Store:
             self.recover(reopen=False)
             raise
         self.seq = section.seq
+        changed = bool(section.touched)
         for uuid in section.touched & section.states.keys():
             section.states[uuid].publish(self.seq)
         self.states = section.states
+        if changed:
+            for listener in list(self.listeners):
+                listener()
 
     def recover(self, *, reopen: bool) -> None:
         if reopen:

@@ -55,6 +55,14 @@ def verify(store: Store, uuid: bytes | None = None) -> Report:
                 files += 1
                 length += segment.file.size
                 damage += segment.verify()
+                for file in part.indexes.values():  # type: ignore[attr-defined]
+                    files += 1
+                    try:
+                        index = segment.index(file)
+                        length += index.size
+                        damage += index.verify()
+                    except (Corruption, NotFound) as error:
+                        damage.append(error)
         for extent in state.located:
             try:
                 extent.read(store.files, store.folder(state.uuid))

@@ -1,10 +1,10 @@
 """Runs a search over the parts of a snapshot and merges what they find.
 
-Segments, or row ranges of large ones, are spread over the database's thread pool (kernels release the GIL). Each
-gives its best k by exact keys from one fixed-order kernel, so the merge is exact and the answer does not depend on
-threads, on how rows are spread over segments, or on the size of the batch. Equal keys are ordered by id: where rows
-with the key of the k-th place were left out by a part, they are fetched and take part. Stateless apart from the
-searchers kept with their segments; safe in any thread.
+Each part is searched the way the planner chose. Exact searches of large parts are split into row ranges, searches of an
+index by queries, and spread over the database's thread pool (kernels release the GIL). All keys come from one fixed-order
+kernel, so the merge is exact, and an exact answer does not depend on threads, on how rows are spread over segments, or on
+the size of the batch. Equal keys are ordered by id: where rows with the key of the k-th place were left out by an exact
+part, they are fetched and take part. Stateless apart from the searchers kept with their segments; safe in any thread.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
+from vecdb_index.contract import Control, Rows, Searcher
 from vecdb_index.contract import Hits as FoundRows
-from vecdb_index.contract import Rows
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.ids import Id
 from vecdb_storage.segment import Segment, StoredField
@@ -31,8 +31,10 @@ from ..filters import Expression
 from ..schema import Dense
 from . import bitmaps
 from .plan import PartPlan
+from .planner import Way, way_of
 
 _SMALLEST_TASK = 4 << 20  # bytes of vectors for which another thread is worth waking
+_FEWEST_QUERIES = 8  # of an index, likewise
 _searchers: WeakKeyDictionary[Segment, dict[tuple[str, int, int], FlatSearcher]] = WeakKeyDictionary()
 
 
@@ -46,16 +48,106 @@ class Found:
     row: int
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a field. recall: 1 for an exact answer. control: deadline and cancellation, None for neither."""
+
+    field: str
+    declared: Dense
+    k: int
+    recall: float
+    where: Expression | None = None
+    without: Expression | None = None
+    control: Control | None = None
+
+
 @dataclass
 class _Task:
-    """A range of rows of one part. first: its first row."""
+    """Some queries over some rows of one part. first: the first row."""
 
     part: Part
     first: int
-    searcher: FlatSearcher
+    searcher: Searcher
+    exact: FlatSearcher | None
     allowed: Words | None
+    effort: float
+    queries: slice
     result: FoundRows | None = None
     seconds: float = 0.0
+
+
+class Answer:
+    """The hits of some queries: as arrays, or, where ties had to be settled one by one, as lists.
+
+    keys: (m, k) float32, -inf where there is none. ids: (m, k) object, None there.
+    """
+
+    def __init__(self, m: int, k: int) -> None:
+        self.keys = np.full((m, k), -np.inf, np.float32)
+        self.ids = np.full((m, k), None, object)
+        self._rows = np.zeros((m, k), np.int64)
+        self._owner = np.zeros((m, k), np.int64)
+        self._parts: list[Part] = []
+        self._lists: dict[int, list[Found]] = {}
+
+    @staticmethod
+    def of_one(tasks: list[_Task], queries: npt.NDArray[np.float32], k: int) -> Answer:
+        answer = Answer(0, 0)
+        answer._lists[0] = _merge(tasks, 0, queries, k)
+        return answer
+
+    @staticmethod
+    def of_many(tasks: list[_Task], queries: npt.NDArray[np.float32], k: int) -> Answer:
+        m = len(queries)
+        answer = Answer(m, k)
+        groups: dict[tuple[int, int], list[_Task]] = {}
+        for task in tasks:
+            groups.setdefault((id(task.part), task.first), []).append(task)
+        if not groups:
+            return answer
+        keys = np.full((m, len(groups) * k), -np.inf, np.float32)
+        rows = np.zeros((m, len(groups) * k), np.int64)
+        settle = np.zeros(m, np.bool_)  # queries with ties, which ids decide
+        for number, group in enumerate(groups.values()):
+            columns = slice(number * k, number * k + k)
+            for task in group:
+                assert task.result is not None
+                keys[task.queries, columns] = task.result.keys
+                rows[task.queries, columns] = task.result.rows + task.first
+                settle[task.queries] |= task.result.tied
+            answer._parts.append(group[0].part)
+        order = np.argsort(-keys, axis=1, kind="stable")[:, : k + 1]
+        best = np.take_along_axis(keys, order, 1)
+        settle |= ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -np.inf)).any(axis=1)
+        order = order[:, :k]
+        answer.keys, answer._owner = best[:, :k], order // k
+        answer._rows = np.take_along_axis(rows, order, 1)
+        for number, part in enumerate(answer._parts):
+            here = (answer._owner == number) & (answer.keys > -np.inf)
+            if here.any():
+                answer.ids[here] = np.array(part.keys(answer._rows[here]), object)
+        for query in np.flatnonzero(settle).tolist():
+            mine = [task for task in tasks if task.queries.start <= query < task.queries.stop]
+            found = answer._lists[query] = _merge(mine, query, queries, k)
+            answer.ids[query, : len(found)] = [hit.id for hit in found]
+            answer.keys[query, : len(found)] = [hit.key for hit in found]
+        return answer
+
+    def __getitem__(self, query: int) -> list[Found]:
+        found = self._lists.get(query)
+        if found is None:
+            length = int(np.count_nonzero(self.keys[query] > -np.inf))
+            columns = (a[query, :length].tolist() for a in (self.keys, self.ids, self._owner, self._rows))
+            found = [Found(key, name, self._parts[owner], row) for key, name, owner, row in zip(*columns, strict=True)]
+            self._lists[query] = found
+        return found
+
+
+@dataclass
+class _Planned:
+    part: Part
+    way: Way | None
+    tasks: list[_Task] = field(default_factory=list)
 
 
 class Executor:
@@ -72,30 +164,39 @@ class Executor:
     def search(
         self,
         snapshot: Snapshot,
-        name: str,
-        declared: Dense,
+        asked: Asked,
         queries: npt.NDArray[np.float32],
-        k: int,
-        where: Expression | None,
-        without: Expression | None = None,
+        *,
+        batch: bool,
         explain: list[PartPlan] | None = None,
-    ) -> list[list[Found]]:
-        """The best k of each of the (m, d) queries. explain: a list to which each part adds what it did."""
-        tasks = []
-        for part in snapshot.parts:
-            stored = part.field(name) if part.rows else None
-            if stored is None:
-                continue
-            words = bitmaps.allowed(part, where, without)
-            if words is None or words.any():
-                tasks += self._split(part, name, declared, stored, words)
-        self._run(tasks, lambda task: task.searcher.search(queries, k, allowed=task.allowed))
-        if explain is not None:
-            explain += [_explained(part, [t for t in tasks if t.part is part]) for part in snapshot.parts if part.rows]
-        return [_merge(tasks, query, queries, k) for query in range(len(queries))]
+    ) -> Answer:
+        """The best k of each of the (m, d) queries. explain: a list to which each part adds what it did.
 
-    def _split(self, part: Part, name: str, declared: Dense, stored: StoredField, words: Words | None) -> list[_Task]:
-        """A part as one task, or as about as many row ranges as there are threads."""
+        batch: false for a single query, whose answer is then made without the arrays.
+        Raises Cancelled, DeadlineReached.
+        """
+        planned = [self._plan(part, asked, snapshot.count, len(queries)) for part in snapshot.parts if part.rows]
+        tasks = [task for each in planned for task in each.tasks]
+        self._run(tasks, lambda t: t.searcher.search(queries[t.queries], asked.k, t.effort, t.allowed, control=asked.control))
+        if explain is not None:
+            explain += [_explained(each) for each in planned]
+        return Answer.of_many(tasks, queries, asked.k) if batch else Answer.of_one(tasks, queries, asked.k)
+
+    def _plan(self, part: Part, asked: Asked, total: int, queries: int) -> _Planned:
+        stored = part.field(asked.field)
+        words = None if stored is None else bitmaps.allowed(part, asked.where, asked.without)
+        if stored is None or not (words is None or words.any()):
+            return _Planned(part, None)
+        whole = _searcher(part, asked, stored, 0, part.rows)
+        # Of the k best of all parts about so many are here, and these have to be found.
+        share = part.live_rows / max(1, total)
+        way = way_of(part, asked.field, asked.declared, whole.rows, words, asked.k, share, asked.recall, queries)
+        if way.searcher is None:
+            return _Planned(part, way, self._split_rows(part, asked, stored, words, queries))
+        return _Planned(part, way, self._split_queries(part, way, words, queries))
+
+    def _split_rows(self, part: Part, asked: Asked, stored: StoredField, words: Words | None, queries: int) -> list[_Task]:
+        """An exact search as one task, or as about as many row ranges as there are threads."""
         pieces = min(self.threads, max(1, stored.vectors.nbytes // _SMALLEST_TASK))
         step = -(-part.rows // pieces // 64) * 64 or 64
         tasks = []
@@ -103,8 +204,16 @@ class Executor:
             last = min(first + step, part.rows)
             mine = None if words is None else words[first // 64 : -(-last // 64)]
             if mine is None or mine.any():
-                tasks.append(_Task(part, first, _searcher(part, name, declared, stored, first, last), mine))
+                searcher = _searcher(part, asked, stored, first, last)
+                tasks.append(_Task(part, first, searcher, searcher, mine, 1.0, slice(0, queries)))
         return tasks
+
+    def _split_queries(self, part: Part, way: Way, words: Words | None, queries: int) -> list[_Task]:
+        assert way.searcher is not None
+        pieces = min(self.threads, max(1, queries // _FEWEST_QUERIES))
+        step = -(-queries // pieces)
+        ranges = [slice(start, min(queries, start + step)) for start in range(0, queries, step)]
+        return [_Task(part, 0, way.searcher, None, words, way.effort, some) for some in ranges]
 
     def _run(self, tasks: list[_Task], work: Callable[[_Task], FoundRows]) -> None:
         def run(task: _Task) -> None:
@@ -119,48 +228,48 @@ class Executor:
             list(self._pool.map(run, tasks))
 
 
-def _searcher(part: Part, name: str, declared: Dense, stored: StoredField, first: int, last: int) -> FlatSearcher:
+def _searcher(part: Part, asked: Asked, stored: StoredField, first: int, last: int) -> FlatSearcher:
     kept = _searchers.setdefault(part.segment, {}) if isinstance(part, SegmentPart) else {}
-    searcher = kept.get((name, first, last))
+    searcher = kept.get((asked.field, first, last))
     if searcher is None:
         present = None if stored.present is None else stored.present[first // 64 : -(-last // 64)]
-        rows = Rows(stored.vectors[first:last], stored.norms[first:last], declared.metric, present)
-        searcher = kept[name, first, last] = FlatSearcher(rows)
+        rows = Rows(stored.vectors[first:last], stored.norms[first:last], asked.declared.metric, present)
+        searcher = kept[asked.field, first, last] = FlatSearcher(rows)
     return searcher
 
 
 def _merge(tasks: Sequence[_Task], query: int, queries: npt.NDArray[np.float32], k: int) -> list[Found]:
-    """The best k of one query over all tasks, by (key, id)."""
+    """The best k of one query over all tasks that it was in, by (key, id)."""
     if len(tasks) == 1:
-        result = tasks[0].result
+        result, at = tasks[0].result, query - tasks[0].queries.start
         assert result is not None
-        length = int(result.lengths[query])
-        keys, at = result.keys[query, :length], result.rows[query, :length]
-        if not result.tied[query] and not (keys[1:] == keys[:-1]).any():  # then rows are in their final order
+        length = int(result.lengths[at])
+        keys, rows = result.keys[at, :length], result.rows[at, :length]
+        if not result.tied[at] and not (keys[1:] == keys[:-1]).any():  # then rows are in their final order
             part = tasks[0].part
-            at = at + tasks[0].first
-            hits = zip(keys.tolist(), part.keys(at), at.tolist(), strict=True)
+            rows = rows + tasks[0].first
+            hits = zip(keys.tolist(), part.keys(rows), rows.tolist(), strict=True)
             return [Found(key, name, part, row) for key, name, row in hits]
     candidates: list[tuple[float, _Task, int]] = []
     tied = []
     for task in tasks:
-        result = task.result
+        result, at = task.result, query - task.queries.start
         assert result is not None
-        count = int(result.lengths[query])
-        keys = result.keys[query, :count].tolist()
-        candidates += [(key, task, row) for key, row in zip(keys, result.rows[query, :count].tolist(), strict=True)]
-        if result.tied[query]:
-            tied.append((keys[-1], task))
+        count = int(result.lengths[at])
+        found_keys = result.keys[at, :count].tolist()
+        candidates += [(key, task, row) for key, row in zip(found_keys, result.rows[at, :count].tolist(), strict=True)]
+        if result.tied[at]:
+            tied.append((found_keys[-1], task))
     if len(tasks) > 1:
         candidates.sort(key=_by_key)
     if len(candidates) > k:
         last = candidates[k - 1][0]
         candidates = [candidate for candidate in candidates if candidate[0] >= last]
     for key, task in tied:
-        if len(candidates) <= k - 1 or key < candidates[k - 1][0]:
+        if task.exact is None or len(candidates) <= k - 1 or key < candidates[k - 1][0]:
             continue
         known = {row for other_key, other, row in candidates if other is task and other_key == key}
-        rows = task.searcher.rows_at(queries[query], key, task.allowed)
+        rows = task.exact.rows_at(queries[query], key, task.allowed)
         candidates += [(key, task, row) for row in rows.tolist() if row not in known]
     found = [Found(key, task.part.key(task.first + row), task.part, task.first + row) for key, task, row in candidates]
     if any(a.key == b.key for a, b in itertools.pairwise(found)) or tied:
@@ -172,13 +281,16 @@ def _by_key(candidate: tuple[float, Any, int]) -> float:
     return -candidate[0]
 
 
-def _explained(part: Part, tasks: Sequence[_Task]) -> PartPlan:
+def _explained(planned: _Planned) -> PartPlan:
+    part, way, tasks = planned.part, planned.way, planned.tasks
     results = [task.result for task in tasks if task.result is not None]
     return PartPlan(
         kind="segment" if isinstance(part, SegmentPart) else "memtable",
         rows=part.rows,
-        allowed=sum(bitmaps.count(t.allowed, t.searcher.rows.vectors.shape[0]) for t in tasks),
-        way="exact scan" if tasks else "skipped: nothing allowed",
+        allowed=0 if way is None else way.allowed,
+        way="skipped: nothing allowed" if way is None else way.name,
+        why="" if way is None else way.why,
+        expected=1.0 if way is None else way.expected,
         scored=sum(result.scored for result in results),
         bytes=sum(result.bytes for result in results),
         milliseconds=1000 * sum(task.seconds for task in tasks),

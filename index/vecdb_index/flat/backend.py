@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..contract import Arrays, Budget, Part, Progress, Rows, Searcher
+from ..contract import Arrays, Budget, Part, Progress, Rows, Searcher, Trial
 from .params import Flat
 from .search import FlatSearcher
 
@@ -15,8 +15,12 @@ class _FlatBackend:
     def train(self, sample: Rows, params: Flat, budget: Budget) -> Arrays:
         return {}
 
-    def build(self, rows: Rows, trained: Arrays, params: Flat, budget: Budget, progress: Progress) -> Arrays:
+    def build(
+        self, rows: Rows, trained: Arrays, params: Flat, budget: Budget, progress: Progress, trial: Trial | None = None
+    ) -> Arrays:
         budget.control.poll()
+        if trial is not None:
+            trial.run(FlatSearcher(trial.others(rows)), trial.others(rows))
         progress(1.0)
         return {}
 

@@ -65,11 +65,17 @@ class FlatSearcher:
         settle(keys, rows, sizes, dropped, read_only(np.full(m, -np.inf, np.float32) if floor is None else floor), tied)
         return Hits(keys, rows, sizes.astype(np.int32), tied, scored, scored // max(1, m) * vectors[:1].nbytes)
 
-    def cost(self, k: int, effort: float, selectivity: float) -> float:
-        """By what memory delivers: a stream, or where little is allowed, rows here and there."""
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
+        """By what memory delivers, or for many queries the arithmetic; where little is allowed, by rows here and there."""
         n, row_bytes = len(self.rows.vectors), self.rows.vectors[:1].nbytes
-        stream, gather = n * (2e-9 + row_bytes / 18e9), selectivity * n * (40e-9 + row_bytes / 10e9)
-        return 5e-6 + (stream if selectivity >= 1 else min(stream, gather))
+        if queries > _STREAMED:
+            allowed = selectivity * n
+            kept = min(k, allowed) * (1 + np.log(max(1.0, allowed / k)))  # rows that are looked at closely
+            multiplied = allowed * (self.rows.vectors.shape[1] / 40e9 + row_bytes / 10e9 / queries)
+            return float(5e-6 + multiplied + kept * (150e-9 + row_bytes / 10e9))
+        if selectivity < 1:
+            return 5e-6 + selectivity * n * (20e-9 + row_bytes / 10e9)
+        return 5e-6 + n * (2e-9 + row_bytes / 18e9)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """The allowed rows whose key for the (d,) query is exactly `key`, ascending: the ties at a place."""

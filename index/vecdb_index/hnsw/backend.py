@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..contract import Arrays, Budget, Part, Progress, Rows, Searcher
+from ..contract import Arrays, Budget, Part, Progress, Rows, Searcher, Trial
 from .build import build
 from .params import HNSW
 from .search import HNSWSearcher
@@ -16,8 +16,10 @@ class _HNSWBackend:
     def train(self, sample: Rows, params: HNSW, budget: Budget) -> Arrays:
         return {}
 
-    def build(self, rows: Rows, trained: Arrays, params: HNSW, budget: Budget, progress: Progress) -> Arrays:
-        return build(rows, params, budget, progress)
+    def build(
+        self, rows: Rows, trained: Arrays, params: HNSW, budget: Budget, progress: Progress, trial: Trial | None = None
+    ) -> Arrays:
+        return build(rows, params, budget, progress, trial)
 
     def merge(self, parts: Sequence[Part], rows: Rows, trained: Arrays, params: HNSW, budget: Budget) -> Arrays | None:
         return None  # a graph without its dead rows loses recall little by little; a new one does not

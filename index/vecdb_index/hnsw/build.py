@@ -2,14 +2,14 @@
 
     adj      u32 (n, 2 m)   the links of each row; what lies beyond its degree means nothing
     deg      u16 (n,)       how many links a row has; 0 for rows without a vector
-    entries  u32 (e,)       rows from which walks begin
+    entries  u32 (e,)       rows from which walks begin: at first a few at random, the cube root of n
 
 For a batch: each of its rows walks the graph as it was before the batch and prunes what it found to its links; then these are
 turned round, and each row that gained links keeps the best. A row's links are written by one task only, and rows of one
 batch never see each other, so the bytes do not depend on threads. Pruning is that of HNSW (Malkov and Yashunin, 2016,
 algorithm 4) with the slack of Vamana (Subramanya et al., NeurIPS 2019): a candidate stays unless it is by a factor nearer to a
 link already chosen. There are no upper layers: on vectors of many dimensions they do not pay (Munyampirwa et al., 2024), and
-a few central rows as entries do their work on the others. At the end every row can be reached from an entry.
+more than one entry does their work on the others. At the end every row can be reached from an entry.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import Arrays, Budget, NeedsMemory, Progress, Rows
+from ..contract import Arrays, Budget, NeedsMemory, Progress, Rows, Trial
 from ..kernels.compile import kernel
 from ..kernels.distances import COSINE, METRICS, read_only
 from ..kernels.product import widen
 from .params import HNSW
+from .search import HNSWSearcher
 from .walk import LIFTED, MAX_ROWS, apart, insert, key_at, key_in, packed, row_in, walk
 
 _SLACK = np.float32(1.2)  # on squared distances
 _ROOM = 1.3  # links that a row may gather, of its degree, before they are pruned
 _TASK = 64  # rows to a task
-_ENTRIES = 64
 
 Done = Callable[[int], None]
 
@@ -39,7 +39,7 @@ Done = Callable[[int], None]
 class Graph:
     """A graph while it is built, and what its kernels need of the rows."""
 
-    def __init__(self, rows: Rows, params: HNSW, seed: int) -> None:
+    def __init__(self, rows: Rows, params: HNSW) -> None:
         self.vectors = read_only(rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors)
         self.metric = METRICS[rows.metric] if rows.metric != "ip" else LIFTED
         self.norms, self.square = read_only(rows.norms), np.float32(0)
@@ -69,8 +69,8 @@ def memory_of(n: int, d: int, params: HNSW, threads: int) -> int:
     return n * (int(params.degree * _ROOM) + 1 + params.degree) * 4 + threads * (2 * n + params.degree * d * 4) + (1 << 20)
 
 
-def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress) -> Arrays:
-    """See the module. Raises NeedsMemory, Cancelled, ValueError for more than 2^31 rows."""
+def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress, trial: Trial | None = None) -> Arrays:
+    """See the module. Raises NeedsMemory, Cancelled, ValueError for 2^31 rows or more."""
     n, d = rows.vectors.shape
     if n >= MAX_ROWS:
         raise ValueError(f"a graph holds fewer than {MAX_ROWS:,} rows; this segment has {n:,}")
@@ -79,18 +79,36 @@ def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress) -> Array
         raise NeedsMemory(needed, budget.memory)
     order = np.arange(n) if rows.present is None else np.flatnonzero(_flags(rows.present, n))
     order = np.random.default_rng(budget.seed).permutation(order)
-    graph = Graph(rows, params, budget.seed)
-    if len(order):
-        with _Team(budget.threads, graph) as team:
-            graph.entries = _central(graph, order[: min(len(order), 4096)], team)
-            for start, stop in _batches(len(order)):
-                budget.control.poll()
-                _insert(graph, order[:start], order[start:stop], team)
-                progress(0.95 * stop / len(order))
-            team.run(len(order), lambda a, b, s: _shorten(*_about(graph), order[a:b], graph.degree, *s))
-            _connect(graph, order, team)
+    held = 0
+    if trial is not None:  # its rows come last, when the trial is over
+        last = np.isin(order, trial.rows)
+        order, held = np.concatenate([order[~last], order[last]]), int(last.sum())
+    graph = Graph(rows, params)
+    with _Team(budget.threads, graph) as team:
+        first = order[: len(order) - held]
+        graph.entries = first[: round(len(first) ** (1 / 3))].astype(np.uint32)
+        for start, stop in _batches(len(first)):
+            budget.control.poll()
+            _insert(graph, order[:start], order[start:stop], team)
+            progress(0.95 * stop / len(order))
+        if trial is not None:
+            _finish(graph, first, team)
+            trial.run(HNSWSearcher(_arrays(graph), trial.others(rows), params), trial.others(rows))
+            _insert(graph, first, order[len(first) :], team)
+        _finish(graph, order, team)
     progress(1.0)
-    return {"adj": np.ascontiguousarray(graph.adj[:, : graph.degree]), "deg": graph.deg, "entries": graph.entries}
+    return _arrays(graph)
+
+
+def _finish(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
+    """No row keeps more links than it may, and every row can be reached."""
+    team.run(len(order), lambda a, b, s: _shorten(*_about(graph), order[a:b], graph.degree, *s))
+    _connect(graph, order, team)
+
+
+def _arrays(graph: Graph) -> Arrays:
+    adj = np.ascontiguousarray(graph.adj[:, : graph.degree])
+    return {"adj": adj, "deg": graph.deg.copy(), "entries": graph.entries}
 
 
 def _flags(words: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.bool_]:
@@ -140,21 +158,10 @@ def _about(graph: Graph) -> tuple[Any, ...]:
     return graph.vectors, graph.norms, graph.metric, graph.square, graph.adj, graph.deg
 
 
-def _central(graph: Graph, sample: npt.NDArray[np.int64], team: _Team) -> npt.NDArray[np.uint32]:
-    """The first entries: rows of the sample, each as far as can be from those before it, beginning with the first."""
-    count = min(len(sample), _ENTRIES)
-    chosen = np.zeros(count, np.int64)
-    _, _, _, _, _, kept = team._scratch[0]
-    _spread(*_about(graph)[:4], sample, chosen, kept)
-    return np.unique(chosen).astype(np.uint32)
-
-
 def _insert(graph: Graph, before: npt.NDArray[np.int64], batch: npt.NDArray[np.int64], team: _Team) -> None:
-    entries = graph.entries if len(before) >= len(graph.entries) else before[:1].astype(np.uint32)
-    inside = np.isin(entries, before)  # an entry that is not inserted yet leads nowhere, but is a row like any other
-    entries = entries[inside] if inside.any() else before[:1].astype(np.uint32)
-    if not len(before):
+    if not len(before) or not len(batch):
         return
+    entries = graph.entries[: len(before)]  # they were the first rows of all
     team.run(len(batch), lambda a, b, s: _link(*_about(graph), read_only(entries), batch[a:b], graph.degree, graph.width, *s))
     degrees = graph.deg[batch].astype(np.int64)
     source = np.repeat(batch, degrees)
@@ -212,22 +219,6 @@ def _take(vectors, norms, metric, row, kept, place):
 
 
 @kernel
-def _spread(vectors, norms, metric, square, sample, chosen, kept):
-    """Rows of the sample, each the farthest from those chosen before it (Gonzalez, 1985)."""
-    distance = np.full(len(sample), np.float32(np.inf))
-    chosen[0] = sample[0]
-    for i in range(1, len(chosen)):
-        lift = _take(vectors, norms, metric, chosen[i - 1], kept, 0)
-        best = 0
-        for j in range(len(sample)):
-            key = key_at(kept, 0, vectors, norms, sample[j], metric, lift, 0)
-            distance[j] = min(distance[j], apart(key, metric, square))
-            if distance[j] > distance[best]:
-                best = j
-        chosen[i] = sample[best]
-
-
-@kernel
 def _prune(vectors, norms, metric, square, row, pool, size, degree, chosen, kept):
     """Chooses links of `row` from the pool, best first: chosen[:count]. kept[1:] is scratch."""
     d = np.int64(vectors.shape[1])
@@ -260,7 +251,7 @@ def _link(vectors, norms, metric, square, adj, deg, entries, batch, degree, widt
         row = batch[i]
         lift = _take(vectors, norms, metric, row, kept, 0)
         mark = _next(seen, epoch)
-        size, _ = walk(kept, 0, vectors, norms, metric, lift, adj, deg, entries, seen, mark, pool, width, near)
+        size, _ = walk(kept, 0, vectors, norms, metric, lift, adj, deg, entries, seen, mark, pool, width, width, near)
         count = _prune(vectors, norms, metric, square, row, pool, size, degree, chosen, kept)
         for j in range(count):
             adj[row, j] = np.uint32(chosen[j])
@@ -336,7 +327,7 @@ def _adopt(
     """Links the nearest reached row that has room to a lost one. False when there is none."""
     lift = _take(vectors, norms, metric, lost[0], kept, 0)
     mark = _next(seen, epoch)
-    size, _ = walk(kept, 0, vectors, norms, metric, lift, adj, deg, entries, seen, mark, pool, width, near)
+    size, _ = walk(kept, 0, vectors, norms, metric, lift, adj, deg, entries, seen, mark, pool, width, width, near)
     for i in range(size):
         row = row_in(pool[i])
         if reached[row] and np.int64(deg[row]) < degree:

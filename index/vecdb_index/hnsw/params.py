@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,8 @@ class HNSW:
     m: half the greatest number of links of a row; more cost memory (8 m bytes a row) and help hard data. ef_construction: how
     widely a new row looks for its links; more cost build time and help recall at the same effort.
     """
+
+    backend: ClassVar[str] = "hnsw"
 
     m: int = 16
     ef_construction: int = 120

@@ -1,8 +1,9 @@
 """Searches the graph of one segment.
 
-`effort` is how many rows a walk keeps in view, *ef*, on a logarithmic scale from 8 to 4,096. With a bitmap the walk goes
-through rows that are not allowed and keeps those that are; where that would score more rows than there are allowed ones, or
-finds fewer hits than it should, the allowed rows are scanned instead: k hits come back whenever k are allowed.
+`effort` is how many rows a walk keeps in view and goes on from, *ef*, on a logarithmic scale from 4 to 4,096; where that is
+less than k, the walk goes on from the best ef of k rows that it keeps. With a bitmap it goes through rows that are not allowed
+and keeps those that are; where that would score more rows than there are allowed ones, or finds fewer hits than it should,
+the allowed rows are scanned instead: k hits come back whenever k are allowed.
 
 A HNSWSearcher is safe in any thread: each search borrows scratch (2 bytes a row, and 8 with a bitmap).
 """
@@ -22,14 +23,14 @@ from ..kernels.distances import METRICS, prepared, read_only
 from .params import HNSW
 from .walk import key_in, row_in, walk, walk_allowed
 
-LEAST_EF, MOST_EF = 8, 4096
+LEAST_EF, MOST_EF = 4, 4096
 _POLL = 64  # queries between two looks at the deadline
 _SCRATCH = 8  # kept for later searches
 
 
-def ef_of(effort: float, k: int) -> int:
-    """How many rows a walk keeps in view."""
-    return max(k, round(LEAST_EF * (MOST_EF / LEAST_EF) ** min(1.0, max(0.0, effort))))
+def ef_of(effort: float) -> int:
+    """How many rows a walk goes on from."""
+    return round(LEAST_EF * (MOST_EF / LEAST_EF) ** min(1.0, max(0.0, effort)))
 
 
 class HNSWSearcher:
@@ -42,6 +43,7 @@ class HNSWSearcher:
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
         self._vectors, self._norms = read_only(bits), read_only(rows.norms)
         self._exact = FlatSearcher(rows)
+        self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
         self._spare: deque[tuple[Any, ...]] = deque(maxlen=_SCRATCH)
 
     def _check(self) -> None:
@@ -67,15 +69,16 @@ class HNSWSearcher:
         m = len(queries)
         if allowed is not None and self.rows.present is not None:
             allowed = allowed & self.rows.present
-        count = len(self.rows) if allowed is None else int(np.bitwise_count(allowed).sum())
+        count = self._count if allowed is None else int(np.bitwise_count(allowed).sum())
         wanted = min(k, count)
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes = np.zeros(m, np.int64)
         scored = 0
         if m and k and count and len(self._entries):
             ready = prepared(queries, self.rows.metric)
-            ef = min(ef_of(effort, k), len(self.rows))
-            scratch = self._borrow(ef, allowed is not None)
+            ef = min(ef_of(effort), len(self.rows))
+            limit = max(ef, k)
+            scratch = self._borrow(limit, allowed is not None)
             words = np.zeros(0, np.uint64) if allowed is None else allowed
             step = m if control is None else _POLL
             for start in range(0, m, step):
@@ -83,7 +86,7 @@ class HNSWSearcher:
                     control.poll()
                 scored += _search(
                     ready, start, min(m, start + step), self._vectors, self._norms, self._metric, self._adj, self._deg,
-                    self._entries, ef, read_only(words), count, keys, rows, sizes, *scratch,
+                    self._entries, limit, ef, read_only(words), count, keys, rows, sizes, *scratch,
                 )  # fmt: skip
             self._spare.append(scratch)
         short = np.flatnonzero(sizes < wanted)
@@ -99,7 +102,7 @@ class HNSWSearcher:
         keys[beyond], rows[beyond] = -np.inf, -1
         return Hits(keys, rows, sizes.astype(np.int32), np.zeros(m, np.bool_), scored, scored * self.rows.vectors[:1].nbytes)
 
-    def _borrow(self, ef: int, filtered: bool) -> tuple[Any, ...]:
+    def _borrow(self, limit: int, filtered: bool) -> tuple[Any, ...]:
         """seen, epoch, pool, near, heap: of an earlier search where they are large enough."""
         n = len(self.rows)
         try:
@@ -107,8 +110,8 @@ class HNSWSearcher:
         except IndexError:
             seen, epoch = np.zeros(n, np.uint16), np.zeros(1, np.uint16)
             pool, near, heap = np.empty(0, np.uint64), np.empty(self._adj.shape[1] + 1, np.int64), np.empty(0, np.uint64)
-        if len(pool) < ef + 1:
-            pool = np.empty(max(256, ef + 1), np.uint64)
+        if len(pool) < limit + 1:
+            pool = np.empty(max(256, limit + 1), np.uint64)
         if filtered and len(heap) < n:
             heap = np.empty(n, np.uint64)
         return seen, epoch, pool, near, heap
@@ -117,10 +120,10 @@ class HNSWSearcher:
         """See FlatSearcher."""
         return self._exact.rows_at(query, key, allowed)
 
-    def cost(self, k: int, effort: float, selectivity: float) -> float:
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
         """By the rows that a walk scores, each a miss of the cache and a multiplication."""
         n, row_bytes = max(1, len(self.rows)), self.rows.vectors[:1].nbytes
-        walked = len(self._entries) + 12.0 * ef_of(effort, k) / max(selectivity, 1 / n)
+        walked = len(self._entries) + 12.0 * max(ef_of(effort), k / 3) / max(selectivity, 1 / n)
         allowed = selectivity * n
         scored = min(walked, n) if selectivity >= 1 else min(walked, allowed) + (allowed if walked > allowed else 0)
         return 5e-6 + scored * (60e-9 + row_bytes / 12e9)
@@ -128,7 +131,7 @@ class HNSWSearcher:
 
 @kernel
 def _search(
-    queries, start, stop, vectors, norms, metric, adj, deg, entries, ef, allowed, count, keys, rows, sizes,
+    queries, start, stop, vectors, norms, metric, adj, deg, entries, limit, ef, allowed, count, keys, rows, sizes,
     seen, epoch, pool, near, heap,
 ):  # fmt: skip
     k, d = keys.shape[1], np.int64(queries.shape[1])
@@ -140,11 +143,28 @@ def _search(
         epoch[0] += np.uint16(1)
         if len(allowed):
             size, more = walk_allowed(
-                queries, q * d, vectors, norms, metric, adj, deg, entries, seen, epoch[0], pool, ef, near, heap, allowed, count
+                queries,
+                q * d,
+                vectors,
+                norms,
+                metric,
+                adj,
+                deg,
+                entries,
+                seen,
+                epoch[0],
+                pool,
+                limit,
+                near,
+                heap,
+                allowed,
+                count,
             )
         else:
             zero = np.float32(0)
-            size, more = walk(queries, q * d, vectors, norms, metric, zero, adj, deg, entries, seen, epoch[0], pool, ef, near)
+            size, more = walk(
+                queries, q * d, vectors, norms, metric, zero, adj, deg, entries, seen, epoch[0], pool, limit, ef, near
+            )
         scored += more
         size = min(size, k)
         for i in range(size):

@@ -90,8 +90,8 @@ def key_at(query, at, vectors, norms, row, metric, lift, ahead):
 
 
 @kernel
-def walk(query, at, vectors, norms, metric, lift, adj, deg, entries, seen, epoch, pool, limit, near):
-    """Fills the pool with the best `limit` nodes that can be found from the entries. Returns (size, rows scored)."""
+def walk(query, at, vectors, norms, metric, lift, adj, deg, entries, seen, epoch, pool, limit, ef, near):
+    """Fills the pool with the best `limit` nodes that are found by going on from the best `ef`. Returns (size, rows scored)."""
     d = np.int64(vectors.shape[1])
     size, scored = 0, len(entries)
     for e in range(len(entries)):
@@ -102,7 +102,7 @@ def walk(query, at, vectors, norms, metric, lift, adj, deg, entries, seen, epoch
         if insert(pool, size, limit, entry) < limit and size < limit:
             size += 1
     place = 0
-    while place < size:
+    while place < min(size, ef):
         entry = pool[place]
         if entry & _DONE:
             place += 1

@@ -1,0 +1,8 @@
+"""The parameters of the index backends: what `Dense(384, index=HNSW(m=16))` is made of. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from vecdb_index.flat.params import Flat
+from vecdb_index.hnsw.params import HNSW
+
+__all__ = ["HNSW", "Flat"]

@@ -1,0 +1,107 @@
+"""The index of a field of a segment: where it is, whether it can be used, and what it promises.
+
+An index file that is missing, damaged or of another version costs speed, never an answer: the segment is searched exactly,
+a warning is logged once, and whoever builds indexes (`upkeep`) is told. Searchers are kept with their segments. Any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vecdb_index import registry
+from vecdb_index.contract import Damaged, Rows, Searcher
+from vecdb_storage.arrayfile import CheckedArrays
+from vecdb_storage.errors import VecdbError
+from vecdb_storage.segment import Segment
+from vecdb_storage.snapshot import SegmentPart
+
+from ..schema import AUTO, Dense
+from .calibrate import Calibration
+
+AUTO_ROWS = 5_000  # from which on a segment gets a graph under "auto"
+AUTO_SECONDS = 0.3e-3  # that an exact search of it must take at least
+_log = logging.getLogger("vecdb")
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Index:
+    """searcher and calibration of one index; None in their place, with the reason, where it cannot be used."""
+
+    searcher: Searcher | None
+    calibration: Calibration
+    why: str = ""
+
+
+_kept: WeakKeyDictionary[Segment, dict[str, Index]] = WeakKeyDictionary()
+
+
+def wanted(declared: Dense, rows: int) -> Any:
+    """The parameters of the index that a segment of so many rows is to have, or None for none."""
+    if declared.index != AUTO:
+        return None if declared.index.backend == "flat" else declared.index
+    row_bytes = declared.dim * {"f32": 4, "f16": 2, "i8": 1}[declared.dtype]
+    if rows >= AUTO_ROWS and rows * (2e-9 + row_bytes / 18e9) >= AUTO_SECONDS:
+        return registry.params("hnsw")()
+    return None
+
+
+def why_auto(declared: Dense, rows: int) -> str:
+    """What "auto" decided for a segment, in words."""
+    if declared.index != AUTO:
+        return f"{declared.index.backend}, as declared"
+    chosen = wanted(declared, rows)
+    if chosen is None:
+        return f"auto: exact, because {rows:,} rows of {declared.dim} numbers are scanned in well under a millisecond"
+    return f"auto: {chosen.backend}, because an exact search would read {rows:,} rows of {declared.dim} numbers"
+
+
+def is_current(part: SegmentPart, name: str, params: Any) -> bool:
+    """Whether the index that the manifest names can be used and is built with these parameters."""
+    file = part.indexes.get(name)
+    if file is None:
+        return False
+    try:
+        meta = part.segment.index(file).meta
+    except VecdbError:
+        return False
+    backend = registry.backend(params.backend)
+    right = (meta.get("backend"), meta.get("version"), meta.get("params")) == (backend.name, backend.version, asdict(params))
+    return right and index_of(part, name, None).searcher is not None
+
+
+def index_of(part: SegmentPart, name: str, rows: Rows | None) -> Index:
+    """The index of a field of a segment as it can be used now. rows: of the field; None if it is surely open already."""
+    file = part.indexes.get(name)
+    if file is None:
+        return Index(None, Calibration(()), "no index yet")
+    with _lock:
+        kept = _kept.setdefault(part.segment, {})
+        found = kept.get(file)
+    if found is None:
+        if rows is None:
+            stored = part.field(name)
+            assert stored is not None
+            rows = Rows(stored.vectors, stored.norms, part.segment.index(file).meta["metric"], stored.present)
+        found = _opened(part, file, rows)
+        with _lock:
+            kept[file] = found
+    return found
+
+
+def _opened(part: SegmentPart, file: str, rows: Rows) -> Index:
+    try:
+        opened = part.segment.index(file)
+        meta = opened.meta
+        backend = registry.backend(meta["backend"])
+        if backend.version != meta["version"]:
+            return Index(None, Calibration(()), f"its index is of version {meta['version']} of {backend.name}")
+        searcher = backend.open(CheckedArrays(opened), {}, rows, backend.params(**meta["params"]))
+        return Index(searcher, Calibration.from_json(meta.get("calibration", [])))
+    except (VecdbError, Damaged, KeyError, ValueError) as error:
+        _log.warning("an index cannot be used, and is searched around until it is built again: %s", error)
+        return Index(None, Calibration(()), f"its index cannot be used: {error}")

@@ -1,0 +1,246 @@
+"""Builds the indexes of segments in the background, one at a time.
+
+An Indexer belongs to one Store, however many databases of this process share it. It looks at the manifests after each
+commit: a segment that is to have an index and has none that can be used (new, lost, damaged, of other parameters) gets one,
+largest segments first. Until then, and whatever fails, the segment is searched exactly. Nothing is resumed half-way: a build
+that was cut short leaves no file, and begins again. Everything may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vecdb_index import registry
+from vecdb_index.contract import Budget, Cancelled, Control, NeedsMemory, Rows
+from vecdb_index.flat.search import FlatSearcher
+from vecdb_storage.snapshot import SegmentPart
+from vecdb_storage.store import Store
+
+from ..errors import NotFound, VecdbError
+from ..schema import Dense
+from ..search.calibrate import Calibrating
+from ..search.indexes import is_current, wanted
+
+_log = logging.getLogger("vecdb")
+
+
+class _Pausable(Control):
+    """A Control whose polls wait while it is paused."""
+
+    __slots__ = ("going",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.going = threading.Event()
+        self.going.set()
+
+    def poll(self) -> None:
+        self.going.wait()
+        super().poll()
+
+    def cancel(self) -> None:
+        super().cancel()
+        self.going.set()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One index to build."""
+
+    uuid: bytes
+    segment: str
+    field: str
+    params: Any
+
+
+class Indexer:
+    def __init__(self, store: Store, threads: int) -> None:
+        self._store, self._threads = store, threads
+        self._users = 0
+        self._lock = threading.Condition()  # held for moments only; never while the store is called
+        self._woken = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._control = _Pausable()
+        self._stopped = False
+        self._current: tuple[Job, float] | None = None
+        self._failed: dict[Job, str] = {}
+        self._forced: set[tuple[bytes, str, str]] = set()
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something was committed. Called under the store's commit lock, so it only takes note."""
+        self._woken.set()
+        if self._thread is None and not self._stopped and any(s.manifest.segments for s in self._store.states.values()):
+            self._thread = threading.Thread(target=self._run, name="vecdb-index", daemon=True)
+            self._thread.start()
+
+    def release(self) -> None:
+        """One user less; the last one stops it. A build that is under way is given up."""
+        with _registry_lock:
+            self._users -= 1
+            if self._users:
+                return
+            _indexers.pop(self._store, None)
+        self._stopped = True
+        self._control.cancel()
+        self._woken.set()
+        if self.wake in self._store.listeners:
+            self._store.listeners.remove(self.wake)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+            thread.join()
+
+    def pause(self) -> None:
+        """Builds stand still, between two steps, until `resume`."""
+        self._control.going.clear()
+
+    def resume(self) -> None:
+        self._control.going.set()
+
+    # -- work ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._woken.wait()
+            self._woken.clear()
+            try:
+                while not self._stopped and (job := self._next(None)) is not None:
+                    self._do(job)
+            except Cancelled:
+                break
+            except VecdbError as error:  # the store was closed, or the disk is in trouble: the next commit tries again
+                _log.warning("indexing stopped for now: %s", error)
+            with self._lock:
+                self._lock.notify_all()
+
+    def _next(self, uuid: bytes | None) -> Job | None:
+        """The largest segment that lacks an index; of one collection, or of any."""
+        jobs: list[tuple[int, Job]] = []
+        for one, state in list(self._store.states.items()):
+            if state.damage is not None or state.snapshot is None or (uuid is not None and one != uuid):
+                continue
+            for part in state.snapshot.parts:
+                if isinstance(part, SegmentPart):
+                    jobs += [(part.rows, job) for job in self._missing(one, part, state.schema)]
+        return max(jobs, key=lambda each: each[0])[1] if jobs else None
+
+    def _missing(self, uuid: bytes, part: SegmentPart, schema: dict[str, Any]) -> list[Job]:
+        missing = []
+        for name, declared in ((name, Dense.from_json(field)) for name, field in schema["fields"].items()):
+            params = wanted(declared, part.rows)
+            job = Job(uuid, part.segment.name, name, params)
+            if job in self._failed:
+                continue
+            if params is None:
+                if name in part.indexes:
+                    missing.append(job)
+            elif part.field(name) is not None and (
+                (uuid, part.segment.name, name) in self._forced or not is_current(part, name, params)
+            ):
+                missing.append(job)
+        return missing
+
+    def _do(self, job: Job) -> None:
+        with self._lock:
+            self._current = (job, 0.0)
+        try:
+            self._build(job)
+        except NotFound:
+            pass  # the segment went, or the collection
+        except (NeedsMemory, ValueError, VecdbError) as error:
+            self._failed[job] = str(error)
+            _log.warning("index of field %r, segment %s: %s", job.field, job.segment, error)
+        finally:
+            self._forced.discard((job.uuid, job.segment, job.field))
+            with self._lock:
+                self._current = None
+                self._lock.notify_all()
+
+    def _build(self, job: Job) -> None:
+        store = self._store
+        snapshot = store.snapshot(job.uuid)
+        part = next((p for p in snapshot.parts if isinstance(p, SegmentPart) and p.segment.name == job.segment), None)
+        if part is None:
+            raise NotFound(f"segment {job.segment} is gone")
+        if job.params is None:
+            store.drop_index(job.uuid, job.segment, job.field)
+            return
+        stored = part.field(job.field)
+        if stored is None:
+            return
+        declared = Dense.from_json(snapshot.schema["fields"][job.field])
+        rows = Rows(stored.vectors, stored.norms, declared.metric, stored.present)
+        backend = registry.backend(job.params.backend)
+        budget = Budget(threads=self._threads, memory=_available() // 2, control=self._control)
+        trained = backend.train(rows, job.params, budget)
+        calibrating = Calibrating(rows, FlatSearcher, control=self._control)
+        arrays = backend.build(rows, trained, job.params, budget, lambda share: self._progress(job, share), calibrating.trial)
+        meta = {
+            "backend": backend.name, "version": backend.version, "params": asdict(job.params),
+            "metric": declared.metric, "calibration": calibrating.calibration.to_json(),
+        }  # fmt: skip
+        store.add_index(job.uuid, job.segment, job.field, arrays, meta)
+
+    def _progress(self, job: Job, share: float) -> None:
+        with self._lock:
+            self._current = (job, share)
+
+    # -- for the API --------------------------------------------------------------------------------
+
+    def wait(self, uuid: bytes) -> None:
+        """Returns when all of a collection's segments have the indexes that they are to have, or cannot get them."""
+        self.wake()
+        while not self._stopped and self._next(uuid) is not None and self._control.going.is_set():
+            self.wake()
+            with self._lock:
+                self._lock.wait(0.05)
+
+    def rebuild(self, uuid: bytes, field: str) -> None:
+        """Builds the indexes of a field anew; those that are there serve until then."""
+        for part in self._store.snapshot(uuid).parts:
+            if isinstance(part, SegmentPart):
+                self._forced.add((uuid, part.segment.name, field))
+        self._failed = {job: why for job, why in self._failed.items() if job.uuid != uuid}
+        self.wake()
+
+    def share_of(self, uuid: bytes, field: str) -> tuple[str, float] | None:
+        """The segment of this field that is being indexed, and how much of it is done."""
+        with self._lock:
+            if self._current is not None and (self._current[0].uuid, self._current[0].field) == (uuid, field):
+                return self._current[0].segment, self._current[1]
+        return None
+
+    def error_of(self, uuid: bytes, field: str) -> str | None:
+        """Why some index of the field could not be built."""
+        return next((why for job, why in self._failed.items() if (job.uuid, job.field) == (uuid, field)), None)
+
+
+def _available() -> int:
+    """Bytes of memory that are free."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # a system that does not say
+        return 1 << 32
+
+
+_indexers: WeakKeyDictionary[Store, Indexer] = WeakKeyDictionary()
+_registry_lock = threading.Lock()
+
+
+def indexer_of(store: Store, threads: int) -> Indexer:
+    """The one Indexer of a store; `release` it."""
+    with _registry_lock:
+        indexer = _indexers.get(store)
+        if indexer is None:
+            indexer = _indexers[store] = Indexer(store, threads)
+            store.listeners.append(indexer.wake)
+        indexer._users += 1
+    with store.commit_lock:
+        indexer.wake()
+    return indexer
