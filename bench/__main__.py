@@ -1,4 +1,4 @@
-"""`python -m bench [ingest] [small] [flat] [overhead] [open] [--points N] [--rounds R]`: the engine beside its peers.
+"""`python -m bench [ingest] [small] [flat] [overhead] [open] [graph] [--points N] [--rounds R]`: the engine beside its peers.
 
 Each table is measured side by side in one run: rounds take turns, medians are reported, and so are ratios, because single
 figures of a shared machine mean little. Writing programs run in processes of their own; engines that are peers, in
@@ -29,13 +29,15 @@ ENVIRONMENTS = {
     "milvus": ["pymilvus", "milvus-lite", "setuptools<81"],
     "qdrant": ["qdrant-client"],
     "zvec": ["zvec"],
+    "hnswlib": ["hnswlib"],
 }
+INGESTING = ("lancedb", "chromadb", "milvus", "qdrant", "zvec")
 SYNC_CALLS = "fsync,fdatasync,msync,sync_file_range"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    tables = {"ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening}
+    tables = {"ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "graph": graph}
     parser.add_argument("tables", nargs="*", choices=[*tables, []], help="which; all by default")
     parser.add_argument("--points", type=int, default=200_000, help="of the ingest table")
     parser.add_argument("--rounds", type=int, default=5, help="of each table but the peers' ingest")
@@ -133,8 +135,8 @@ def ingest(options: argparse.Namespace) -> None:
                     memory[engine] = max(memory.get(engine, 0), figures["rss_anon_growth"])
             disk = statistics.median(rates["disk"])
             head("engine", "points/s", "share of the disk's rate", "in total time", "RssAnon growth, MiB", "syncs")
-            for engine in ("disk", "vecdb", *(ENVIRONMENTS if batch == 20_000 else ())):
-                if engine in ENVIRONMENTS:
+            for engine in ("disk", "vecdb", *(INGESTING if batch == 20_000 else ())):
+                if engine in INGESTING:
                     figures = run(engine, work / f"{engine}-{batch}", points, batch)
                     shutil.rmtree(work / f"{engine}-{batch}", ignore_errors=True)
                     if isinstance(figures, str):
@@ -237,6 +239,12 @@ def flat(options: argparse.Namespace) -> None:
     subprocess.run([sys.executable, "-m", "bench.flat", str(options.rounds)], check=True, env=environment)
 
 
+def graph(options: argparse.Namespace) -> None:
+    from .graph import graph as measured
+
+    measured(options.rounds)
+
+
 def overhead(options: argparse.Namespace) -> None:
     import vecdb
     from vecdb import Dense
@@ -245,7 +253,7 @@ def overhead(options: argparse.Namespace) -> None:
 
     x = data.vectors(10_000)
     with vecdb.open(":memory:", threads=1) as db:
-        docs = db.create_collection("docs", Dense(data.DIM))
+        docs = db.create_collection("docs", Dense(data.DIM, index="flat"))
         docs.upsert(
             ids=[f"document-{i}" for i in range(len(x))],
             vectors=x,
@@ -254,11 +262,12 @@ def overhead(options: argparse.Namespace) -> None:
         docs.flush()
         docs.search(x[0])
         part = docs._store.snapshot(docs._uuid).parts[0]
-        from vecdb.search.executor import _searcher
+        from vecdb_index.contract import Rows
+        from vecdb_index.flat.search import FlatSearcher
 
         field = part.field("vector")
         assert field is not None
-        searcher = _searcher(part, "vector", docs.info().fields["vector"], field, 0, part.rows)
+        searcher = FlatSearcher(Rows(field.vectors, field.norms, "cosine"))
         repeat = 200
 
         def many(call: Callable[[Any], Any]) -> Callable[[], None]:
@@ -307,7 +316,7 @@ def opening(options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory(prefix="vecdb-bench-", dir=os.environ.get("VECDB_BENCH_DIR")) as name:
         with vecdb.open(name + "/db") as db:
-            docs = db.create_collection("docs", Dense(data.DIM))
+            docs = db.create_collection("docs", Dense(data.DIM, index="flat"))
             for start in range(0, 1_000_000, 50_000):
                 ids = [f"document-{i:08d}" for i in range(start, start + 50_000)]
                 docs.upsert(

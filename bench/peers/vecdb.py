@@ -7,7 +7,7 @@ def opened(path):
     import vecdb
 
     db = vecdb.open(path)
-    docs = db.create_collection("docs", vecdb.Dense(DIM))
+    docs = db.create_collection("docs", vecdb.Dense(DIM, index="flat"))
     return lambda ids, x, payloads: docs.upsert(ids=ids, vectors=x, payloads=payloads), db.close
 
 

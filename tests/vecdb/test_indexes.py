@@ -1,0 +1,285 @@
+"""Indexes behind the API: what is asked is delivered, and whatever happens to an index, no answer is lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from vecdb_index import registry
+
+import vecdb
+from vecdb import Dense, F
+from vecdb.errors import DeadlineExceeded, InvalidInput
+from vecdb.index import HNSW, Flat
+from vecdb.upkeep import indexing
+
+DIM = 24
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((30, DIM)) * 2
+    return (centres[rng.integers(0, 30, 6000)] + rng.standard_normal((6000, DIM))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def queries() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((30, DIM)) * 2
+    rng = np.random.default_rng(2)
+    return (centres[rng.integers(0, 30, 300)] + rng.standard_normal((300, DIM))).astype(np.float32)
+
+
+def filled(db: vecdb.Database, vectors: np.ndarray, index: Any = "hnsw", metric: Any = "l2") -> vecdb.Collection:
+    docs = db.create_collection("docs", Dense(DIM, metric=metric, index=index))
+    docs.upsert(ids=range(len(vectors)), vectors=vectors, payloads=[{"n": i % 100} for i in range(len(vectors))])
+    docs.flush()
+    return docs
+
+
+@pytest.fixture
+def docs(db: vecdb.Database, vectors: np.ndarray) -> vecdb.Collection:
+    return filled(db, vectors)
+
+
+def ways(docs: vecdb.Collection, query: Any, **options: Any) -> list[str]:
+    return [part.way.split(",")[0] for part in docs.search(query, explain=True, **options).plan.parts]
+
+
+def share(found: Any, true: Any) -> float:
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.ids, true.ids, strict=True)]))
+
+
+def test_the_recall_that_is_asked_is_delivered(docs: vecdb.Collection, queries: np.ndarray) -> None:
+    """On queries that nobody has seen. The allowance is three standard errors of 300 queries."""
+    for k in (1, 10, 100):
+        true = docs.search_batch(queries, k=k, exact=True)
+        for recall in (0.8, 0.9, 0.95, 0.99):
+            found = docs.search_batch(queries, k=k, recall=recall, explain=True)
+            assert found.plan is not None and found.plan.recall_expected is not None
+            assert found.plan.recall_expected >= recall
+            each = [len(set(a) & set(b)) / k for a, b in zip(found.ids, true.ids, strict=True)]
+            assert np.mean(each) >= recall - 3 * np.std(each) / len(each) ** 0.5, (k, recall)
+
+
+def test_an_index_saves_work(docs: vecdb.Collection, queries: np.ndarray) -> None:
+    found = docs.search_batch(queries, k=10, recall=0.9, explain=True).plan
+    assert found is not None
+    assert sum(part.scored for part in found.parts) < len(queries) * docs.count() / 4
+    assert "index" in str(found) and "expected" in str(found)
+    assert docs.info().indexes["vector"].segments == 1
+
+
+def test_exact_is_exact_beside_an_index(docs: vecdb.Collection, vectors: np.ndarray, queries: np.ndarray) -> None:
+    for query in queries[:5]:
+        truth = np.argsort(((vectors - query) ** 2).sum(1), kind="stable")[:10].tolist()
+        assert docs.search(query, k=10, exact=True).ids == truth
+        assert docs.search(query, k=10, recall=1.0).ids == truth
+        assert ways(docs, query, exact=True) == ["exact scan"]
+
+
+@pytest.mark.parametrize("where", ["n < 50", "n < 10", "n == 3", "n == 3 and n == 4"])
+def test_k_hits_come_back_under_any_filter(docs: vecdb.Collection, queries: np.ndarray, where: str) -> None:
+    docs.delete(range(0, 6000, 7))
+    there = docs.count(where)
+    batch = docs.search_batch(queries[:40], k=30, where=where, recall=0.95)
+    assert batch.lengths.tolist() == [min(30, there)] * 40
+    truth = docs.search_batch(queries[:40], k=30, where=where, exact=True)
+    if there:
+        assert share(batch, truth) >= 0.9
+    for hit in docs.search(queries[0], k=30, where=where):
+        assert hit.id % 7 != 0
+
+
+def test_writes_during_a_build_appear_at_once(db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = registry.backend("hnsw")
+    inside, go_on = threading.Event(), threading.Event()
+    build = type(backend).build
+
+    def slow(self: Any, *arguments: Any) -> Any:
+        inside.set()
+        assert go_on.wait(30)
+        return build(self, *arguments)
+
+    monkeypatch.setattr(type(backend), "build", slow)
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index="hnsw"))
+    docs.upsert(ids=range(2000), vectors=vectors[:2000])
+    docs.flush(wait=False)
+    assert inside.wait(30)
+    assert ways(docs, vectors[5]) == ["exact scan"]
+    docs.delete([5])
+    docs.upsert(ids=[7, 9000], vectors=[vectors[5], vectors[5] + 0.001])
+    assert docs.search(vectors[5], k=2).ids == [7, 9000]
+    go_on.set()
+    docs.flush()
+    assert "index" in ways(docs, vectors[5])[0]
+    assert docs.search(vectors[5], k=2).ids == [7, 9000]
+    assert 5 not in docs.search(vectors[5], k=50, recall=0.99).ids
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_index_costs_no_answer_and_is_built_again(
+    tmp_path: Path, vectors: np.ndarray, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        filled(db, vectors[:3000])
+    (file,) = (tmp_path / "db").rglob("*.idx")
+    data = bytearray(file.read_bytes())
+    if damage == "flipped":
+        data[200] ^= 0xFF
+        file.write_bytes(data)
+    elif damage == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        file.unlink()
+    with vecdb.open(tmp_path / "db", read_only=True) as reader, caplog.at_level(logging.WARNING, "vecdb"):
+        docs = reader["docs"]
+        assert docs.search(vectors[1], k=1).ids == [1]
+        assert ways(docs, vectors[1]) == ["exact scan"]
+        assert not reader.verify().ok
+    assert any("index cannot be used" in record.message for record in caplog.records)
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db["docs"]
+        docs.flush()
+        assert ways(docs, vectors[1]) != ["exact scan"]
+        assert docs.search(vectors[1], k=1).ids == [1]
+        assert db.verify().ok
+        assert len(list((tmp_path / "db").rglob("*.idx"))) == 1, "the damaged file is gone"
+
+
+def test_an_index_can_be_changed_and_rebuilt_on_a_live_collection(
+    docs: vecdb.Collection, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    folder = docs._store.folder(docs._uuid)
+    first = next(folder.glob("*.idx"))
+    assert docs._store.snapshot(docs._uuid).parts[0].segment.index(first.name).meta["params"]["m"] == 16  # type: ignore[attr-defined]
+    docs.set_index(HNSW(m=8, ef_construction=60))
+    assert docs.search(vectors[1], k=1).ids == [1]
+    docs.flush()
+    (second,) = folder.glob("*.idx")
+    assert docs._store.snapshot(docs._uuid).parts[0].segment.index(second.name).meta["params"]["m"] == 8  # type: ignore[attr-defined]
+    docs.rebuild_index()
+    docs.flush()
+    (third,) = folder.glob("*.idx")
+    assert len({first.name, second.name, third.name}) == 3
+    docs.set_index("flat")
+    docs.flush()
+    assert list(folder.glob("*.idx")) == []
+    assert ways(docs, queries[0]) == ["exact scan"]
+    assert docs.info().fields["vector"].index == Flat()
+    for wrong in ("nope", 5, HNSW):
+        with pytest.raises(InvalidInput, match="index"):
+            docs.set_index(wrong)
+
+
+def test_indexes_outlive_a_reopen_and_serve_readers(tmp_path: Path, vectors: np.ndarray) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        docs = filled(db, vectors, HNSW(m=12, ef_construction=80))
+        before = docs.search_batch(vectors[:20], k=5, recall=0.95)
+    (file,) = (tmp_path / "db").rglob("*.idx")
+    stamp = file.stat().st_mtime_ns
+    for read_only in (True, False):
+        with vecdb.open(tmp_path / "db", read_only=read_only) as db:
+            docs = db["docs"]
+            assert docs.info().fields["vector"].index == HNSW(m=12, ef_construction=80)
+            after = docs.search_batch(vectors[:20], k=5, recall=0.95, explain=True)
+            assert after.ids.tolist() == before.ids.tolist()
+            assert after.plan is not None and after.plan.parts[0].way.startswith("index")
+    assert file.stat().st_mtime_ns == stamp
+
+
+def test_a_build_that_is_cut_short_leaves_nothing_and_begins_again(tmp_path: Path, vectors: np.ndarray) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM, metric="l2", index="hnsw"))
+        docs.upsert(ids=range(6000), vectors=vectors)
+        docs.flush(wait=False)
+    assert {p.suffix for p in (tmp_path / "db").rglob("*") if p.is_file() and p.parent.parent.name == "segments"} <= {
+        ".seg",
+        ".idx",
+    }
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db["docs"]
+        assert docs.search(vectors[3], k=1).ids == [3]
+        docs.flush()
+        assert docs.info().indexes["vector"].segments == 1
+
+
+def test_builds_can_be_paused(db: vecdb.Database, vectors: np.ndarray) -> None:
+    db.pause_indexing()
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index="hnsw"))
+    docs.upsert(ids=range(3000), vectors=vectors[:3000])
+    docs.flush()
+    assert docs.info().indexes["vector"].segments == 0
+    assert docs.search(vectors[3], k=1).ids == [3]
+    db.resume_indexing()
+    docs.flush()
+    assert docs.info().indexes["vector"].segments == 1
+
+
+def test_a_build_that_cannot_have_its_memory_says_so(
+    db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "_available", lambda: 2)
+    docs = filled(db, vectors[:2000])
+    assert "needs about" in (docs.info().indexes["vector"].error or "")
+    assert docs.search(vectors[3], k=1).ids == [3]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "i8"])
+def test_every_metric_and_dtype_has_its_index(db: vecdb.Database, vectors: np.ndarray, metric: Any, dtype: Any) -> None:
+    stored = np.rint(vectors[:3000] * 8).clip(-127, 127) if dtype == "i8" else vectors[:3000]
+    docs = db.create_collection("docs", Dense(DIM, metric=metric, dtype=dtype, index=HNSW()))
+    docs.upsert(ids=range(3000), vectors=stored)
+    docs.flush()
+    found = docs.search_batch(stored[:200], k=10, recall=0.95, explain=True)
+    assert found.plan is not None and found.plan.parts[0].way.startswith("index")
+    assert share(found, docs.search_batch(stored[:200], k=10, exact=True)) >= 0.92
+
+
+def test_few_equal_and_lacking_rows_are_indexed_too(db: vecdb.Database) -> None:
+    docs = db.create_collection("docs", {"a": Dense(3, index="hnsw"), "b": Dense(2, metric="l2", index="hnsw")})
+    docs.upsert([{"id": i, "vectors": {"a": [1, 2, 3]} if i % 3 else {"b": [1, 1]}} for i in range(90)])
+    docs.flush()
+    assert {name: each.segments for name, each in docs.info().indexes.items()} == {"a": 1, "b": 1}
+    assert docs.search([1, 2, 3], k=99, field="a").ids == [i for i in range(90) if i % 3]
+    assert docs.search([0, 0], k=5, field="b", where=F("x").exists()).ids == []
+
+
+def test_auto_indexes_what_is_worth_it_and_says_why(db: vecdb.Database, vectors: np.ndarray) -> None:
+    docs = filled(db, vectors[:1000], "auto")
+    info = docs.info().indexes["vector"]
+    assert (info.segments, info.error) == (0, None)
+    assert "auto: exact" in info.why
+    wide = db.create_collection("wide", Dense(1024))
+    wide.upsert(ids=range(6000), vectors=np.random.default_rng(0).standard_normal((6000, 1024), np.float32))
+    wide.flush()
+    info = wide.info().indexes["vector"]
+    assert (info.segments, info.rows) == (1, 6000)
+    assert "auto: hnsw" in info.why
+
+
+def test_a_search_keeps_its_deadline(docs: vecdb.Collection, queries: np.ndarray) -> None:
+    assert docs.search_batch(queries, k=5, timeout=60).lengths.all()
+    for exact in (False, True):
+        with pytest.raises(DeadlineExceeded, match="took longer than 1e-09 s"):
+            docs.search_batch(queries, k=5, timeout=1e-9, exact=exact)
+    for wrong in (0, -1, "x", True):
+        with pytest.raises(InvalidInput, match="timeout"):
+            docs.search(queries[0], timeout=wrong)
+
+
+def test_memtable_and_several_segments_are_one_answer(db: vecdb.Database, vectors: np.ndarray, queries: np.ndarray) -> None:
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index="hnsw"))
+    for start in range(0, 4000, 1000):
+        docs.upsert(ids=range(start, start + 1000), vectors=vectors[start : start + 1000])
+        docs.flush()
+    docs.upsert(ids=range(4000, 4300), vectors=vectors[4000:4300])
+    assert ways(docs, queries[0]).count("index") == 4 or "exact scan" in ways(docs, queries[0])
+    true = docs.search_batch(queries, k=10, exact=True)
+    assert share(docs.search_batch(queries, k=10, recall=0.95), true) >= 0.93
