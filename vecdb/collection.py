@@ -28,9 +28,11 @@ from .hits import BatchHits, Group, Hit, Hits
 from .points import Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
 from .schema import Dense, checked_index
 from .search import bitmaps
-from .search.executor import Asked
+from .search.calibrate import KS, Calibration, Curve, curve
+from .search.calibrate import Report as RecallReport
 from .search.indexes import why_auto
 from .search.plan import PartPlan, Plan
+from .search.planner import Asked
 
 if TYPE_CHECKING:
     from .embed import Embedding
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 Where = Expression | Mapping[str, Any] | str | None
 DEFAULT_RECALL = 0.95
+_FEWEST_QUERIES = 20  # that a calibration can be made of
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Collection:
         self._store, self._uuid, self._executor, self._indexer = store, uuid, executor, indexer
         self._closed = False
         self._parsed: tuple[Any, dict[str, Dense]] | None = None
+        self._calibrated: tuple[Any, dict[str, Calibration]] | None = None
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -353,6 +357,61 @@ class Collection:
 
         return BatchHits(ids, scores, kept.sum(axis=1), hits_of, plan)
 
+    def calibrate(self, queries: Any, truth: Any = None, *, field: str | None = None) -> RecallReport:
+        """Measures what searches deliver on queries of your own, and goes by that from now on. Print the answer.
+
+        queries: (m, d), at least 20, or texts; better some hundreds, like those that will come. truth: (m, k) ids of the true
+        nearest points of each, best first; left out, they are found exactly. Recall without a filter is measured for k of 1,
+        10 and 100, as far as there are points and true ids. Raises InvalidInput, ReadOnly.
+        """
+        vectors = self._query_vectors(queries, field, batch=True)
+        if len(vectors) < _FEWEST_QUERIES:
+            raise InvalidInput(f"give at least {_FEWEST_QUERIES} queries; {len(vectors)} say too little")
+        store, snapshot = self._writable(), self._snapshot()
+        fields = self._fields(snapshot.schema)
+        name = self._field_name(fields, field)
+        ids = None if truth is None else [checked_ids(list(row)) for row in truth]
+        if ids is not None and len(ids) != len(vectors):
+            raise InvalidInput(f"{len(ids)} rows of true ids for {len(vectors)} queries")
+        most = snapshot.count if ids is None else min(map(len, ids))
+        curves: list[Curve] = []
+        for k in KS:
+            if k > most:
+                break
+            exact = Asked(name, fields[name], k, 1.0)
+            if ids is None:
+                best = self._executor.search(snapshot, exact, vectors, batch=True)
+                kth = best.keys[:, -1]
+
+            def recalls_at(effort: float, k: int = k) -> npt.NDArray[np.float64]:
+                tried = Asked(name, fields[name], k, 0.5, effort=effort)
+                found = self._executor.search(snapshot, tried, vectors, batch=True)
+                if ids is None:
+                    hit: npt.NDArray[np.float64] = np.count_nonzero(found.keys >= kth[:, None], axis=1) / k  # noqa: B023
+                    return hit
+                shared = [len(set(row[:k]) & set(mine)) for row, mine in zip(ids, found.ids.tolist(), strict=True)]
+                return np.array(shared, np.float64) / k
+
+            curves.append(curve(k, 1.0, recalls_at))
+        segments = sum(isinstance(part, SegmentPart) for part in snapshot.parts)
+        kept = {"curves": Calibration(tuple(curves)).to_json(), "rows": snapshot.count, "segments": segments}
+
+        def change(schema: dict[str, Any]) -> dict[str, Any]:
+            return {**schema, "calibration": {**schema.get("calibration", {}), name: kept}}
+
+        store.alter_schema(self._uuid, change)
+        return RecallReport(name, tuple(curves), snapshot.count, segments)
+
+    def _own_calibration(self, schema: dict[str, Any], name: str) -> Calibration | None:
+        """What `calibrate` measured, read once for each version of the schema."""
+        if "calibration" not in schema:
+            return None
+        kept = self._calibrated
+        if kept is None or kept[0] is not schema:
+            read = {field: Calibration.from_json(each["curves"]) for field, each in schema["calibration"].items()}
+            kept = self._calibrated = (schema, read)
+        return kept[1].get(name)
+
     def recommend(
         self,
         positive: Sequence[Any],
@@ -554,7 +613,8 @@ class Collection:
         # No more than there are, so that buffers fit the answer and not the wish.
         best = min(k, max(1, snapshot.count))
         control = None if timeout is None else Control(time.monotonic() + timeout)
-        wanted = Asked(name, fields[name], best, asked, expression, without, control)
+        own = self._own_calibration(snapshot.schema, name)
+        wanted = Asked(name, fields[name], best, asked, expression, without, control, own)
         try:
             found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=parts)
         except DeadlineReached:

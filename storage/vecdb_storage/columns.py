@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -271,15 +272,18 @@ class _Builder:
         """One column for each key of `objects`, which stand in `rows` of the `count` rows (None: in all)."""
         if len(above) >= MAX_DEPTH:
             raise InvalidPayload(f"nested deeper than {MAX_DEPTH} levels", point=_row(rows, 0), field=join_path(above))
-        keys = dict.fromkeys(chain.from_iterable(objects))
-        for key in keys:
+        # Mostly all have the same keys: they do if they are as many as those of the first, and have those.
+        uniform: dict[Any, list[Any]] | None = None
+        if objects and set(map(len, objects)) == {len(objects[0])}:
+            with suppress(KeyError):
+                uniform = {key: list(map(itemgetter(key), objects)) for key in objects[0]}
+        for key in dict.fromkeys(chain.from_iterable(objects)) if uniform is None else uniform:
             if type(key) is not str:
                 at = next(i for i, each in enumerate(objects) if key in each)
                 raise InvalidPayload(f"the key {key!r} is no string", point=_row(rows, at), field=join_path(above) or None)
-            try:
-                values = list(map(itemgetter(key), objects))
-                where = rows
-            except KeyError:
+            if uniform is not None:
+                values, where = uniform[key], rows
+            else:
                 at_keys = [i for i, each in enumerate(objects) if key in each]
                 values = [objects[i][key] for i in at_keys]
                 where = [_row(rows, i) for i in at_keys]
@@ -323,7 +327,7 @@ class _Builder:
         if STRING in by_kind and not inside and self.keep:
             texts = by_kind[STRING][0]
             distinct = set(texts)
-            if len(distinct) > len(values) / 2 and sum(map(len, distinct)) > _WIDE * len(distinct):
+            if len(distinct) > len(values) / 2 and len("".join(distinct)) > _WIDE * len(distinct):
                 for kind, (some, where) in by_kind.items():
                     if kind != STRING:
                         for i, value in enumerate(some):

@@ -283,3 +283,26 @@ def test_memtable_and_several_segments_are_one_answer(db: vecdb.Database, vector
     assert ways(docs, queries[0]).count("index") == 4 or "exact scan" in ways(docs, queries[0])
     true = docs.search_batch(queries, k=10, exact=True)
     assert share(docs.search_batch(queries, k=10, recall=0.95), true) >= 0.93
+
+
+def test_the_users_own_queries_decide_once_they_are_given(docs: vecdb.Collection, vectors: np.ndarray, tmp_path: Path) -> None:
+    """Queries unlike the rows find less than was asked, until the engine is shown some of them."""
+    rng = np.random.default_rng(5)
+    shifted = (rng.standard_normal((400, DIM)) * 4).astype(np.float32)
+    shown, fresh = shifted[:200], shifted[200:]
+    true = docs.search_batch(fresh, k=10, exact=True)
+    before = share(docs.search_batch(fresh, k=10, recall=0.95), true)
+    report = docs.calibrate(shown)
+    after = docs.search_batch(fresh, k=10, recall=0.95, explain=True)
+    assert share(after, true) >= max(0.93, before - 0.01)
+    assert [curve.k for curve in report.curves] == [1, 10, 100]
+    assert "k=10, 200 queries" in str(report) and "█" in str(report)
+    report.save(str(tmp_path / "recall.png"))
+    assert (tmp_path / "recall.png").read_bytes()[:4] == b"\x89PNG"
+    given = docs.calibrate(shown, truth=docs.search_batch(shown, k=10, exact=True).ids)
+    assert [curve.k for curve in given.curves] == [1, 10]
+    assert given.curves[1].recalls == pytest.approx(report.curves[1].recalls, abs=0.02)
+    with pytest.raises(InvalidInput, match="at least 20 queries"):
+        docs.calibrate(shown[:5])
+    with pytest.raises(InvalidInput, match="3 rows of true ids for 200 queries"):
+        docs.calibrate(shown, truth=[[1], [2], [3]])

@@ -18,10 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from vecdb_index.contract import Bitmap, Control, Hits, Rows, Searcher, Trial
 
+from ..errors import Unsupported
+
 KS = (1, 10, 100)
 SELECTIVITIES = (1.0, 0.1, 0.01)
 EFFORTS = tuple(round(i / 16, 4) for i in range(17))
 QUERIES = 600
+_WIDTH = 50  # characters of a bar
 _FEWEST = 20  # queries, below which nothing is measured
 ENOUGH = 0.998  # recall beyond which no more effort is tried
 _Z = 1.645  # of the lower bound
@@ -86,6 +89,47 @@ class Calibration:
         return Calibration(tuple(curves))
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a field delivers for the user's own queries; printed, a picture of recall against effort.
+
+    curves: one for each k. rows, segments: of the collection when it was measured.
+    """
+
+    field: str
+    curves: tuple[Curve, ...]
+    rows: int
+    segments: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"recall of field {self.field!r}, {self.rows:,} points in {self.segments} segments; ░ up to the lower 95 % bound"
+        ]
+        for curve in self.curves:
+            lines.append(f"k={curve.k}, {curve.queries} queries")
+            for effort, recall, low in zip(curve.efforts, curve.recalls, curve.lows, strict=True):
+                bar = "█" * round(_WIDTH * max(0.0, low)) + "░" * (round(_WIDTH * recall) - round(_WIDTH * max(0.0, low)))
+                lines.append(f"  effort {effort:.3f} {bar:<{_WIDTH}} {recall:.4f} (at least {low:.4f})")
+        return "\n".join(lines)
+
+    def save(self, path: str) -> None:
+        """The picture as a PNG. Needs matplotlib (`pip install "vecdb[plot]"`); raises Unsupported without it."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise Unsupported('pictures need matplotlib: pip install "vecdb[plot]"') from None
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.add_subplot(
+            xlabel="effort", ylabel="recall", title=f"{self.field}: recall on {self.curves[0].queries} queries"
+        )
+        for curve in self.curves:
+            (line,) = axes.plot(curve.efforts, curve.recalls, marker="o", label=f"k={curve.k}")
+            axes.fill_between(curve.efforts, curve.lows, curve.recalls, alpha=0.2, color=line.get_color())
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(path, dpi=120)
+
+
 class Calibrating:
     """A trial that measures an index while it is built. calibration: filled in when it has been run."""
 
@@ -124,16 +168,21 @@ class Calibrating:
 
 def curve_of(k: int, selectivity: float, truth: Hits, find: Callable[[float], Hits]) -> Curve:
     """Recall of `find` at rising efforts, until it is as good as complete."""
+    return curve(k, selectivity, lambda effort: recall_of(find(effort), truth))
+
+
+def curve(k: int, selectivity: float, recalls_at: Callable[[float], npt.NDArray[np.float64]]) -> Curve:
+    """recalls_at: an effort -> (m,) the recall of each query."""
     efforts, recalls, lows = [], [], []
     for effort in EFFORTS:
-        each = recall_of(find(effort), truth)
+        each = recalls_at(effort)
         mean = float(each.mean())
         efforts.append(effort)
         recalls.append(mean)
         lows.append(mean - _Z * float(each.std(ddof=1)) / math.sqrt(len(each)))
         if lows[-1] >= ENOUGH:
             break
-    return Curve(k, selectivity, len(truth.keys), tuple(efforts), tuple(recalls), tuple(lows))
+    return Curve(k, selectivity, len(each), tuple(efforts), tuple(recalls), tuple(lows))
 
 
 def recall_of(found: Hits, truth: Hits) -> npt.NDArray[np.float64]:

@@ -19,19 +19,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_index.contract import Control, Rows, Searcher
 from vecdb_index.contract import Hits as FoundRows
+from vecdb_index.contract import Rows, Searcher
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.ids import Id
 from vecdb_storage.segment import Segment, StoredField
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.tombstones import Words
 
-from ..filters import Expression
-from ..schema import Dense
 from . import bitmaps
 from .plan import PartPlan
-from .planner import Way, way_of
+from .planner import Asked, Way, way_of
 
 _SMALLEST_TASK = 4 << 20  # bytes of vectors for which another thread is worth waking
 _FEWEST_QUERIES = 8  # of an index, likewise
@@ -46,19 +44,6 @@ class Found:
     id: Id
     part: Part
     row: int
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of a field. recall: 1 for an exact answer. control: deadline and cancellation, None for neither."""
-
-    field: str
-    declared: Dense
-    k: int
-    recall: float
-    where: Expression | None = None
-    without: Expression | None = None
-    control: Control | None = None
 
 
 @dataclass
@@ -190,7 +175,7 @@ class Executor:
         whole = _searcher(part, asked, stored, 0, part.rows)
         # Of the k best of all parts about so many are here, and these have to be found.
         share = part.live_rows / max(1, total)
-        way = way_of(part, asked.field, asked.declared, whole.rows, words, asked.k, share, asked.recall, queries)
+        way = way_of(part, asked, whole.rows, words, share, queries)
         if way.searcher is None:
             return _Planned(part, way, self._split_rows(part, asked, stored, words, queries))
         return _Planned(part, way, self._split_queries(part, way, words, queries))

@@ -8,15 +8,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vecdb_index.contract import Rows, Searcher
+from vecdb_index.contract import Control, Rows, Searcher
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.snapshot import Part, SegmentPart
 from vecdb_storage.tombstones import Words
 
+from ..filters import Expression
 from ..schema import AUTO, Dense
 from . import bitmaps
 from .calibrate import Calibration
 from .indexes import Index, index_of
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a field. recall: 1 for an exact answer. control: deadline and cancellation, None for neither.
+
+    own: the calibration on the user's queries, if there is one. effort: to be given to indexes whatever the recall, to measure.
+    """
+
+    field: str
+    declared: Dense
+    k: int
+    recall: float
+    where: Expression | None = None
+    without: Expression | None = None
+    control: Control | None = None
+    own: Calibration | None = None
+    effort: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,26 +53,42 @@ class Way:
         return "exact scan" if self.searcher is None else f"index, effort {self.effort:.2f}"
 
 
-def way_of(
-    part: Part, name: str, declared: Dense, rows: Rows, words: Words | None, k: int, share: float, recall: float, queries: int
-) -> Way:
-    """k: hits that are asked. share: of all rows, that are in this part. recall: 1 asks for an exact search."""
+def way_of(part: Part, asked: Asked, rows: Rows, words: Words | None, share: float, queries: int) -> Way:
+    """rows: of the part's field. share: of all rows, that are in this part."""
     allowed = bitmaps.count(words, part.rows)
-    if recall >= 1:
+    if asked.recall >= 1:
         return Way(None, 1.0, 1.0, allowed, "exact was asked")
-    if declared.index != AUTO and declared.index.backend == "flat":
+    if asked.declared.index != AUTO and asked.declared.index.backend == "flat":
         return Way(None, 1.0, 1.0, allowed, "as declared")
-    index = index_of(part, name, rows) if isinstance(part, SegmentPart) else Index(None, _NONE, "in memory, not indexed")
+    index = index_of(part, asked.field, rows) if isinstance(part, SegmentPart) else _NONE
     if index.searcher is None:
         return Way(None, 1.0, 1.0, allowed, index.why)
+    if asked.effort is not None:
+        return Way(index.searcher, asked.effort, None, allowed, "the effort was given")
     selectivity = allowed / max(1, part.rows)
-    effort, expected = index.calibration.effort_for(recall, k, selectivity, share)
-    by_index = index.searcher.cost(k, effort, selectivity, queries)
-    exactly = FlatSearcher(rows).cost(k, 1.0, selectivity, queries)
+    effort, expected = _effort(asked, index.calibration, selectivity, share)
+    by_index = index.searcher.cost(asked.k, effort, selectivity, queries)
+    exactly = FlatSearcher(rows).cost(asked.k, 1.0, selectivity, queries)
     compared = f"{1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
     if exactly <= by_index:
         return Way(None, 1.0, 1.0, allowed, compared)
     return Way(index.searcher, effort, expected, allowed, compared)
 
 
-_NONE = Calibration(())
+def _effort(asked: Asked, measured: Calibration, selectivity: float, share: float) -> tuple[float, float | None]:
+    """The effort for the recall that is asked, and what to expect of it.
+
+    The user's own queries were measured over all segments and without a filter. Under a filter they add what they were
+    harder by to what the index itself was found to need.
+    """
+    effort, expected = measured.effort_for(asked.recall, asked.k, selectivity, share)
+    if asked.own is None or not asked.own.known:
+        return effort, expected
+    own, own_expected = asked.own.effort_for(asked.recall, asked.k, 1.0)
+    if selectivity >= 0.5:
+        return own, own_expected
+    usual, _ = measured.effort_for(asked.recall, asked.k, 1.0, share)
+    return min(1.0, effort + max(0.0, own - usual)), expected
+
+
+_NONE = Index(None, Calibration(()), "in memory, not indexed")
