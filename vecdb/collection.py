@@ -577,14 +577,14 @@ class Collection:
         """(m, d) float32 from what the caller gave; m is 1 unless `batch`."""
         if isinstance(queries, str):
             return self.embedding.of_queries([queries])
-        if batch and isinstance(queries, Sequence) and queries and all(isinstance(q, str) for q in queries):
+        if not batch and isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "fiu":
+            queries, batch = queries[None, :], True
+        elif batch and isinstance(queries, Sequence) and queries and all(isinstance(q, str) for q in queries):
             return self.embedding.of_queries(queries)
         fields = self._fields(self._snapshot().schema)
         name = self._field_name(fields, field)
         if batch:
             return checked_queries(queries, fields[name], name)
-        if isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "fiu":
-            return checked_queries(queries[None, :], fields[name], name)
         return checked_queries([queries], fields[name], name)
 
     def _search(
@@ -636,7 +636,10 @@ class Collection:
     ) -> Hits:
         if threshold is not None:
             found = _within(found, declared, threshold)
-        hits = [Hit(each.id, _score(each.key, declared)) for each in found]
+        if declared.metric == "cosine":  # the usual metric, without a call for each hit; see _score
+            hits = [Hit(each.id, min(1.0, max(-1.0, each.key))) for each in found]
+        else:
+            hits = [Hit(each.id, _score(each.key, declared)) for each in found]
         for hit, each in zip(hits, found, strict=True):
             if with_payload:
                 hit.payload = parse(each.part.payload(each.row)) or {}

@@ -233,6 +233,10 @@ def _as_int8(given: npt.NDArray[Any], name: str, ids: Sequence[Any]) -> npt.NDAr
 
 def checked_queries(queries: Any, declared: Dense, name: str) -> npt.NDArray[np.float32]:
     """(m, d) float32 queries. Raises DimensionMismatch or InvalidVector naming the query by its position."""
+    if isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.shape == (1, declared.dim):
+        only = queries[0]
+        if 1e-30 < only.dot(only) < 1e30:  # the common case; BLAS raises no warnings
+            return np.ascontiguousarray(queries)
     try:
         given = _as_matrix(queries, declared, name, _Positions(len(queries)))
     except InvalidInput as error:

@@ -167,6 +167,10 @@ class Segment:
             )
         return found
 
+    def is_checked(self, name: str) -> bool:
+        """Whether `field` has been asked for before, and so need not read the vectors again."""
+        return name in self._fields or f"field.{name}.vectors" not in self.file
+
     def index(self, file: str) -> ArrayFile:
         """An index of one of its fields, opened once. Raises NotFound, Corruption."""
         with self._lock:

@@ -67,24 +67,28 @@ class Answer:
     keys: (m, k) float32, -inf where there is none. ids: (m, k) object, None there.
     """
 
-    def __init__(self, m: int, k: int) -> None:
-        self.keys = np.full((m, k), -np.inf, np.float32)
-        self.ids = np.full((m, k), None, object)
-        self._rows = np.zeros((m, k), np.int64)
-        self._owner = np.zeros((m, k), np.int64)
+    keys: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.object_]
+    _rows: npt.NDArray[np.int64]
+    _owner: npt.NDArray[np.int64]
+
+    def __init__(self) -> None:
         self._parts: list[Part] = []
         self._lists: dict[int, list[Found]] = {}
 
     @staticmethod
     def of_one(tasks: list[_Task], queries: npt.NDArray[np.float32], k: int) -> Answer:
-        answer = Answer(0, 0)
+        """Of a single query, without the arrays."""
+        answer = Answer()
         answer._lists[0] = _merge(tasks, 0, queries, k)
         return answer
 
     @staticmethod
     def of_many(tasks: list[_Task], queries: npt.NDArray[np.float32], k: int) -> Answer:
         m = len(queries)
-        answer = Answer(m, k)
+        answer = Answer()
+        answer.keys, answer.ids = np.full((m, k), -np.inf, np.float32), np.full((m, k), None, object)
+        answer._rows = answer._owner = np.zeros((m, k), np.int64)
         groups: dict[tuple[int, int], list[_Task]] = {}
         for task in tasks:
             groups.setdefault((id(task.part), task.first), []).append(task)
@@ -160,12 +164,19 @@ class Executor:
         batch: false for a single query, whose answer is then made without the arrays.
         Raises Cancelled, DeadlineReached.
         """
+        self._check(snapshot, asked.field)
         planned = [self._plan(part, asked, snapshot.count, len(queries)) for part in snapshot.parts if part.rows]
         tasks = [task for each in planned for task in each.tasks]
         self._run(tasks, lambda t: t.searcher.search(queries[t.queries], asked.k, t.effort, t.allowed, control=asked.control))
         if explain is not None:
             explain += [_explained(each) for each in planned]
         return Answer.of_many(tasks, queries, asked.k) if batch else Answer.of_one(tasks, queries, asked.k)
+
+    def _check(self, snapshot: Snapshot, name: str) -> None:
+        """Vectors are compared with their checksums before their first use: of many segments, by all threads."""
+        fresh = [p.segment for p in snapshot.parts if isinstance(p, SegmentPart) and not p.segment.is_checked(name)]
+        if self._pool is not None and len(fresh) > 1:
+            list(self._pool.map(lambda segment: segment.field(name), fresh))
 
     def _plan(self, part: Part, asked: Asked, total: int, queries: int) -> _Planned:
         stored = part.field(asked.field)
@@ -177,11 +188,13 @@ class Executor:
         share = part.live_rows / max(1, total)
         way = way_of(part, asked, whole.rows, words, share, queries)
         if way.searcher is None:
+            if self.threads == 1 or stored.vectors.nbytes < 2 * _SMALLEST_TASK:
+                return _Planned(part, way, [_Task(part, 0, whole, whole, words, 1.0, slice(0, queries))])
             return _Planned(part, way, self._split_rows(part, asked, stored, words, queries))
         return _Planned(part, way, self._split_queries(part, way, words, queries))
 
     def _split_rows(self, part: Part, asked: Asked, stored: StoredField, words: Words | None, queries: int) -> list[_Task]:
-        """An exact search as one task, or as about as many row ranges as there are threads."""
+        """An exact search as about as many row ranges as there are threads."""
         pieces = min(self.threads, max(1, stored.vectors.nbytes // _SMALLEST_TASK))
         step = -(-part.rows // pieces // 64) * 64 or 64
         tasks = []

@@ -23,6 +23,8 @@ _STREAMED = 4  # queries up to which streaming beats multiplying
 _POLL_BYTES = 64 << 20  # of vectors, for each 64 queries, between two looks at the deadline
 _NO_BITMAP = np.zeros(0, np.uint64)
 _NO_BITMAP.flags.writeable = False
+_NO_FLOOR = np.full(1, -np.inf, np.float32)
+_NO_FLOOR.flags.writeable = False
 
 
 class FlatSearcher:
@@ -62,7 +64,8 @@ class FlatSearcher:
                     control.poll()
                 stop = min(n, start + step)
                 scored += run(asked, self._vectors, self._norms, self._metric, words, start, stop, keys, rows, sizes, dropped)
-        settle(keys, rows, sizes, dropped, read_only(np.full(m, -np.inf, np.float32) if floor is None else floor), tied)
+        lowest = np.repeat(_NO_FLOOR, m) if floor is None and m != 1 else _NO_FLOOR if floor is None else floor
+        settle(keys, rows, sizes, dropped, read_only(lowest), tied)
         return Hits(keys, rows, sizes.astype(np.int32), tied, scored, scored // max(1, m) * vectors[:1].nbytes)
 
     def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
