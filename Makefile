@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export VECDB_CACHE_DIR := $(CURDIR)/.venv/cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
 
 .PHONY: demo test test-slow lint format bench docs wheel clean
 

@@ -309,7 +309,7 @@ def batch_from_arrays(
         early(stored)
     large = sum(rows.vectors.nbytes for rows in stored.values()) >= LEVEL0_BYTES
     prepared = _prepared(_as_rows(payloads, len(keys)), keys, columns=large)
-    return Batch(keys, stored, prepared.json, (), prepared.columns)
+    return Batch(keys, stored, prepared.json, (), prepared.columns, raw=prepared.raw)
 
 
 def _prepared(payloads: Sequence[dict[str, Any] | None], keys: Sequence[Id], *, columns: bool) -> Any:

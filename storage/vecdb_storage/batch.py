@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from . import ids as ids_module
 from .arrayfile import Arrays, pack, unpack
+from .columns import Raw
 from .growing import Extent
 from .ids import Id
 
@@ -41,7 +42,7 @@ class Batch:
 
     columns: typed columns of the payloads with their description, when the caller has built them already. owned: the
     arrays are the engine's own and will not change, so that the memtable may keep them instead of a copy. extent: where
-    the vectors of the one field lie on disk, if not in the log.
+    the vectors of the one field lie on disk, if not in the log. raw: see columns.Prepared.
     """
 
     keys: Sequence[Id] = ()
@@ -51,6 +52,7 @@ class Batch:
     columns: tuple[Arrays, dict[str, Any]] | None = None
     owned: bool = False
     extent: Extent | None = None
+    raw: Raw | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

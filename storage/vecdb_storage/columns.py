@@ -58,6 +58,8 @@ _KINDS: dict[type, int] = {
     type(None): NULL, bool: BOOL, int: INT, float: FLOAT, str: STRING, list: ARRAY, tuple: ARRAY, dict: OBJECT,
 }  # fmt: skip
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_SUBCLASS
+_ARRAYS: dict[type, Any] = {int: np.int64, float: np.float64, bool: np.uint8}
+_STORED = {"i": ("ints", INT), "f": ("floats", FLOAT), "u": ("bools", BOOL)}
 _NEWLINE = orjson.Fragment(b"\n")
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)?)?")
@@ -164,12 +166,19 @@ def parse_all(stored: Sequence[bytes]) -> list[Payload | None]:
 # -- building ------------------------------------------------------------------------------------------------
 
 
+Raw = Mapping[str, Sequence[Any] | Array]  # key -> the values of all rows, of one kind: a list of str, or an array
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """Checked payloads as JSON, and their typed columns with the description; None for a few, which the log will take."""
+    """Checked payloads as JSON, and their typed columns with the description, unless they go to the log.
+
+    raw: then, for ordinary payloads, the values by key, of which a flush makes columns without parsing the JSON again.
+    """
 
     json: list[bytes]
     columns: tuple[dict[str, Array], dict[str, Any]] | None
+    raw: Raw | None = None
 
 
 def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prepared:
@@ -178,8 +187,8 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
     Raises InvalidPayload with the row and the path.
     """
     built = None
-    if not columns and len(payloads) > _FEW and (json := _flat(payloads)) is not None:
-        return Prepared(json, None)
+    if not columns and len(payloads) > _FEW and (flat := _flat(payloads)) is not None:
+        return flat
     if len(payloads) > _FEW:
         built = build(payloads, keep=columns)
     else:
@@ -198,12 +207,17 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
     return Prepared(json, built if columns else None)
 
 
-def _flat(payloads: Sequence[Payload | None]) -> list[bytes] | None:
-    """Payloads of strings and numbers, as stored, if nothing about them needs the walk: the common case, three times faster."""
+def _flat(payloads: Sequence[Payload | None]) -> Prepared | None:
+    """Payloads of strings and numbers, if nothing about them needs the walk: the common case, three times faster."""
     if set(map(type, payloads)) != {dict}:
         return None
-    types = set(map(type, chain.from_iterable(map(dict.values, payloads))))  # type: ignore[arg-type]
-    if not types <= {str, int, float, bool}:
+    values = _uniform(payloads)
+    if values is not None:
+        types = {key: set(map(type, column)) for key, column in values.items()}
+        found: set[type] = set().union(*types.values())
+    else:
+        found = set(map(type, chain.from_iterable(map(dict.values, payloads))))  # type: ignore[arg-type]
+    if not found <= {str, int, float, bool}:
         return None
     try:
         json = _encoded(payloads)
@@ -212,7 +226,44 @@ def _flat(payloads: Sequence[Payload | None]) -> list[bytes] | None:
     together = b"".join(json)
     # orjson writes null for what is not finite, and whole numbers up to 2**64; a text may hold the same, and is then walked.
     doubtful = b"null" in together or b"0" * 19 in together.translate(_DIGITS)
-    return None if doubtful or max(map(len, json)) > MAX_PAYLOAD_BYTES else json
+    if doubtful or max(map(len, json)) > MAX_PAYLOAD_BYTES:
+        return None
+    raw: dict[str, Any] | None = None
+    if values is not None and len(values) <= MAX_PATHS and all(len(each) == 1 for each in types.values()):
+        raw = {}
+        for key, column in values.items():
+            (kind,) = types[key]
+            raw[key] = column if kind is str else np.array(column, _ARRAYS[kind])
+    return Prepared(json, None, raw)
+
+
+def _uniform(objects: Sequence[Any]) -> dict[Any, list[Any]] | None:
+    """The values by key where all objects have the same keys; None otherwise."""
+    if objects and set(map(len, objects)) == {len(objects[0])}:
+        with suppress(KeyError):
+            return {key: list(map(itemgetter(key), objects)) for key in objects[0]}
+    return None
+
+
+def from_raw(parts: Sequence[Raw], count: int) -> tuple[dict[str, Array], dict[str, Any]] | None:
+    """The columns of payloads whose values were kept, part after part; None where the parts are of different form."""
+    first = {key: getattr(column, "dtype", None) for key, column in parts[0].items()}
+    if any({key: getattr(column, "dtype", None) for key, column in part.items()} != first for part in parts):
+        return None
+    builder = _Builder(MAX_PATHS, True)
+    for key, dtype in first.items():
+        described: dict[str, Any] = {"path": join_path((key,)), "rows": count}
+        prefix = f"col.{len(builder.columns)}."
+        builder.columns.append(described)
+        if dtype is None:
+            texts = list(chain.from_iterable(part[key] for part in parts))
+            if not builder._column(prefix, texts, None, count, described, (key,)):
+                builder.columns.pop()
+                builder.wide.append(described["path"])
+        else:
+            name, described["kind"] = _STORED[dtype.kind]
+            builder.arrays[prefix + name] = np.concatenate([part[key] for part in parts])
+    return builder.arrays, {"columns": builder.columns, "wide": builder.wide, "complete": builder.complete}
 
 
 def _encoded(payloads: Sequence[Payload | None]) -> list[bytes]:
@@ -272,11 +323,7 @@ class _Builder:
         """One column for each key of `objects`, which stand in `rows` of the `count` rows (None: in all)."""
         if len(above) >= MAX_DEPTH:
             raise InvalidPayload(f"nested deeper than {MAX_DEPTH} levels", point=_row(rows, 0), field=join_path(above))
-        # Mostly all have the same keys: they do if they are as many as those of the first, and have those.
-        uniform: dict[Any, list[Any]] | None = None
-        if objects and set(map(len, objects)) == {len(objects[0])}:
-            with suppress(KeyError):
-                uniform = {key: list(map(itemgetter(key), objects)) for key in objects[0]}
+        uniform = _uniform(objects)
         for key in dict.fromkeys(chain.from_iterable(objects)) if uniform is None else uniform:
             if type(key) is not str:
                 at = next(i for i, each in enumerate(objects) if key in each)

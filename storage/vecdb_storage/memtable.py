@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .batch import Batch, FieldRows
+from .columns import Raw, from_raw
 from .growing import Extent
 from .ids import Id
 
@@ -37,6 +38,11 @@ def _pages(shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
 
 
+def _bytes_of_column(values: Any) -> int:
+    """About what kept payload values take."""
+    return values.nbytes if isinstance(values, np.ndarray) else 64 * len(values)
+
+
 class Block:
     """Rows in the order of their commits. Arrays have `capacity` rows; a snapshot knows how many are its own."""
 
@@ -49,6 +55,7 @@ class Block:
         self.seq = np.zeros(capacity, np.uint64)
         self.death = np.full(capacity, ALIVE)
         self.previous = np.full(capacity, -1, np.int64)
+        self.raw: Raw | None = None  # the payloads' values by key, if they are ordinary; see columns.Prepared
         self.extent: Extent | None = None  # where its vectors lie on disk, if all of them do
         self.stripes: dict[int, Any] = {}  # typed columns of finished runs of rows, built when first asked for
         self.fields = {
@@ -65,6 +72,7 @@ class Block:
             block.fields[name] = FieldRows(rows.vectors, rows.norms, everywhere if rows.present is None else rows.present)
         block.keys, block.payloads, block.rows, block.extent = list(batch.keys), list(batch.payloads), len(batch), batch.extent
         block.seq[:] = seq
+        block.raw = batch.raw
         return block
 
     def append(self, batch: Batch, start: int, stop: int, seq: int) -> None:
@@ -116,6 +124,8 @@ class Memtable:
         self.bytes += sum(map(len, batch.payloads)) + len(batch) * self._row_bytes + 64 * len(batch.deletes)
         if batch.extent is not None:
             self.bytes -= vectors - vectors // _MAPPED
+        if batch.raw is not None:
+            self.bytes += sum(map(_bytes_of_column, batch.raw.values()))
 
     def _map(self, keys: Sequence[Id], first: int) -> None:
         """`keys` have come into the last block, from row `first` on."""
@@ -196,7 +206,9 @@ def gather(blocks: Sequence[Block], seq: int, layout: Mapping[str, tuple[int, np
         payloads += [block.payloads[row] for row in rows]
     fields = {name: _gather_field(pairs, name, dim, dtype) for name, (dim, dtype) in layout.items()}
     seqs = np.concatenate([np.zeros(0, np.uint64), *(block.seq[rows] for block, rows in pairs)])
-    return Gathered(Batch(keys, payloads=payloads), fields, seqs, kept)
+    raws = [block.raw for block, rows in pairs if block.raw is not None and len(rows) == block.rows]
+    columns = from_raw(raws, len(keys)) if raws and len(raws) == len(pairs) else None
+    return Gathered(Batch(keys, payloads=payloads, columns=columns), fields, seqs, kept)
 
 
 def _gather_field(pairs: list[tuple[Block, npt.NDArray[np.int64]]], name: str, dim: int, dtype: np.dtype[Any]) -> GatheredField:

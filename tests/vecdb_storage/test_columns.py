@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vecdb_storage.columns import MISSING, NO_TIME, build, encode, join_path, open_columns, parse, prepare, split_path
+from vecdb_storage.columns import MISSING, NO_TIME, build, encode, from_raw, join_path, open_columns, parse, prepare, split_path
 from vecdb_storage.errors import InvalidPayload
 
 
@@ -44,6 +44,9 @@ def test_what_json_cannot_say_is_refused_by_row_and_path(payload: dict[str, Any]
     for before in ([], [{"a": 1}, {}], [None, {"b": [1]}], [{"a": 1}] * 20):
         with pytest.raises(InvalidPayload) as caught:
             prepare([*before, payload, {"a": "later"}])
+        assert (caught.value.point, caught.value.field) == (len(before), path)
+        with pytest.raises(InvalidPayload) as caught:  # as for the log, without columns
+            prepare([*before, payload, {"a": "later"}], columns=False)
         assert (caught.value.point, caught.value.field) == (len(before), path)
 
 
@@ -144,3 +147,43 @@ def test_times_are_kept_beside_the_dictionary() -> None:
     assert column is not None
     assert column.text.times is not None
     assert column.text.times[column.array("codes")].tolist() == [1_704_153_600_000_000, NO_TIME, 1_000_000]
+
+
+plain = st.dictionaries(
+    st.sampled_from(["a", "b.c", "ü", ""]),
+    st.sampled_from(
+        [st.text(max_size=5), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False), st.booleans()]
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(form=plain, sizes=st.lists(st.integers(9, 14), min_size=1, max_size=3), data=st.data())
+def test_values_that_were_kept_make_the_columns_that_their_json_makes(form: Any, sizes: list[int], data: Any) -> None:
+    batches = [[{key: data.draw(of) for key, of in form.items()} for _ in range(size)] for size in sizes]
+    prepared = [prepare(batch, columns=False) for batch in batches]
+    everything = [payload for batch in batches for payload in batch]
+    assert [parse(text) for each in prepared for text in each.json] == everything
+    if any(each.raw is None for each in prepared):
+        return  # a text or number that had to be looked at closely
+    made = from_raw([each.raw for each in prepared if each.raw is not None], len(everything))
+    assert made is not None
+    arrays, meta = build(everything)
+    assert meta == made[1]
+    assert arrays.keys() == made[0].keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, made[0][name])
+        assert array.dtype == made[0][name].dtype
+
+
+def test_kept_values_of_different_form_make_no_columns_together() -> None:
+    some, other = prepare([{"a": 1}] * 9, columns=False).raw, prepare([{"a": "x"}] * 9, columns=False).raw
+    assert some is not None and other is not None
+    assert from_raw([some, other], 18) is None
+    assert prepare([{"a": 1}] * 8 + [{"a": "x"}], columns=False).raw is None
+    assert prepare([{"a": 1}] * 8 + [{"b": 1}], columns=False).raw is None
+    wide = prepare([{"t": f"{i} " + "long text " * 30} for i in range(20)], columns=False).raw
+    assert wide is not None
+    made = from_raw([wide], 20)
+    assert made is not None and made[1]["wide"] == ["t"] and made[1]["columns"] == []
