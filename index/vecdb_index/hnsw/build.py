@@ -83,12 +83,12 @@ def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress, trial: T
     if trial is not None:  # its rows come last, when the trial is over
         last = np.isin(order, trial.rows)
         order, held = np.concatenate([order[~last], order[last]]), int(last.sum())
+    budget.control.poll()
     graph = Graph(rows, params)
-    with _Team(budget.threads, graph) as team:
+    with _Team(budget, graph) as team:
         first = order[: len(order) - held]
         graph.entries = first[: round(len(first) ** (1 / 3))].astype(np.uint32)
         for start, stop in _batches(len(first)):
-            budget.control.poll()
             _insert(graph, order[:start], order[start:stop], team)
             progress(0.95 * stop / len(order))
         if trial is not None:
@@ -127,23 +127,25 @@ def _batches(n: int) -> Iterator[tuple[int, int]]:
 class _Team:
     """Threads that share out a range, each with scratch of its own. Kernels release the interpreter."""
 
-    def __init__(self, threads: int, graph: Graph) -> None:
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._scratch = [graph.scratch() for _ in range(threads)]
+    def __init__(self, budget: Budget, graph: Graph) -> None:
+        self._pool = ThreadPoolExecutor(budget.threads) if budget.threads > 1 else None
+        self._scratch = [graph.scratch() for _ in range(budget.threads)]
+        self._control = budget.control
 
     def run(self, count: int, work: Callable[[int, int, tuple[Any, ...]], Any]) -> None:
-        """work(start, stop, scratch) over 0..count."""
-        if self._pool is None or count <= _TASK:
-            work(0, count, self._scratch[0])
-            return
+        """work(start, stop, scratch) over 0..count. Raises Cancelled."""
         steps = iter(range(0, count, _TASK))
 
         def share(scratch: tuple[Any, ...]) -> None:
             for start in steps:  # one iterator for all: whoever is free takes the next
+                self._control.poll()
                 work(start, min(count, start + _TASK), scratch)
 
-        for _ in self._pool.map(share, self._scratch):
-            pass
+        if self._pool is None or count <= _TASK:
+            share(self._scratch[0])
+        else:
+            for _ in self._pool.map(share, self._scratch):
+                pass
 
     def __enter__(self) -> _Team:
         return self
