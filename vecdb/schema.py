@@ -54,20 +54,33 @@ class Dense:
         object.__setattr__(self, "index", checked_index(self.index))
 
     def to_json(self) -> dict[str, Any]:
-        index = self.index if self.index == AUTO else {"backend": self.index.backend, "params": asdict(self.index)}
+        index: Any = AUTO
+        if isinstance(self.index, Unregistered):
+            index = {"backend": self.index.backend, "params": self.index.params}
+        elif self.index != AUTO:
+            index = {"backend": self.index.backend, "params": asdict(self.index)}
         return {"kind": "dense", "dim": self.dim, "metric": self.metric, "dtype": self.dtype, "index": index}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Dense:
         index = value.get("index", AUTO)
         if index != AUTO:
-            index = registry.params(index["backend"])(**index["params"])
+            known = index["backend"] in registry.names()
+            index = registry.params(index["backend"])(**index["params"]) if known else Unregistered(**index)
         return Dense(value["dim"], value["metric"], value["dtype"], index)
 
 
 @dataclass(frozen=True)
 class Sparse:
     """A field of sparse vectors. Declared so that schemas can name it; no backend of this version stores one."""
+
+
+@dataclass(frozen=True)
+class Unregistered:
+    """The index of a backend that this process has not registered: it is kept, and searches are exact."""
+
+    backend: str
+    params: dict[str, Any]
 
 
 def checked_index(index: Any) -> Any:

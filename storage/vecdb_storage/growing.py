@@ -79,7 +79,7 @@ class Growing:
     """One growing file of this process."""
 
     def __init__(self, files: Files, folder: Path, name: str, store: bytes, begun: int, *, sync: bool) -> None:
-        self.name, self.begun, self._sync = name, begun, sync
+        self.name, self._sync = name, sync
         self._lock = threading.Lock()
         self._open, self._broken = True, False
         self._pinned = 0  # extents whose batches are not committed yet

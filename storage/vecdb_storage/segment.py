@@ -142,9 +142,6 @@ class Segment:
     def keys(self, rows: Rows) -> list[Id]:
         return self.ids.at(rows)  # type: ignore[return-value]
 
-    def all_keys(self) -> list[Id]:
-        return self.ids.tolist()
-
     def seqs(self, rows: Rows) -> npt.NDArray[np.uint64]:
         """The commit seq of each row."""
         return np.full(len(rows), self.min_seq, np.uint64) if self._seqs is None else self._seqs[rows]

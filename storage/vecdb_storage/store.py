@@ -331,9 +331,11 @@ class Store:
         self._submit(ChangeCatalog(drop))
         with suppress(VecdbError):  # what cannot be deleted now is deleted by the next open
             folder = self.folder(dropped[0].uuid)
-            self.growing.seal(dropped[0].uuid)
-            for name in self.files.names(folder):
+            growing = self.growing.seal(dropped[0].uuid)
+            for name in self.files_of(dropped[0]) & set(self.files.names(folder)):
                 self.files.unlink(folder / name)
+            if growing is not None:
+                self.growing.delete_unnamed(dropped[0].uuid, {growing.name})
             if self.files.exists(folder):
                 self.files.remove_directory(folder)
         self.flusher.make_room()
@@ -627,15 +629,6 @@ class Store:
     def meta_bytes(self) -> int:
         """The length of the LMDB file."""
         return self.environment.size()
-
-    def disk_bytes(self) -> int:
-        """Bytes of all files of the database, holes not counted."""
-        total = 0
-        for folder, _, names in os.walk(self.path):
-            for name in names:
-                with suppress(OSError):
-                    total += os.stat(os.path.join(folder, name)).st_blocks * 512
-        return total
 
     # -- closing ------------------------------------------------------------------------------------
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from vecdb_index import registry
+from vecdb_index.flat.search import FlatSearcher
 
 import vecdb
 from vecdb import Dense, F
 from vecdb.errors import DeadlineExceeded, InvalidInput
 from vecdb.index import HNSW, Flat
+from vecdb.search.indexes import index_of
 from vecdb.upkeep import indexing
 
 DIM = 24
@@ -280,7 +283,9 @@ def test_memtable_and_several_segments_are_one_answer(db: vecdb.Database, vector
         docs.upsert(ids=range(start, start + 1000), vectors=vectors[start : start + 1000])
         docs.flush()
     docs.upsert(ids=range(4000, 4300), vectors=vectors[4000:4300])
-    assert ways(docs, queries[0]).count("index") == 4 or "exact scan" in ways(docs, queries[0])
+    assert docs.info().indexes["vector"].segments == 4
+    plan = docs.search(queries[0], explain=True).plan
+    assert [part.kind for part in plan.parts][:5] == ["segment"] * 4 + ["memtable"]
     true = docs.search_batch(queries, k=10, exact=True)
     assert share(docs.search_batch(queries, k=10, recall=0.95), true) >= 0.93
 
@@ -306,3 +311,66 @@ def test_the_users_own_queries_decide_once_they_are_given(docs: vecdb.Collection
         docs.calibrate(shown[:5])
     with pytest.raises(InvalidInput, match="3 rows of true ids for 200 queries"):
         docs.calibrate(shown, truth=[[1], [2], [3]])
+
+
+@dataclass(frozen=True)
+class Turned:
+    backend: ClassVar[str] = "turned"
+
+
+class TurnedBackend:
+    """Exact search of a backend that is nothing without what it has trained."""
+
+    name, version, kind, params = "turned", 1, "dense", Turned
+
+    def train(self, sample: Any, params: Any, budget: Any) -> Any:
+        return {"angle": np.array([len(sample)])}
+
+    def build(self, rows: Any, trained: Any, params: Any, budget: Any, progress: Any, trial: Any = None) -> Any:
+        return {"turned": trained["angle"] * 2}
+
+    def merge(self, *_: Any) -> None:
+        return None
+
+    def open(self, arrays: Any, trained: Any, rows: Any, params: Any) -> Any:
+        assert arrays["turned"][0] == 2 * trained["angle"][0] == 2 * len(rows)
+        return FlatSearcher(rows)
+
+
+def test_what_a_backend_trained_comes_back_and_one_that_is_not_registered_costs_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_registered", {"turned": TurnedBackend()})
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(2, metric="l2", index=Turned()))
+        docs.upsert(ids=range(50), vectors=np.arange(100).reshape(50, 2))
+        docs.flush()
+        info = docs.info().indexes["vector"]
+        assert (info.segments, info.error) == (1, None)
+        assert docs.verify().ok
+    with vecdb.open(tmp_path / "db", read_only=True) as db:
+        assert index_of(db["docs"]._snapshot().parts[0], "vector", None).searcher is not None  # type: ignore[arg-type]
+    monkeypatch.setattr(registry, "_registered", {})
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db["docs"]
+        docs.flush()
+        assert docs.search([0, 1], k=2).ids == [0, 1]
+        assert ways(docs, [0, 1]) == ["exact scan"]
+        docs.upsert(ids=[99], vectors=[[0, 1]])
+        assert docs.info().indexes["vector"].segments == 1, "its index is kept"
+    monkeypatch.setattr(registry, "_registered", {"turned": TurnedBackend()})
+    with vecdb.open(tmp_path / "db") as db:
+        assert db["docs"].info().fields["vector"].index == Turned()
+
+
+def test_a_backend_that_breaks_is_named_and_waited_for_no_longer(db: vecdb.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any) -> Any:
+        raise RuntimeError("it broke")
+
+    monkeypatch.setattr(TurnedBackend, "build", build)
+    monkeypatch.setattr(registry, "_registered", {"turned": TurnedBackend()})
+    docs = db.create_collection("docs", Dense(2, metric="l2", index=Turned()))
+    docs.upsert(ids=range(50), vectors=np.arange(100).reshape(50, 2))
+    docs.flush()
+    assert docs.info().indexes["vector"].error == "it broke"
+    assert docs.search([0, 1], k=2).ids == [0, 1]

@@ -24,6 +24,7 @@ from .calibrate import Calibration
 
 AUTO_ROWS = 5_000  # from which on a segment gets a graph under "auto"
 AUTO_SECONDS = 0.3e-3  # that an exact search of it must take at least
+TRAINED = "trained."  # before the names of trained arrays, which are kept with each index that was built with them
 _log = logging.getLogger("vecdb")
 _lock = threading.Lock()
 
@@ -41,7 +42,7 @@ _kept: WeakKeyDictionary[Segment, dict[str, Index]] = WeakKeyDictionary()
 
 
 def wanted(declared: Dense, rows: int) -> Any:
-    """The parameters of the index that a segment of so many rows is to have, or None for none."""
+    """The parameters of the index that a segment of so many rows is to have, or None for none. Of a registered backend."""
     if declared.index != AUTO:
         return None if declared.index.backend == "flat" else declared.index
     row_bytes = declared.dim * {"f32": 4, "f16": 2, "i8": 1}[declared.dtype]
@@ -100,7 +101,9 @@ def _opened(part: SegmentPart, file: str, rows: Rows) -> Index:
         backend = registry.backend(meta["backend"])
         if backend.version != meta["version"]:
             return Index(None, Calibration(()), f"its index is of version {meta['version']} of {backend.name}")
-        searcher = backend.open(CheckedArrays(opened), {}, rows, backend.params(**meta["params"]))
+        arrays = CheckedArrays(opened)
+        trained = {name.removeprefix(TRAINED): arrays[name] for name in arrays if name.startswith(TRAINED)}
+        searcher = backend.open(arrays, trained, rows, backend.params(**meta["params"]))
         return Index(searcher, Calibration.from_json(meta.get("calibration", [])))
     except (VecdbError, Damaged, KeyError, ValueError) as error:
         _log.warning("an index cannot be used, and is searched around until it is built again: %s", error)

@@ -16,15 +16,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vecdb_index import registry
-from vecdb_index.contract import Budget, Cancelled, Control, NeedsMemory, Rows
+from vecdb_index.contract import Budget, Cancelled, Control, Rows
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.snapshot import SegmentPart
 from vecdb_storage.store import Store
 
 from ..errors import NotFound, VecdbError
-from ..schema import Dense
+from ..schema import Dense, Unregistered
 from ..search.calibrate import Calibrating
-from ..search.indexes import is_current, wanted
+from ..search.indexes import TRAINED, is_current, wanted
 
 _log = logging.getLogger("vecdb")
 
@@ -133,6 +133,8 @@ class Indexer:
     def _missing(self, uuid: bytes, part: SegmentPart, schema: dict[str, Any]) -> list[Job]:
         missing = []
         for name, declared in ((name, Dense.from_json(field)) for name, field in schema["fields"].items()):
+            if isinstance(declared.index, Unregistered):
+                continue  # what is there is left for a process that knows the backend
             params = wanted(declared, part.rows)
             job = Job(uuid, part.segment.name, name, params)
             if job in self._failed:
@@ -151,9 +153,11 @@ class Indexer:
             self._current = (job, 0.0)
         try:
             self._build(job)
+        except Cancelled:
+            raise
         except NotFound:
             pass  # the segment went, or the collection
-        except (NeedsMemory, ValueError, VecdbError) as error:
+        except Exception as error:  # whatever a backend raises: the segment is searched exactly, and others have their turn
             self._failed[job] = str(error)
             _log.warning("index of field %r, segment %s: %s", job.field, job.segment, error)
         finally:
@@ -185,7 +189,8 @@ class Indexer:
             "backend": backend.name, "version": backend.version, "params": asdict(job.params),
             "metric": declared.metric, "calibration": calibrating.calibration.to_json(),
         }  # fmt: skip
-        store.add_index(job.uuid, job.segment, job.field, arrays, meta)
+        kept = {**arrays, **{TRAINED + name: array for name, array in trained.items()}}
+        store.add_index(job.uuid, job.segment, job.field, kept, meta)
 
     def _progress(self, job: Job, share: float) -> None:
         with self._lock:

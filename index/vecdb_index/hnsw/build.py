@@ -33,8 +33,6 @@ _SLACK = np.float32(1.2)  # on squared distances
 _ROOM = 1.3  # links that a row may gather, of its degree, before they are pruned
 _TASK = 64  # rows to a task
 
-Done = Callable[[int], None]
-
 
 class Graph:
     """A graph while it is built, and what its kernels need of the rows."""
