@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,13 @@ from vecdb_storage.verify import Report
 
 from .collection import Collection
 from .errors import AlreadyExists, Closed, InvalidInput, NotFound, Unsupported
-from .schema import Dense, Sparse, checked_field, checked_name, fields_of
+from .schema import AUTO, Dense, Dtype, Metric, Sparse, checked_field, checked_name, fields_of
 from .search.executor import Executor
 from .upkeep.indexing import indexer_of
 
 if TYPE_CHECKING:
     from .embed import Encoder
+    from .ingest.hnswlib import Progress
 
 
 def open_database(path: str | os.PathLike[str], read_only: bool = False, threads: int | None = None) -> Database:
@@ -90,6 +91,32 @@ class Database:
         if embed is not None:
             collection.embedding.adopt(embed)
         return collection
+
+    def import_hnswlib(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        metric: Metric,
+        dtype: Dtype = "f32",
+        index: Any = AUTO,
+        batch: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Collection:
+        """A new collection of what `hnswlib.Index.save_index` wrote to `path`; hnswlib itself is not needed.
+
+        ids are the labels. Elements that are marked as deleted are left out. metric: the space the index was made with, which
+        the file does not say; "cosine" files hold normalised vectors. dtype, index: as in `Dense`. batch: points in a commit;
+        left out, about 128 MiB of them. progress: called after each commit with an object that has imported, deleted and total.
+
+        Until it is complete, the collection has the name with ".importing" added; on any error it is dropped. Raises
+        AlreadyExists, NotFound, StorageError, ReadOnly; InvalidInput, InvalidVector, InvalidId, DuplicateId name the file.
+        """
+        if checked_name(name) in self._writable().collections():
+            raise AlreadyExists(f"collection {name!r} exists; choose another name, or drop it first")
+        from .ingest.hnswlib import import_file
+
+        return import_file(self, name, path, metric, dtype, index, batch, progress)
 
     def collection(self, name: str, *, embed: Encoder | None = None) -> Collection:
         """An existing collection. embed: the encoder of its texts, if it was created with an encoder object.

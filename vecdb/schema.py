@@ -53,6 +53,11 @@ class Dense:
             raise InvalidInput(f'dtype must be "f32", "f16" or "i8", not {self.dtype!r}')
         object.__setattr__(self, "index", checked_index(self.index))
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether exact search was declared, so that nothing is built."""
+        return bool(self.index != AUTO and self.index.backend == "flat")
+
     def to_json(self) -> dict[str, Any]:
         index: Any = AUTO
         if isinstance(self.index, Unregistered):

@@ -13,10 +13,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .flat.search import FlatSearcher
 
 Metric = Literal["cosine", "ip", "l2"]
 Bitmap = npt.NDArray[np.uint64]
@@ -141,9 +144,15 @@ class Part:
 
 
 class Searcher(Protocol):
-    """Searches the rows of one segment. Safe in any thread."""
+    """Searches the rows of one segment. Safe in any thread.
+
+    exact: a flat searcher of the same rows; over the codes that the index holds of them, where it holds any.
+    """
 
     rows: Rows
+
+    @property
+    def exact(self) -> FlatSearcher: ...
 
     def search(
         self,

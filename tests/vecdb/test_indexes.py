@@ -17,6 +17,7 @@ import vecdb
 from vecdb import Dense, F
 from vecdb.errors import DeadlineExceeded, InvalidInput
 from vecdb.index import HNSW, Flat
+from vecdb.search import copies
 from vecdb.search.indexes import index_of
 from vecdb.upkeep import indexing
 
@@ -227,7 +228,7 @@ def test_builds_can_be_paused(db: vecdb.Database, vectors: np.ndarray) -> None:
 def test_a_build_that_cannot_have_its_memory_says_so(
     db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexing, "_available", lambda: 2)
+    monkeypatch.setattr(indexing, "available", lambda: 2)
     docs = filled(db, vectors[:2000])
     assert "needs about" in (docs.info().indexes["vector"].error or "")
     assert docs.search(vectors[3], k=1).ids == [3]
@@ -374,3 +375,31 @@ def test_a_backend_that_breaks_is_named_and_waited_for_no_longer(db: vecdb.Datab
     docs.flush()
     assert docs.info().indexes["vector"].error == "it broke"
     assert docs.search([0, 1], k=2).ids == [0, 1]
+
+
+def test_rows_without_an_index_are_searched_by_a_copy_of_a_quarter_the_bytes(db: vecdb.Database) -> None:
+    """From the second search on, in memory and in segments that wait for their index; with the same answers."""
+    rng = np.random.default_rng(9)
+    x = rng.standard_normal((9000, 64), np.float32)
+    db.pause_indexing()
+    docs = db.create_collection("docs", Dense(64, index="hnsw"))
+    docs.upsert(ids=range(5000), vectors=x[:5000])
+    docs.flush(wait=False)
+    docs.upsert(ids=range(5000, 7000), vectors=x[5000:7000])
+    first = docs.search(x[0], k=5, explain=True)
+    second = docs.search(x[0], k=5, explain=True)
+    assert (second.ids, second.scores) == (first.ids, first.scores)
+    for one, other in zip(first.plan.parts, second.plan.parts, strict=True):
+        assert one.scored == other.scored == one.rows
+        if one.rows >= 4096:
+            assert other.bytes < one.bytes / 2
+    docs.upsert(ids=range(7000, 9000), vectors=x[7000:])  # the block goes on growing
+    docs.delete(ids=range(0, 9000, 3))
+    alive = np.flatnonzero(np.arange(9000) % 3)
+    unit = x / np.linalg.norm(x, axis=1)[:, None]
+    for q in x[:20]:
+        true = alive[np.argsort(-(unit[alive] @ q), kind="stable")[:5]]
+        assert docs.search(q, k=5).ids == true.tolist()
+    db.resume_indexing()
+    docs.flush()
+    assert copies.size() < x.nbytes / 4, "a copy goes when the index is there"

@@ -10,6 +10,7 @@ part, they are fetched and take part. Stateless apart from the searchers kept wi
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,17 +24,18 @@ from vecdb_index.contract import Hits as FoundRows
 from vecdb_index.contract import Rows, Searcher
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.ids import Id
-from vecdb_storage.segment import Segment, StoredField
+from vecdb_storage.segment import Segment
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.tombstones import Words
 
-from . import bitmaps
+from . import bitmaps, copies
+from .indexes import NOT_INDEXED, Index, index_of, wanted
 from .plan import PartPlan
 from .planner import Asked, Way, way_of
 
 _SMALLEST_TASK = 4 << 20  # bytes of vectors for which another thread is worth waking
 _FEWEST_QUERIES = 8  # of an index, likewise
-_searchers: WeakKeyDictionary[Segment, dict[tuple[str, int, int], FlatSearcher]] = WeakKeyDictionary()
+_searchers: WeakKeyDictionary[Segment, dict[str, FlatSearcher]] = WeakKeyDictionary()  # over rows alone
 
 
 @dataclass(slots=True)
@@ -167,7 +169,16 @@ class Executor:
         self._check(snapshot, asked.field)
         planned = [self._plan(part, asked, snapshot.count, len(queries)) for part in snapshot.parts if part.rows]
         tasks = [task for each in planned for task in each.tasks]
-        self._run(tasks, lambda t: t.searcher.search(queries[t.queries], asked.k, t.effort, t.allowed, control=asked.control))
+        floors = _Floors(len(queries), asked.k) if len(tasks) > 1 else None
+
+        def work(task: _Task) -> FoundRows:
+            floor = None if floors is None else floors.of(task.queries)
+            found = task.searcher.search(queries[task.queries], asked.k, task.effort, task.allowed, floor, asked.control)
+            if floors is not None:
+                floors.offer(task.queries, found)
+            return found
+
+        self._run(tasks, work)
         if explain is not None:
             explain += [_explained(each) for each in planned]
         return Answer.of_many(tasks, queries, asked.k) if batch else Answer.of_one(tasks, queries, asked.k)
@@ -183,26 +194,28 @@ class Executor:
         words = None if stored is None else bitmaps.allowed(part, asked.where, asked.without)
         if stored is None or not (words is None or words.any()):
             return _Planned(part, None)
-        whole = _searcher(part, asked, stored, 0, part.rows)
+        rows = Rows(stored.vectors, stored.norms, asked.declared.metric, stored.present)
+        index = index_of(part, asked.field, rows) if isinstance(part, SegmentPart) else NOT_INDEXED
+        whole = _exact(part, asked, rows, index)
         # Of the k best of all parts about so many are here, and these have to be found.
         share = part.live_rows / max(1, total)
-        way = way_of(part, asked, whole.rows, words, share, queries)
+        way = way_of(part, asked, index, whole, words, share, queries)
         if way.searcher is None:
             if self.threads == 1 or stored.vectors.nbytes < 2 * _SMALLEST_TASK:
                 return _Planned(part, way, [_Task(part, 0, whole, whole, words, 1.0, slice(0, queries))])
-            return _Planned(part, way, self._split_rows(part, asked, stored, words, queries))
+            return _Planned(part, way, self._split_rows(part, whole, words, queries))
         return _Planned(part, way, self._split_queries(part, way, words, queries))
 
-    def _split_rows(self, part: Part, asked: Asked, stored: StoredField, words: Words | None, queries: int) -> list[_Task]:
+    def _split_rows(self, part: Part, whole: FlatSearcher, words: Words | None, queries: int) -> list[_Task]:
         """An exact search as about as many row ranges as there are threads."""
-        pieces = min(self.threads, max(1, stored.vectors.nbytes // _SMALLEST_TASK))
+        pieces = min(self.threads, max(1, whole.rows.vectors.nbytes // _SMALLEST_TASK))
         step = -(-part.rows // pieces // 64) * 64 or 64
         tasks = []
         for first in range(0, part.rows, step):
             last = min(first + step, part.rows)
             mine = None if words is None else words[first // 64 : -(-last // 64)]
             if mine is None or mine.any():
-                searcher = _searcher(part, asked, stored, first, last)
+                searcher = whole.part(first, last)
                 tasks.append(_Task(part, first, searcher, searcher, mine, 1.0, slice(0, queries)))
         return tasks
 
@@ -226,14 +239,43 @@ class Executor:
             list(self._pool.map(run, tasks))
 
 
-def _searcher(part: Part, asked: Asked, stored: StoredField, first: int, last: int) -> FlatSearcher:
-    kept = _searchers.setdefault(part.segment, {}) if isinstance(part, SegmentPart) else {}
-    searcher = kept.get((asked.field, first, last))
-    if searcher is None:
-        present = None if stored.present is None else stored.present[first // 64 : -(-last // 64)]
-        rows = Rows(stored.vectors[first:last], stored.norms[first:last], asked.declared.metric, present)
-        searcher = kept[asked.field, first, last] = FlatSearcher(rows)
-    return searcher
+def _exact(part: Part, asked: Asked, rows: Rows, index: Index) -> FlatSearcher:
+    """The quickest exact searcher of a part that there is."""
+    if not isinstance(part, SegmentPart):
+        return FlatSearcher(rows) if asked.declared.is_flat else copies.searcher_of(part, asked.field, rows)
+    if index.searcher is not None:
+        copies.drop(part.segment, asked.field)
+        return index.searcher.exact
+    if wanted(asked.declared, part.rows) is not None:
+        return copies.searcher_of(part, asked.field, rows)
+    kept = _searchers.setdefault(part.segment, {})
+    if asked.field not in kept:
+        kept[asked.field] = FlatSearcher(rows)
+    return kept[asked.field]
+
+
+class _Floors:
+    """The k-th best keys of each query so far: what parts that are searched later need not return hits below."""
+
+    def __init__(self, queries: int, k: int) -> None:
+        self._k, self._lock = k, threading.Lock()
+        self._lowest = np.full(queries, -np.inf, np.float32)
+        self._best = np.full((queries, k), -np.inf, np.float32) if queries > 1 else None
+
+    def of(self, queries: slice) -> npt.NDArray[np.float32]:
+        return self._lowest[queries].copy()
+
+    def offer(self, queries: slice, found: FoundRows) -> None:
+        if self._k == 0:
+            return
+        with self._lock:
+            if self._best is None:  # of one query: its parts one by one, which takes no time
+                self._lowest[0] = max(self._lowest[0], found.keys[0, -1])
+                return
+            both = np.concatenate([self._best[queries], found.keys], axis=1)
+            both.partition(self._k, axis=1)
+            self._best[queries] = both[:, self._k :]
+            self._lowest[queries] = both[:, self._k]
 
 
 def _merge(tasks: Sequence[_Task], query: int, queries: npt.NDArray[np.float32], k: int) -> list[Found]:

@@ -38,13 +38,14 @@ class Index:
     why: str = ""
 
 
+NOT_INDEXED = Index(None, Calibration(()), "in memory, not indexed")
 _kept: WeakKeyDictionary[Segment, dict[str, Index]] = WeakKeyDictionary()
 
 
 def wanted(declared: Dense, rows: int) -> Any:
     """The parameters of the index that a segment of so many rows is to have, or None for none. Of a registered backend."""
     if declared.index != AUTO:
-        return None if declared.index.backend == "flat" else declared.index
+        return None if declared.is_flat else declared.index
     row_bytes = declared.dim * {"f32": 4, "f16": 2, "i8": 1}[declared.dtype]
     if rows >= AUTO_ROWS and rows * (2e-9 + row_bytes / 18e9) >= AUTO_SECONDS:
         return registry.params("hnsw")()

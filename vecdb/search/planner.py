@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vecdb_index.contract import Control, Rows, Searcher
+from vecdb_index.contract import Control, Searcher
 from vecdb_index.flat.search import FlatSearcher
-from vecdb_storage.snapshot import Part, SegmentPart
+from vecdb_storage.snapshot import Part
 from vecdb_storage.tombstones import Words
 
 from ..filters import Expression
-from ..schema import AUTO, Dense
+from ..schema import Dense
 from . import bitmaps
 from .calibrate import Calibration
-from .indexes import Index, index_of
+from .indexes import Index
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,13 @@ class Way:
         return "exact scan" if self.searcher is None else f"index, effort {self.effort:.2f}"
 
 
-def way_of(part: Part, asked: Asked, rows: Rows, words: Words | None, share: float, queries: int) -> Way:
-    """rows: of the part's field. share: of all rows, that are in this part."""
+def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, words: Words | None, share: float, queries: int) -> Way:
+    """exact: the exact searcher of the part's field. share: of all rows, that are in this part."""
     allowed = bitmaps.count(words, part.rows)
     if asked.recall >= 1:
         return Way(None, 1.0, 1.0, allowed, "exact was asked")
-    if asked.declared.index != AUTO and asked.declared.index.backend == "flat":
+    if asked.declared.is_flat:
         return Way(None, 1.0, 1.0, allowed, "as declared")
-    index = index_of(part, asked.field, rows) if isinstance(part, SegmentPart) else _NONE
     if index.searcher is None:
         return Way(None, 1.0, 1.0, allowed, index.why)
     if asked.effort is not None:
@@ -68,7 +67,7 @@ def way_of(part: Part, asked: Asked, rows: Rows, words: Words | None, share: flo
     selectivity = allowed / max(1, part.rows)
     effort, expected = _effort(asked, index.calibration, selectivity, share)
     by_index = index.searcher.cost(asked.k, effort, selectivity, queries)
-    exactly = FlatSearcher(rows).cost(asked.k, 1.0, selectivity, queries)
+    exactly = exact.cost(asked.k, 1.0, selectivity, queries)
     compared = f"{1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
     if exactly <= by_index:
         return Way(None, 1.0, 1.0, allowed, compared)
@@ -89,6 +88,3 @@ def _effort(asked: Asked, measured: Calibration, selectivity: float, share: floa
         return own, own_expected
     usual, _ = measured.effort_for(asked.recall, asked.k, 1.0, share)
     return min(1.0, effort + max(0.0, own - usual)), expected
-
-
-_NONE = Index(None, Calibration(()), "in memory, not indexed")

@@ -9,7 +9,6 @@ that was cut short leaves no file, and begins again. Everything may be called fr
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +20,8 @@ from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.snapshot import SegmentPart
 from vecdb_storage.store import Store
 
-from ..errors import NotFound, VecdbError
+from ..errors import NotFound
+from ..memory import available
 from ..schema import Dense, Unregistered
 from ..search.calibrate import Calibrating
 from ..search.indexes import TRAINED, is_current, wanted
@@ -114,8 +114,11 @@ class Indexer:
                     self._do(job)
             except Cancelled:
                 break
-            except VecdbError as error:  # the store was closed, or the disk is in trouble: the next commit tries again
-                _log.warning("indexing stopped for now: %s", error)
+            except (
+                Exception
+            ) as error:  # the store was closed, the disk is in trouble, a backend went: the next commit tries again
+                if not self._stopped:
+                    _log.warning("indexing stopped for now: %s", error)
             with self._lock:
                 self._lock.notify_all()
 
@@ -181,7 +184,7 @@ class Indexer:
         declared = Dense.from_json(snapshot.schema["fields"][job.field])
         rows = Rows(stored.vectors, stored.norms, declared.metric, stored.present)
         backend = registry.backend(job.params.backend)
-        budget = Budget(threads=self._threads, memory=_available() // 2, control=self._control)
+        budget = Budget(threads=self._threads, memory=available() // 2, control=self._control)
         trained = backend.train(rows, job.params, budget)
         calibrating = Calibrating(rows, FlatSearcher, control=self._control)
         arrays = backend.build(rows, trained, job.params, budget, lambda share: self._progress(job, share), calibrating.trial)
@@ -224,14 +227,6 @@ class Indexer:
     def error_of(self, uuid: bytes, field: str) -> str | None:
         """Why some index of the field could not be built."""
         return next((why for job, why in self._failed.items() if (job.uuid, job.field) == (uuid, field)), None)
-
-
-def _available() -> int:
-    """Bytes of memory that are free."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # a system that does not say
-        return 1 << 32
 
 
 _indexers: WeakKeyDictionary[Store, Indexer] = WeakKeyDictionary()

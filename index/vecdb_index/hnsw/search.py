@@ -16,16 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..codec.int8 import Codes, head
 from ..contract import Arrays, Bitmap, Control, Damaged, Hits, Keys, Rows
 from ..flat.search import FlatSearcher
 from ..kernels.compile import kernel
-from ..kernels.distances import METRICS, prepared, read_only
+from ..kernels.distances import METRICS, key_of, pair, prepared, read_only
+from ..kernels.select import worse
 from .params import HNSW
 from .walk import key_in, row_in, walk, walk_allowed
 
 LEAST_EF, MOST_EF = 4, 4096
 _POLL = 64  # queries between two looks at the deadline
 _SCRATCH = 8  # kept for later searches
+_NO_FLOOR = read_only(np.full(1, -np.inf, np.float32))
+_CLOSER = 6  # rows that are looked at beyond the k best by their estimates, at least
 
 
 def ef_of(effort: float) -> int:
@@ -38,11 +42,12 @@ class HNSWSearcher:
         """Raises Damaged."""
         self.rows = rows
         self._adj, self._deg, self._entries = (read_only(arrays[name]) for name in ("adj", "deg", "entries"))
+        self._codes = Codes.opened(arrays, rows)
         self._check()
         self._metric = METRICS[rows.metric]
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
         self._vectors, self._norms = read_only(bits), read_only(rows.norms)
-        self._exact = FlatSearcher(rows)
+        self.exact = FlatSearcher(rows, self._codes)
         self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
         self._spare: deque[tuple[Any, ...]] = deque(maxlen=_SCRATCH)
 
@@ -73,34 +78,38 @@ class HNSWSearcher:
         wanted = min(k, count)
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes = np.zeros(m, np.int64)
-        scored = 0
+        scored, read = 0, 0
         if m and k and count and len(self._entries):
             ready = prepared(queries, self.rows.metric)
+            asked = self._codes.ask(ready)
             ef = min(ef_of(effort), len(self.rows))
             limit = max(ef, k)
             scratch = self._borrow(limit, allowed is not None)
             words = np.zeros(0, np.uint64) if allowed is None else allowed
+            lowest = _NO_FLOOR if floor is None else read_only(floor)
             step = m if control is None else _POLL
             for start in range(0, m, step):
                 if control is not None:
                     control.poll()
-                scored += _search(
-                    ready, start, min(m, start + step), self._vectors, self._norms, self._metric, self._adj, self._deg,
-                    self._entries, limit, ef, read_only(words), count, keys, rows, sizes, *scratch,
+                more, looked = _search(
+                    ready, *asked, start, min(m, start + step), self._codes.codes, self._codes.key_unit, self._vectors,
+                    self._norms, self._metric, self._adj, self._deg, self._entries, limit, ef, read_only(words), count, wanted,
+                    lowest, keys, rows, sizes, *scratch,
                 )  # fmt: skip
+                scored += more
+                read += more * self._codes.codes.shape[1] + looked * self.rows.vectors[:1].nbytes
             self._spare.append(scratch)
-        short = np.flatnonzero(sizes < wanted)
+        else:
+            sizes[:] = 0 if wanted == 0 else -1
+        short = np.flatnonzero(sizes < 0)
         if len(short):
-            found = self._exact.search(queries[short], k, allowed=allowed, control=control)
+            lower = None if floor is None else floor[short]
+            found = self.exact.search(queries[short], k, allowed=allowed, floor=lower, control=control)
             keys[short], rows[short], sizes[short] = found.keys, found.rows, found.lengths
-            scored += found.scored
-        if floor is not None:
-            sizes = np.minimum(
-                sizes, [np.count_nonzero(row[:size] >= at) for row, size, at in zip(keys, sizes, floor, strict=True)]
-            )
+            scored, read = scored + found.scored, read + found.bytes
         beyond = np.arange(k) >= sizes[:, None]
         keys[beyond], rows[beyond] = -np.inf, -1
-        return Hits(keys, rows, sizes.astype(np.int32), np.zeros(m, np.bool_), scored, scored * self.rows.vectors[:1].nbytes)
+        return Hits(keys, rows, sizes.astype(np.int32), np.zeros(m, np.bool_), scored, read)
 
     def _borrow(self, limit: int, filtered: bool) -> tuple[Any, ...]:
         """seen, epoch, pool, near, heap: of an earlier search where they are large enough."""
@@ -118,7 +127,7 @@ class HNSWSearcher:
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """See FlatSearcher."""
-        return self._exact.rows_at(query, key, allowed)
+        return self.exact.rows_at(query, key, allowed)
 
     def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
         """By the rows that a walk scores, each a miss of the cache and a multiplication."""
@@ -131,43 +140,74 @@ class HNSWSearcher:
 
 @kernel
 def _search(
-    queries, start, stop, vectors, norms, metric, adj, deg, entries, limit, ef, allowed, count, keys, rows, sizes,
-    seen, epoch, pool, near, heap,
+    queries, words, scalars, start, stop, codes, key_unit, vectors, norms, metric, adj, deg, entries, limit, ef, allowed,
+    count, wanted, floors, keys, rows, sizes, seen, epoch, pool, near, heap,
 ):  # fmt: skip
-    k, d = keys.shape[1], np.int64(queries.shape[1])
-    scored = 0
+    """Fills keys, rows and sizes of queries start..stop; -1 where fewer than `wanted` were found.
+
+    Returns how many rows were scored, and looked at.
+    """
+    scored, looked, width = 0, 0, np.int64(words.shape[1])
     for q in range(start, stop):
         if epoch[0] == np.uint16(65535):
             seen[:] = 0
             epoch[0] = 0
         epoch[0] += np.uint16(1)
+        t, b = np.float32(scalars[q, 0]), np.float32(scalars[q, 1])
         if len(allowed):
             size, more = walk_allowed(
-                queries,
-                q * d,
-                vectors,
-                norms,
-                metric,
-                adj,
-                deg,
-                entries,
-                seen,
-                epoch[0],
-                pool,
-                limit,
-                near,
-                heap,
-                allowed,
-                count,
+                words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, near, heap, allowed, count
             )
         else:
-            zero = np.float32(0)
-            size, more = walk(
-                queries, q * d, vectors, norms, metric, zero, adj, deg, entries, seen, epoch[0], pool, limit, ef, near
-            )
+            size, more = walk(words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, ef, near)
         scored += more
-        size = min(size, k)
-        for i in range(size):
-            keys[q, i], rows[q, i] = key_in(pool[i]), row_in(pool[i])
-        sizes[q] = max(0, size)
-    return scored
+        sizes[q] = -1
+        if size >= wanted:
+            floor = np.float64(floors[q % len(floors)])
+            sizes[q], more = _rank(queries, q, scalars, codes, key_unit, vectors, norms, metric, pool, size, floor, keys, rows)
+            looked += more
+    return scored, looked
+
+
+@kernel
+def _rank(queries, q, scalars, codes, key_unit, vectors, norms, metric, pool, size, floor, keys, rows):
+    """Keys of what a walk found, best first, to keys[q] and rows[q]. Returns how many there are, and how many were looked at.
+
+    By how much keys and estimates differ is seen on the way. Where by that no row that is left can be among the best, it ends.
+    Rows that are surely below the floor are not looked at.
+    """
+    k, d, stride = keys.shape[1], np.int64(vectors.shape[1]), np.int64(codes.shape[1])
+    least, most = np.float64(np.inf), np.float64(-np.inf)
+    count, looked = 0, 0
+    limit = floor / key_unit - scalars[q, 2] - scalars[q, 5]
+    limit -= 2.0**-21 * abs(limit)
+    for i in range(size):
+        row = row_in(pool[i])
+        guess = np.float64(key_in(pool[i]))
+        ahead = guess + most + (most - least) / 2
+        if count == k and looked >= k + _CLOSER + k // 8 and ahead < np.float64(keys[q, k - 1]) / key_unit:
+            break
+        if floor > -np.inf:
+            at = row * stride
+            sure = scalars[q, 1] * (np.float64(head(codes, at + 4)) - np.float64(head(codes, at + 8)))
+            if guess + sure + scalars[q, 3] * head(codes, at + 12) + scalars[q, 4] * head(codes, at) < limit:
+                continue
+        following = row_in(pool[min(size - 1, i + 1)])
+        key = key_of(pair(queries, q * d, vectors, row * d, d, metric, (following - row) * d), norms[row], metric)
+        looked += 1
+        off = np.float64(key) / key_unit - guess
+        least, most = min(least, off), max(most, off)
+        if key < floor:
+            continue
+        at = count
+        if count == k:
+            if not worse(keys[q, k - 1], rows[q, k - 1], key, row):
+                continue
+            at = k - 1
+        else:
+            count += 1
+        while at > 0 and worse(keys[q, at - 1], rows[q, at - 1], key, row):
+            keys[q, at], rows[q, at] = keys[q, at - 1], rows[q, at - 1]
+            at -= 1
+        keys[q, at], rows[q, at] = key, row
+    return count, looked

@@ -1,12 +1,10 @@
 """Best-first walks over a graph: the kernels that build and search share.
 
-A *pool* holds the best nodes seen, as uint64, ascending: rank of the key (32 bits, smaller is better) | row (31) | done (1). So
-comparing two entries compares keys, then rows, without a float. `seen` marks the nodes that a walk has met, by the number of
-the walk (*epoch*), so that it need not be cleared for each. Keys are those of the pair kernel: what a walk finds is exact.
+Rows are met by their int8 codes (`codec.int8`). What ranks are estimates; whoever wants keys looks at the rows themselves.
 
-Distances between rows of a cosine or l2 graph are the squared Euclidean ones (of the directions, for cosine). Inner product
-is no distance; there the graph is that of rows *lifted* to equal length by one more coordinate, sqrt(M^2 - |x|^2) (Bachrach
-et al., RecSys 2014): a query, whose own coordinate is 0, has the same order of neighbours there as by inner product.
+A *pool* holds the best nodes seen, as uint64, ascending: rank of the estimate (32 bits, less is better) | row (31) | done (1).
+So comparing two entries compares estimates, then rows, without a float. `seen` marks the nodes that a walk has met, by the
+number of the walk (*epoch*), so that it need not be cleared for each.
 """
 
 from __future__ import annotations
@@ -17,11 +15,12 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from ..codec.int8 import estimate
 from ..kernels.compile import intrinsic, kernel
-from ..kernels.distances import COSINE, L2, key_of, pair, prefetch
+from ..kernels.distances import prefetch
 
-LIFTED = 3  # a metric of graphs only: inner product of lifted rows; `norms` then holds the further coordinate
 MAX_ROWS = 1 << 31
+AHEAD = 2  # records that are on their way while one is looked at
 _DONE = np.uint64(1)
 _ROW = np.uint64(0x7FFF_FFFF)
 
@@ -82,24 +81,18 @@ def insert(pool, size, limit, entry):
 
 
 @kernel
-def key_at(query, at, vectors, norms, row, metric, lift, ahead):
-    """The key of a row for query[at:]; lift: the query's own further coordinate. ahead: see `pair`."""
-    d = np.int64(vectors.shape[1])
-    value = pair(query, at, vectors, row * d, d, metric, ahead)
-    return value + lift * norms[row] if metric == LIFTED else key_of(value, norms[row], metric)
+def walk(words, at, t, b, codes, adj, deg, entries, seen, epoch, pool, limit, ef, near):
+    """Fills the pool with the best `limit` nodes that are found by going on from the best `ef`. Returns (size, rows scored).
 
-
-@kernel
-def walk(query, at, vectors, norms, metric, lift, adj, deg, entries, seen, epoch, pool, limit, ef, near):
-    """Fills the pool with the best `limit` nodes that are found by going on from the best `ef`. Returns (size, rows scored)."""
-    d = np.int64(vectors.shape[1])
+    words, at, t, b: the query, see `codec.int8.estimate`.
+    """
+    stride = np.int64(codes.shape[1])
     size, scored = 0, len(entries)
     for e in range(len(entries)):
         row = np.int64(entries[e])
-        coming = np.int64(entries[min(e + 1, len(entries) - 1)])
+        prefetch(codes, np.int64(entries[min(e + 1, len(entries) - 1)]) * stride, stride)
         seen[row] = epoch
-        entry = packed(key_at(query, at, vectors, norms, row, metric, lift, (coming - row) * d), row)
-        if insert(pool, size, limit, entry) < limit and size < limit:
+        if insert(pool, size, limit, packed(estimate(words, at, t, b, codes, row), row)) < limit and size < limit:
             size += 1
     place = 0
     while place < min(size, ef):
@@ -109,13 +102,13 @@ def walk(query, at, vectors, norms, metric, lift, adj, deg, entries, seen, epoch
             continue
         pool[place] = entry | _DONE
         count = unseen(adj, deg, row_in(entry), seen, epoch, near)
-        if count:
-            prefetch(vectors, near[0] * d, d)
+        begin(codes, stride, near, count)
         scored += count
         lowest = place + 1
         for i in range(count):
             row = near[i]
-            new = packed(key_at(query, at, vectors, norms, row, metric, lift, (near[i + 1] - row) * d), row)
+            prefetch(codes, near[min(count - 1, i + AHEAD)] * stride, stride)
+            new = packed(estimate(words, at, t, b, codes, row), row)
             where = insert(pool, size, limit, new)
             if where < limit:
                 lowest = min(lowest, where)
@@ -125,30 +118,36 @@ def walk(query, at, vectors, norms, metric, lift, adj, deg, entries, seen, epoch
 
 
 @kernel
+def begin(codes, stride, near, count):
+    """Asks for the first records that will be looked at."""
+    for i in range(min(AHEAD, count)):
+        prefetch(codes, near[i] * stride, stride)
+
+
+@kernel
 def unseen(adj, deg, row, seen, epoch, near):
-    """The neighbours of a row that the walk has not met, to near[:count]; near[count] repeats the last one."""
+    """The neighbours of a row that the walk has not met, to near[:count]."""
     count = 0
     for j in range(np.int64(deg[row])):
         other = np.int64(adj[row, j])
         near[count] = other
         count += seen[other] != epoch
         seen[other] = epoch
-    near[count] = near[max(0, count - 1)]
     return count
 
 
 @kernel
-def walk_allowed(query, at, vectors, norms, metric, adj, deg, entries, seen, epoch, pool, limit, near, heap, allowed, most):
+def walk_allowed(words, at, t, b, codes, adj, deg, entries, seen, epoch, pool, limit, near, heap, allowed, most):
     """Like `walk`, but only allowed rows enter the pool; others are walked through.
 
     heap: (n,) uint64 scratch. Returns (size, rows scored), or size -1 when more than `most` rows would have to be scored.
     """
-    d = np.int64(vectors.shape[1])
+    stride = np.int64(codes.shape[1])
     size, scored, waiting = 0, len(entries), 0
     for e in range(len(entries)):
         row = np.int64(entries[e])
         seen[row] = epoch
-        entry = packed(key_at(query, at, vectors, norms, row, metric, np.float32(0), 0), row)
+        entry = packed(estimate(words, at, t, b, codes, row), row)
         waiting = _push(heap, waiting, entry)
         if is_allowed(allowed, row) and insert(pool, size, limit, entry) < limit and size < limit:
             size += 1
@@ -158,14 +157,14 @@ def walk_allowed(query, at, vectors, norms, metric, adj, deg, entries, seen, epo
         if size == limit and entry > pool[size - 1]:
             break
         count = unseen(adj, deg, row_in(entry), seen, epoch, near)
-        if count:
-            prefetch(vectors, near[0] * d, d)
+        begin(codes, stride, near, count)
         scored += count
         if scored > most:
             return -1, scored
         for i in range(count):
             row = near[i]
-            new = packed(key_at(query, at, vectors, norms, row, metric, np.float32(0), (near[i + 1] - row) * d), row)
+            prefetch(codes, near[min(count - 1, i + AHEAD)] * stride, stride)
+            new = packed(estimate(words, at, t, b, codes, row), row)
             if size == limit and new > pool[size - 1]:
                 continue
             waiting = _push(heap, waiting, new)
@@ -209,13 +208,3 @@ def _pop(heap, size):
         at = child
     heap[at] = entry
     return size
-
-
-@kernel
-def apart(key, metric, square):
-    """The squared distance of two rows from their key. square: of the common length of lifted rows."""
-    if metric == COSINE:
-        return max(np.float32(0), np.float32(2) - np.float32(2) * key)
-    if metric == L2:
-        return -key
-    return max(np.float32(0), np.float32(2) * (square - key))

@@ -22,6 +22,7 @@ _TOLD = os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES")
 _FEATURES = {} if _TOLD else llvm.get_host_cpu_features()
 WIDTH, VECTORS = (16, 4) if _FEATURES.get("avx512f") else (8, 2) if _FEATURES.get("avx2") else (4, 4)
 LANES = WIDTH * VECTORS
+AVX2 = bool(_FEATURES.get("avx2"))
 COARSE = bool(_FEATURES.get("avx512vnni") if WIDTH == 16 else WIDTH == 8 and _FEATURES.get("avxvnni"))
 MR = 6
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -153,15 +154,17 @@ def magnitude(typing: Any, rows: Any, row_at: Any, count: Any) -> Any:
 
 
 @intrinsic
-def rounded(typing: Any, rows: Any, row_at: Any, count: Any, scale: Any, codes: Any, code_at: Any) -> Any:
-    """codes[code_at:][:count] = 128 + the nearest integers to rows / scale. Returns the squared length of what was lost.
+def rounded(typing: Any, rows: Any, row_at: Any, count: Any, scale: Any, shift: Any, codes: Any, code_at: Any) -> Any:
+    """codes[code_at:][:count] = shift + the nearest integers to rows / scale. Returns the squared length of what was lost.
+
+    shift: 128, or 0 for bytes with a sign (not from int8 rows).
 
     The integer is read off the low byte of a float32 that has no room for a fraction: NaN is no special case.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        row_type, _, _, _, code_type, _ = signature.args
-        rows, row_at, count, scale, codes, code_at = arguments
+        row_type, _, _, _, _, code_type, _ = signature.args
+        rows, row_at, count, scale, shift, codes, code_at = arguments
         inverse = builder.fdiv(ir.Constant(_F32, 1.0), scale)
 
         def step(at: Any, accumulator: Any) -> Any:
@@ -183,7 +186,7 @@ def rounded(typing: Any, rows: Any, row_at: Any, count: Any, scale: Any, codes: 
                 value = builder.xor(load(builder, place, byte), sign)
                 builder.store(value, pointer(context, builder, code_type, codes, builder.add(code_at, at), byte)).align = 1
                 return accumulator
-            magic = every(ir.Constant(_F32, 1.5 * 2**23 + 128))
+            magic = every(builder.fadd(shift, ir.Constant(_F32, 1.5 * 2**23)))
             value = loaded(context, builder, row_type, rows, builder.add(row_at, at), kind)
             near = fma(builder, value, every(inverse), magic)
             place = pointer(context, builder, code_type, codes, builder.add(code_at, at), byte)
@@ -193,7 +196,7 @@ def rounded(typing: Any, rows: Any, row_at: Any, count: Any, scale: Any, codes: 
 
         return reduced(builder, count, step, builder.fadd)
 
-    return types.float32(rows, types.int64, types.int64, types.float32, codes, types.int64), codegen
+    return types.float32(rows, types.int64, types.int64, types.float32, types.float32, codes, types.int64), codegen
 
 
 @intrinsic

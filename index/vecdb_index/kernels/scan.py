@@ -17,8 +17,11 @@ _BLOCK_BYTES = 256 << 10  # of rows that stay in a core's own cache while each q
 
 
 @kernel
-def scan(queries, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
-    """Offers rows start..stop to the heap of each query. allowed: bitmap words, empty for all. Returns rows scored."""
+def scan(queries, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped, floors):
+    """Offers rows start..stop to the heap of each query, but none below its floor. Returns rows scored.
+
+    allowed: bitmap words, empty for all. floors: of each query, or one for all.
+    """
     m, d = queries.shape
     step = max(64, _BLOCK_BYTES // (d * vectors.itemsize) // 64 * 64) if m > 1 else stop - start
     scored = 0
@@ -28,17 +31,18 @@ def scan(queries, vectors, norms, metric, allowed, start, stop, keys, rows, size
             if len(allowed):
                 scored += _scan_allowed(queries, q, vectors, norms, metric, allowed, first, last, keys, rows, sizes, dropped)
             else:
-                scored += _scan_all(queries, q, vectors, norms, metric, first, last, keys, rows, sizes, dropped)
+                floor = floors[q % len(floors)]
+                scored += _scan_all(queries, q, vectors, norms, metric, first, last, keys, rows, sizes, dropped, floor)
     return scored
 
 
 @kernel
-def _scan_all(queries, q, vectors, norms, metric, start, stop, keys, rows, sizes, dropped):
+def _scan_all(queries, q, vectors, norms, metric, start, stop, keys, rows, sizes, dropped, floor):
     d = np.int64(vectors.shape[1])
     ahead = (_AHEAD_F32 if vectors.itemsize == 4 else AHEAD) // vectors.itemsize
     row = start
     while row < stop:
-        worst = _worst(keys, sizes, q)
+        worst = _worst(keys, sizes, q, floor)
         missed = dropped[q]
         key = np.float32(0)
         # Nearly every row stays in this loop: the heap and its arrays are left alone.
@@ -57,9 +61,11 @@ def _scan_all(queries, q, vectors, norms, metric, start, stop, keys, rows, sizes
 
 
 @kernel
-def _worst(keys, sizes, q):
-    """A key that must be exceeded; NaN, which every key exceeds, while there is room."""
-    return keys[q, 0] if sizes[q] == keys.shape[1] else np.float32(np.nan)
+def _worst(keys, sizes, q, floor):
+    """A key that must be exceeded; NaN, which every key exceeds, while there is room and no floor."""
+    if sizes[q] == keys.shape[1] and keys[q, 0] >= floor:
+        return keys[q, 0]
+    return np.nextafter(floor, np.float32(-np.inf)) if floor > -np.inf else np.float32(np.nan)
 
 
 @kernel

@@ -65,7 +65,7 @@ def _pack(queries, exact, exact_lanes, coarse, coarse_lanes):
         exact_lanes[tile, 3, lane] = 1
         if COARSE:
             scale = magnitude(queries, q * d, d) / np.float32(127) if safe else np.float32(1)
-            lost = np.sqrt(np.float64(rounded(queries, q * d, d, scale, codes, 0)))
+            lost = np.sqrt(np.float64(rounded(queries, q * d, d, scale, np.float32(128), codes, 0)))
             start = np.int32(0)
             for i in range(d):
                 code = np.int32(codes[i]) - np.int32(128)
@@ -75,6 +75,13 @@ def _pack(queries, exact, exact_lanes, coarse, coarse_lanes):
             coarse_lanes[tile, 1, lane] = length / scale if safe else np.inf
             coarse_lanes[tile, 2, lane] = lost / scale * 1.001
             coarse_lanes[tile, 3, lane] = 1 / scale
+
+
+@kernel
+def _worst(keys, sizes, q, floors):
+    """The key that a row must have at least."""
+    floor = floors[q % len(floors)]
+    return max(keys[q, 0], floor) if sizes[q] == keys.shape[1] else floor
 
 
 @kernel
@@ -106,7 +113,7 @@ def _fill(vectors, norms, metric, picked, taken, coarse, g, stride, codes, block
         else:
             if safe and vectors.itemsize > 1:
                 scale = magnitude(vectors, row * d, d) / np.float32(127)
-            lost = np.sqrt(rounded(vectors, row * d, d, scale, codes, one * stride)) * np.float32(1.001)
+            lost = np.sqrt(rounded(vectors, row * d, d, scale, np.float32(128), codes, one * stride)) * np.float32(1.001)
         if metric == COSINE:
             unit = np.float32(1) / norm
         elif metric == L2:
@@ -118,8 +125,8 @@ def _fill(vectors, norms, metric, picked, taken, coarse, g, stride, codes, block
 
 
 @kernel
-def search_tiles(tiles, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped):
-    """Offers rows start..stop to the heaps of all queries. Returns rows scored, times queries."""
+def search_tiles(tiles, vectors, norms, metric, allowed, start, stop, keys, rows, sizes, dropped, floors):
+    """Offers rows start..stop to the heaps of all queries, but none below its floor. Returns rows scored, times queries."""
     queries, exact, exact_lanes, coarse, coarse_lanes = tiles
     n, d = vectors.shape
     m, k = keys.shape
@@ -144,7 +151,8 @@ def search_tiles(tiles, vectors, norms, metric, allowed, start, stop, keys, rows
             lanes, lengths = coarse_lanes[tile] if in_bytes else exact_lanes[tile], exact_lanes[tile, 1]
             for lane in range(count):
                 q = first + lane
-                lanes[0, lane] = _limit(keys[q, 0], lengths[lane], lanes[3, lane], g, metric) if sizes[q] == k else -np.inf
+                worst = _worst(keys, sizes, q, floors)
+                lanes[0, lane] = _limit(worst, lengths[lane], lanes[3, lane], g, metric) if worst > -np.inf else -np.inf
             for one in range(0, taken, MR):
                 # While the first tile is multiplied, the rows of the next block come in.
                 coming, pace = (min(n, row + one) * d, MR * (4 if in_bytes else 1)) if first == 0 else (0, 0)
@@ -162,8 +170,9 @@ def search_tiles(tiles, vectors, norms, metric, allowed, start, stop, keys, rows
                             offered += 1
                             key = key_of(pair(queries, q * d, vectors, r * d, d, metric, 0), norms[r], metric)
                             offer(keys, rows, sizes, dropped, q, key, r)
-                            if sizes[q] == k:
-                                lanes[0, lane] = _limit(keys[q, 0], lengths[lane], lanes[3, lane], g, metric)
+                            worst = _worst(keys, sizes, q, floors)
+                            if worst > -np.inf:
+                                lanes[0, lane] = _limit(worst, lengths[lane], lanes[3, lane], g, metric)
         scored += taken * m
         # Beside the rows that fill the heaps, one in eight looked at closely costs as much as the exact form.
         if in_bytes and offered > scored // 8 + 8 * k * m:

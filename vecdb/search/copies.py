@@ -1,0 +1,75 @@
+"""int8 copies of rows that no index holds, so that an exact search of them reads a quarter of the bytes.
+
+A copy serves the rows of a memtable block, or of a segment whose index is not built yet. It is made by the second search that
+would use it, which takes about as long as that search itself, and goes with its rows, or when their index is there. Answers do
+not change by it (see `vecdb_index.flat.coded`). All copies together take at most a quarter of the free memory. Any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from vecdb_index.codec.int8 import Codes, width_of
+from vecdb_index.contract import Rows
+from vecdb_index.flat.search import FlatSearcher
+from vecdb_storage.memtable import Block
+from vecdb_storage.segment import Segment
+from vecdb_storage.snapshot import Part, SegmentPart
+
+from ..memory import available
+
+_LEAST_BYTES = 1 << 20  # of vectors; below, the rows themselves are as quick
+_lock = threading.Lock()
+
+
+class _Copy:
+    """filled: how many rows, from the first on, have their codes."""
+
+    __slots__ = ("codes", "filled", "lock")
+
+    def __init__(self) -> None:
+        self.codes: Codes | None = None
+        self.filled = 0
+        self.lock = threading.Lock()
+
+
+_kept: WeakKeyDictionary[Segment | Block, dict[str, _Copy]] = WeakKeyDictionary()
+
+
+def searcher_of(part: Part, field: str, rows: Rows) -> FlatSearcher:
+    """An exact searcher of a part's field, over its copy if it has one or is to get one."""
+    if rows.vectors.nbytes < _LEAST_BYTES or rows.vectors.dtype == np.int8:
+        return FlatSearcher(rows)
+    owner: Segment | Block = part.segment if isinstance(part, SegmentPart) else part.block  # type: ignore[attr-defined]
+    with _lock:
+        fields = _kept.setdefault(owner, {})
+        copy = fields.get(field)
+        if copy is None:
+            fields[field] = _Copy()
+            return FlatSearcher(rows)
+    with copy.lock:
+        if copy.codes is None:
+            capacity = owner.capacity if isinstance(owner, Block) else part.rows
+            if (size() + capacity * width_of(rows.vectors.shape[1])) * 4 > available():
+                return FlatSearcher(rows)
+            copy.codes = Codes.of(rows, capacity)
+        if copy.filled < len(rows):
+            copy.codes.fill(rows, copy.filled, len(rows))
+            copy.filled = len(rows)
+    return FlatSearcher(rows, copy.codes.part(0, len(rows)))
+
+
+def drop(segment: Segment, field: str) -> None:
+    """The index of a segment's field is there."""
+    if segment in _kept:
+        with _lock:
+            _kept.get(segment, {}).pop(field, None)
+
+
+def size() -> int:
+    """Bytes that all copies take."""
+    with _lock:
+        copies = [copy for fields in _kept.values() for copy in fields.values()]
+    return sum(copy.codes.codes.nbytes for copy in copies if copy.codes is not None)
