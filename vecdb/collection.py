@@ -27,8 +27,7 @@ from .filters import parse as parse_filter
 from .hits import BatchHits, Group, Hit, Hits
 from .points import Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
 from .schema import Dense, checked_index
-from .search import bitmaps
-from .search.calibrate import KS, Calibration, Curve, curve
+from .search import bitmaps, own
 from .search.calibrate import Report as RecallReport
 from .search.indexes import why_auto
 from .search.plan import PartPlan, Plan
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from .embed import Embedding
     from .search.executor import Answer, Executor, Found
     from .upkeep.indexing import Indexer
+    from .upkeep.probing import Probed, Prober
 
 Where = Expression | Mapping[str, Any] | str | None
 DEFAULT_RECALL = 0.95
@@ -48,7 +48,9 @@ _FEWEST_QUERIES = 20  # that a calibration can be made of
 class IndexInfo:
     """The index of one field. why: which backend, and why. segments, rows: that have it. bytes: of its files.
 
-    building: share that is done of the segment being indexed now, None when none is. error: why one could not be built.
+    building: share that is done of the segment being indexed now, None when none is. error: why one could not be built; it is
+    tried again later. calibrated: on the user's own queries, how many points there were; outgrown: so many came or went since
+    that it is to be measured again. probed: recall as it was delivered (`recall_probe=`), None when nothing was measured.
     """
 
     why: str
@@ -57,6 +59,9 @@ class IndexInfo:
     bytes: int
     building: float | None
     error: str | None
+    calibrated: int | None
+    outgrown: bool
+    probed: Probed | None
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,14 @@ class Info:
 class Collection:
     """Use `Database.create_collection` or `Database.collection`."""
 
-    def __init__(self, store: Store, uuid: bytes, executor: Executor, indexer: Indexer | None) -> None:
+    def __init__(
+        self, store: Store, uuid: bytes, executor: Executor, indexer: Indexer | None, prober: Prober | None = None
+    ) -> None:
         """indexer: None for a database that is open read-only."""
-        self._store, self._uuid, self._executor, self._indexer = store, uuid, executor, indexer
+        self._store, self._uuid, self._executor, self._indexer, self._prober = store, uuid, executor, indexer, prober
         self._closed = False
         self._parsed: tuple[Any, dict[str, Dense]] | None = None
-        self._calibrated: tuple[Any, dict[str, Calibration]] | None = None
+        self._calibrated: tuple[Any, dict[str, own.Own]] | None = None
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -373,43 +380,17 @@ class Collection:
         ids = None if truth is None else [checked_ids(list(row)) for row in truth]
         if ids is not None and len(ids) != len(vectors):
             raise InvalidInput(f"{len(ids)} rows of true ids for {len(vectors)} queries")
-        most = snapshot.count if ids is None else min(map(len, ids))
-        curves: list[Curve] = []
-        for k in KS:
-            if k > most:
-                break
-            exact = Asked(name, fields[name], k, 1.0)
-            if ids is None:
-                best = self._executor.search(snapshot, exact, vectors, batch=True)
-                kth = best.keys[:, -1]
+        curves = own.measure(self._executor, snapshot, name, fields[name], vectors, ids)
+        own.keep(store, self._uuid, name, curves, snapshot, vectors if ids is None else None)
+        return RecallReport(name, curves, snapshot.count, own.segments_of(snapshot))
 
-            def recalls_at(effort: float, k: int = k) -> npt.NDArray[np.float64]:
-                tried = Asked(name, fields[name], k, 0.5, effort=effort)
-                found = self._executor.search(snapshot, tried, vectors, batch=True)
-                if ids is None:
-                    hit: npt.NDArray[np.float64] = np.count_nonzero(found.keys >= kth[:, None], axis=1) / k  # noqa: B023
-                    return hit
-                shared = [len(set(row[:k]) & set(mine)) for row, mine in zip(ids, found.ids.tolist(), strict=True)]
-                return np.array(shared, np.float64) / k
-
-            curves.append(curve(k, 1.0, recalls_at))
-        segments = sum(isinstance(part, SegmentPart) for part in snapshot.parts)
-        kept = {"curves": Calibration(tuple(curves)).to_json(), "rows": snapshot.count, "segments": segments}
-
-        def change(schema: dict[str, Any]) -> dict[str, Any]:
-            return {**schema, "calibration": {**schema.get("calibration", {}), name: kept}}
-
-        store.alter_schema(self._uuid, change)
-        return RecallReport(name, tuple(curves), snapshot.count, segments)
-
-    def _own_calibration(self, schema: dict[str, Any], name: str) -> Calibration | None:
+    def _own(self, schema: dict[str, Any], name: str) -> own.Own | None:
         """What `calibrate` measured, read once for each version of the schema."""
         if "calibration" not in schema:
             return None
         kept = self._calibrated
         if kept is None or kept[0] is not schema:
-            read = {field: Calibration.from_json(each["curves"]) for field, each in schema["calibration"].items()}
-            kept = self._calibrated = (schema, read)
+            kept = self._calibrated = (schema, own.owns(schema))
         return kept[1].get(name)
 
     def recommend(
@@ -475,11 +456,12 @@ class Collection:
             fields=fields,
             ids=snapshot.schema.get("ids"),
             encoder=(snapshot.schema.get("embed") or {}).get("name"),
-            indexes={name: self._index_info(name, declared, segments) for name, declared in fields.items()},
+            indexes={name: self._index_info(name, declared, segments, snapshot) for name, declared in fields.items()},
             flush_error=None if self._store.flusher.error is None else str(self._store.flusher.error),
         )
 
-    def _index_info(self, name: str, declared: Dense, segments: list[SegmentPart]) -> IndexInfo:
+    def _index_info(self, name: str, declared: Dense, segments: list[SegmentPart], snapshot: Snapshot) -> IndexInfo:
+        mine = self._own(snapshot.schema, name)
         indexed = [part for part in segments if name in part.indexes]
         building = None if self._indexer is None else self._indexer.share_of(self._uuid, name)
         return IndexInfo(
@@ -489,6 +471,9 @@ class Collection:
             bytes=sum(part.segment.index(part.indexes[name]).size for part in indexed),
             building=None if building is None else round(building[1], 3),
             error=None if self._indexer is None else self._indexer.error_of(self._uuid, name),
+            calibrated=None if mine is None else mine.rows,
+            outgrown=mine is not None and mine.outgrown_by(snapshot),
+            probed=None if self._prober is None else self._prober.of(self._uuid, name),
         )
 
     def verify(self) -> Report:
@@ -613,14 +598,18 @@ class Collection:
         # No more than there are, so that buffers fit the answer and not the wish.
         best = min(k, max(1, snapshot.count))
         control = None if timeout is None else Control(time.monotonic() + timeout)
-        own = self._own_calibration(snapshot.schema, name)
-        wanted = Asked(name, fields[name], best, asked, expression, without, control, own)
+        mine = self._own(snapshot.schema, name)
+        wanted = Asked(name, fields[name], best, asked, expression, without, control)
+        if mine is not None:
+            wanted = replace(wanted, own=mine.calibration, outgrown=mine.outgrown_by(snapshot))
         try:
             found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=parts)
         except DeadlineReached:
             raise DeadlineExceeded(
                 f"the search took longer than {timeout:g} s; give it more time, or ask for less recall"
             ) from None
+        if self._prober is not None:
+            self._prober.offer(self._uuid, snapshot, wanted, vectors, found)
         if parts is None:
             return found, fields[name], None
         plan = Plan(

@@ -21,17 +21,27 @@ from .errors import AlreadyExists, Closed, InvalidInput, NotFound, Unsupported
 from .schema import AUTO, Dense, Dtype, Metric, Sparse, checked_field, checked_name, fields_of
 from .search.executor import Executor
 from .upkeep.indexing import indexer_of
+from .upkeep.probing import Prober
 
 if TYPE_CHECKING:
     from .embed import Encoder
     from .ingest.hnswlib import Progress
 
 
-def open_database(path: str | os.PathLike[str], read_only: bool = False, threads: int | None = None) -> Database:
+def open_database(
+    path: str | os.PathLike[str],
+    read_only: bool = False,
+    threads: int | None = None,
+    *,
+    memory_limit: int | None = None,
+    recall_probe: float = 0.0,
+) -> Database:
     """Opens the database in directory `path`, creating it if there is none; ":memory:" is a temporary one.
 
     read_only: follow a database that this or another process writes; new commits are seen at the next call.
     threads: of search kernels; default: the cores this process may use. One process may write, any number read.
+    memory_limit: bytes that the building of an index may take, beside the rows; default: half of what is free then.
+    recall_probe: share of searches, say 0.001, that are run again exactly when nothing else is asked; see `info().indexes`.
     Raises Locked, NotFound (read_only and nothing there), Corruption, NewerFormat, StorageError, Unsupported.
     """
     if sys.platform not in ("linux", "darwin"):
@@ -41,6 +51,10 @@ def open_database(path: str | os.PathLike[str], read_only: bool = False, threads
         threads = len(affinity(0)) if affinity else os.cpu_count() or 1
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise InvalidInput(f"threads must be a whole number from 1 up, not {threads!r}")
+    if memory_limit is not None and (isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1):
+        raise InvalidInput(f"memory_limit must be a whole number of bytes from 1 up, not {memory_limit!r}")
+    if isinstance(recall_probe, bool) or not isinstance(recall_probe, int | float) or not 0 <= recall_probe <= 1:
+        raise InvalidInput(f"recall_probe must be a share from 0 to 1, not {recall_probe!r}")
     if os.fspath(path) == ":memory:":
         if read_only:
             raise InvalidInput("a :memory: database is new and empty, so it cannot be read-only")
@@ -51,16 +65,17 @@ def open_database(path: str | os.PathLike[str], read_only: bool = False, threads
         if os.path.isfile(path):
             raise InvalidInput(f"{os.fspath(path)} is a file; a database is a directory")
         store = open_store(path, read_only=read_only)
-    return Database(store, read_only, threads)
+    return Database(store, read_only, threads, memory_limit, recall_probe)
 
 
 class Database:
     """Use `vecdb.open`. A context manager: leaving the block closes it."""
 
-    def __init__(self, store: Store, read_only: bool, threads: int) -> None:
+    def __init__(self, store: Store, read_only: bool, threads: int, memory_limit: int | None, recall_probe: float) -> None:
         self._store, self._read_only = store, read_only
         self._executor = Executor(threads)
-        self._indexer = None if read_only else indexer_of(store, threads)
+        self._indexer = None if read_only else indexer_of(store, threads, memory_limit)
+        self._prober = Prober(recall_probe) if recall_probe else None
         self._lock = threading.Lock()
         self._open: dict[bytes, Collection] = {}
         self._closed = False
@@ -147,7 +162,7 @@ class Database:
         with self._lock:
             found = self._open.get(uuid)
             if found is None:
-                found = self._open[uuid] = Collection(self._store, uuid, self._executor, self._indexer)
+                found = self._open[uuid] = Collection(self._store, uuid, self._executor, self._indexer, self._prober)
             return found
 
     def collections(self) -> list[str]:
@@ -206,6 +221,8 @@ class Database:
             self._closed = True
         if self._indexer is not None:
             self._indexer.release()
+        if self._prober is not None:
+            self._prober.close()
         self._executor.close()
         for collection in self._open.values():
             collection.detach()

@@ -376,11 +376,13 @@ class Store:
         self.ensure_folder(path.parent)
         writer = ArrayWriter(self.files, path, self.uuid, self.environment.last_transaction())
         kept = settled = False
+        replaced: str | None = None
 
         def attached(schema: dict[str, Any]) -> dict[str, Any]:
-            nonlocal kept
+            nonlocal kept, replaced
             changed = change(schema)
             kept = changed is not schema
+            replaced = schema.get("attachments", {}).get(name) if kept else None
             return {**changed, "attachments": {**schema.get("attachments", {}), name: file}} if kept else schema
 
         try:
@@ -399,6 +401,9 @@ class Store:
             if settled and (state is None or state.schema.get("attachments", {}).get(name) != file):
                 with suppress(VecdbError):
                     self.files.unlink(path)
+        if replaced is not None:
+            with suppress(VecdbError):  # what no schema names is removed at the next open
+                self.files.unlink(self.folder(uuid) / replaced)
 
     def attachment(self, uuid: bytes, name: str) -> Arrays:
         """Arrays that `attach` kept, mapped, and checked as they are asked for. Raises NotFound or Corruption."""

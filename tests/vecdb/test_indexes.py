@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,16 +13,24 @@ import numpy as np
 import pytest
 from vecdb_index import registry
 from vecdb_index.flat.search import FlatSearcher
+from vecdb_storage import store
 
 import vecdb
 from vecdb import Dense, F
 from vecdb.errors import DeadlineExceeded, InvalidInput
 from vecdb.index import HNSW, Flat
 from vecdb.search import copies
+from vecdb.search.calibrate import Calibration
 from vecdb.search.indexes import index_of
-from vecdb.upkeep import indexing
+from vecdb.upkeep import indexing, probing
 
 DIM = 24
+
+
+@pytest.fixture(autouse=True)
+def _by_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a choice, the index: these collections are so small that the clock might decide otherwise."""
+    monkeypatch.setattr(Calibration, "exact_seconds", lambda *_: float("inf"))
 
 
 @pytest.fixture(scope="module")
@@ -403,3 +412,79 @@ def test_rows_without_an_index_are_searched_by_a_copy_of_a_quarter_the_bytes(db:
     db.resume_indexing()
     docs.flush()
     assert copies.size() < x.nbytes / 4, "a copy goes when the index is there"
+
+
+def waited(condition: Any, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.02)
+
+
+def test_a_calibration_on_own_queries_is_outgrown_and_measured_again(
+    db: vecdb.Database, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index="hnsw"))
+    docs.upsert(ids=range(3000), vectors=vectors[:3000])
+    docs.flush()
+    docs.calibrate(queries)
+    first = docs._own(docs._snapshot().schema, "vector")
+    assert docs.info().indexes["vector"].calibrated == 3000
+    docs.upsert(ids=range(3000, 3300), vectors=vectors[3000:3300])
+    docs.flush()
+    assert docs.info().indexes["vector"].calibrated in (3000, 3300)  # a second segment may be reason enough
+    docs.upsert(ids=range(3300, 6000), vectors=vectors[3300:])
+    docs.flush()
+    waited(lambda: docs.info().indexes["vector"].calibrated == 6000)
+    assert not docs.info().indexes["vector"].outgrown
+    again = docs._own(docs._snapshot().schema, "vector")
+    assert again.calibration.curves != first.calibration.curves
+    docs.calibrate(queries[:50])  # other queries take the place of those
+    folder = Path(docs._store.folder(docs._uuid))
+    assert len([name for name in folder.iterdir() if name.suffix == store.ATTACHMENT]) == 1
+
+
+def test_a_calibration_with_given_truth_that_is_outgrown_says_so_and_gives_no_less_effort_than_the_index(
+    db: vecdb.Database, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    docs = filled(db, vectors[:3000])
+    true = docs.search_batch(queries, k=10, exact=True).ids
+    docs.calibrate(queries, truth=true)
+    docs.upsert(ids=range(3000, 6000), vectors=vectors[3000:])
+    docs.flush()
+    assert docs.info().indexes["vector"].outgrown
+    found = docs.search_batch(queries, k=10, recall=0.95)
+    assert share(found, docs.search_batch(queries, k=10, exact=True)) >= 0.93
+
+
+def test_probed_recall_is_what_exact_searches_say(tmp_path: Path, vectors: np.ndarray, queries: np.ndarray) -> None:
+    with vecdb.open(tmp_path / "db", recall_probe=1.0) as db:
+        docs = filled(db, vectors)
+        assert docs.info().indexes["vector"].probed is None
+        found = [docs.search(q, k=10, recall=0.8) for q in queries[:40]]
+        waited(lambda: (docs.info().indexes["vector"].probed or probing.Probed(0, 0, 0, 0, 0)).queries == 40)
+        seen = docs.info().indexes["vector"].probed
+        true = [docs.search(q, k=10, exact=True).ids for q in queries[:40]]
+        delivered = np.mean([len(set(a.ids) & set(b)) / 10 for a, b in zip(found, true, strict=True)])
+        assert seen.delivered == pytest.approx(delivered)
+        assert seen.asked == pytest.approx(0.8)
+        assert seen.low <= seen.delivered <= seen.high
+        docs.search_batch(queries, k=5, where=F("n") < 50)  # of a batch one is enough; a filter goes along
+        waited(lambda: docs.info().indexes["vector"].probed.queries == 41)
+    with pytest.raises(InvalidInput, match="recall_probe"):
+        vecdb.open(tmp_path / "other", recall_probe=2)
+
+
+def test_a_memory_limit_of_the_user_is_kept_and_a_failed_build_is_tried_again(
+    tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "_AGAIN", 0.3)
+    with vecdb.open(tmp_path / "db", memory_limit=1000) as db:
+        docs = filled(db, vectors)
+        assert "1,000" in docs.info().indexes["vector"].error
+        assert ways(docs, vectors[0]) == ["exact scan"]
+        docs._indexer._memory_limit = None
+        waited(lambda: docs.info().indexes["vector"].segments == 1)
+        assert docs.info().indexes["vector"].error is None
+    with pytest.raises(InvalidInput, match="memory_limit"):
+        vecdb.open(tmp_path / "other", memory_limit=-1)

@@ -4,19 +4,22 @@ Queries are rows of the segment, held out while the index is built and measured,
 distribution that is stored, and the index has not met them. (Rows that a graph holds already are no measure: they are found
 too easily; and when they are hidden from the walk, their neighbours lack the links that led through them: on the image set
 that reads 0.938 where fresh queries get 0.959.) For a few k and selectivities the recall is measured at rising efforts;
-promised is the lower 95 % bound of its mean, since a sample is only a sample. Any thread.
+promised is the lower 95 % bound of its mean, since a sample is only a sample. What it took is measured, too, beside exact
+searches of the same rows: the planner goes by that. Any thread.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from vecdb_index.contract import Bitmap, Control, Hits, Rows, Searcher, Trial
+from vecdb_index.flat.search import FlatSearcher
 
 from ..errors import Unsupported
 
@@ -28,11 +31,16 @@ _WIDTH = 50  # characters of a bar
 _FEWEST = 20  # queries, below which nothing is measured
 ENOUGH = 0.998  # recall beyond which no more effort is tried
 _Z = 1.645  # of the lower bound
+_K, _REPEATS = 10, 9  # of exact searches, whose time is taken
+FEW = 8  # queries up to which exact searches stream over the rows one by one
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Recall at rising efforts, for one k and selectivity. low: the lower bound of its mean; queries: how many were asked."""
+    """Recall at rising efforts, for one k and selectivity.
+
+    lows: the lower bound of its mean. seconds: of one query, of many asked together on one thread. queries: how many.
+    """
 
     k: int
     selectivity: float
@@ -40,6 +48,10 @@ class Curve:
     efforts: tuple[float, ...]
     recalls: tuple[float, ...]
     lows: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    def seconds_at(self, effort: float) -> float:
+        return float(np.interp(effort, self.efforts, self.seconds))
 
     def effort_for(self, recall: float, share: float = 1.0) -> tuple[float, float]:
         """The least effort whose lower bound reaches `recall`, between those measured, and the recall expected of it."""
@@ -55,11 +67,15 @@ class Curve:
         return float(between[0]), float(between[1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
-    """The curves of one index; without any, efforts are guessed, and `known` is false."""
+    """The curves of one index; without any, efforts are guessed, and `known` is false.
+
+    exact: (selectivity, queries asked together, seconds for each) of exact searches of the same rows, k being 10.
+    """
 
     curves: tuple[Curve, ...]
+    exact: tuple[tuple[float, int, float], ...] = ()
 
     @property
     def known(self) -> bool:
@@ -77,16 +93,42 @@ class Calibration:
         curve = min(self.curves, key=lambda c: abs(math.log(c.k / k)) + abs(math.log(c.selectivity / max(selectivity, 1e-4))))
         return curve.effort_for(recall, share)
 
-    def to_json(self) -> list[dict[str, Any]]:
-        return [asdict(curve) for curve in self.curves]
+    def seconds(self, searcher: Searcher, k: int, effort: float, selectivity: float, queries: int) -> float:
+        """What a query takes: the searcher's own model, at the pace that was measured for selectivities nearby."""
+        near = min((curve.k for curve in self.curves), key=lambda one: abs(math.log(one / k)), default=0)
+        paces = [
+            (curve.selectivity, curve.seconds_at(effort) / searcher.cost(curve.k, effort, curve.selectivity, curve.queries))
+            for curve in self.curves
+            if curve.k == near
+        ]
+        return searcher.cost(k, effort, selectivity, queries) * _between(paces, selectivity)
+
+    def exact_seconds(self, exact: FlatSearcher, k: int, selectivity: float, queries: int) -> float:
+        """Likewise of an exact search."""
+        several = queries > FEW
+        paces = [
+            (each, spent / exact.cost(_K, 1.0, each, asked)) for each, asked, spent in self.exact if (asked > FEW) == several
+        ]
+        return exact.cost(k, 1.0, selectivity, queries) * _between(paces, selectivity)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"curves": [asdict(curve) for curve in self.curves], "exact": self.exact}
 
     @staticmethod
-    def from_json(value: Sequence[dict[str, Any]]) -> Calibration:
+    def from_json(value: Mapping[str, Any]) -> Calibration:
         curves = []
-        for each in value:
-            lists = (tuple(each[name]) for name in ("efforts", "recalls", "lows"))
+        for each in value["curves"]:
+            lists = (tuple(each[name]) for name in ("efforts", "recalls", "lows", "seconds"))
             curves.append(Curve(each["k"], each["selectivity"], each["queries"], *lists))
-        return Calibration(tuple(curves))
+        return Calibration(tuple(curves), tuple((one, asked, spent) for one, asked, spent in value["exact"]))
+
+
+def _between(paces: list[tuple[float, float]], selectivity: float) -> float:
+    """The pace at a selectivity, between those measured; 1 where none was."""
+    if not paces:
+        return 1.0
+    at, measured = zip(*sorted(paces), strict=True)
+    return float(np.exp(np.interp(math.log(max(selectivity, 1e-9)), np.log(at), np.log(measured))))
 
 
 @dataclass(frozen=True)
@@ -133,56 +175,74 @@ class Report:
 class Calibrating:
     """A trial that measures an index while it is built. calibration: filled in when it has been run."""
 
-    def __init__(self, rows: Rows, exact: Callable[[Rows], Searcher], *, seed: int = 0, control: Control | None = None) -> None:
-        """exact: makes a flat searcher."""
+    def __init__(self, rows: Rows, *, seed: int = 0, control: Control | None = None) -> None:
         n = len(rows)
         there = np.arange(n) if rows.present is None else np.flatnonzero(_flags(rows.present, n))
         self._rng = np.random.default_rng(seed)
         held = np.sort(self._rng.permutation(there)[: min(QUERIES, len(there) // 10)])
         self._queries = rows.vectors[held].astype(np.float32)
-        self._exact, self._control = exact, control
+        self._control = control
         self.trial = Trial(held, self._run)
         self.calibration = Calibration(())
 
     def _run(self, searcher: Searcher, rows: Rows) -> None:
         if len(self._queries) < _FEWEST:
             return
-        exact = self._exact(rows)
         assert rows.present is not None
         there = _flags(rows.present, len(rows))
-        curves = []
+        curves, spent = [], []
         for selectivity in SELECTIVITIES:
             flags = there if selectivity == 1 else there & (self._rng.random(len(rows)) < selectivity)
             allowed = None if selectivity == 1 else _words(flags)
+            spent += self._exact(searcher, selectivity, allowed)
             for k in KS:
                 if flags.sum() <= k:
                     continue
-                truth = exact.search(self._queries, k, allowed=allowed, control=self._control)
+                truth = searcher.exact.search(self._queries, k, allowed=allowed, control=self._control)
 
                 def find(effort: float, k: int = k, allowed: Bitmap | None = allowed) -> Hits:
                     return searcher.search(self._queries, k, effort, allowed, control=self._control)
 
                 curves.append(curve_of(k, selectivity, truth, find))
-        self.calibration = Calibration(tuple(curves))
+        self.calibration = Calibration(tuple(curves), tuple(spent))
+
+    def _exact(self, searcher: Searcher, selectivity: float, allowed: Bitmap | None) -> list[tuple[float, int, float]]:
+        """What exact searches take, of single queries and of many."""
+        spent = []
+        for queries in (1, len(self._queries)):
+            times = []
+            for at in range(_REPEATS if queries == 1 else 1):
+                started = time.perf_counter()
+                searcher.exact.search(self._queries[at : at + queries], _K, allowed=allowed, control=self._control)
+                times.append((time.perf_counter() - started) / queries)
+            spent.append((selectivity, queries, float(np.median(times))))
+        return spent
 
 
 def curve_of(k: int, selectivity: float, truth: Hits, find: Callable[[float], Hits]) -> Curve:
     """Recall of `find` at rising efforts, until it is as good as complete."""
-    return curve(k, selectivity, lambda effort: recall_of(find(effort), truth))
+
+    def measure(effort: float) -> tuple[npt.NDArray[np.float64], float]:
+        started = time.perf_counter()
+        found = find(effort)
+        return recall_of(found, truth), (time.perf_counter() - started) / len(truth.keys)
+
+    return curve(k, selectivity, measure)
 
 
-def curve(k: int, selectivity: float, recalls_at: Callable[[float], npt.NDArray[np.float64]]) -> Curve:
-    """recalls_at: an effort -> (m,) the recall of each query."""
-    efforts, recalls, lows = [], [], []
+def curve(k: int, selectivity: float, measure: Callable[[float], tuple[npt.NDArray[np.float64], float]]) -> Curve:
+    """measure: an effort -> (m,) the recall of each query, and the seconds that one took."""
+    efforts, recalls, lows, seconds = [], [], [], []
     for effort in EFFORTS:
-        each = recalls_at(effort)
+        each, spent = measure(effort)
         mean = float(each.mean())
         efforts.append(effort)
         recalls.append(mean)
+        seconds.append(spent)
         lows.append(mean - _Z * float(each.std(ddof=1)) / math.sqrt(len(each)))
         if lows[-1] >= ENOUGH:
             break
-    return Curve(k, selectivity, len(each), tuple(efforts), tuple(recalls), tuple(lows))
+    return Curve(k, selectivity, len(each), tuple(efforts), tuple(recalls), tuple(lows), tuple(seconds))
 
 
 def recall_of(found: Hits, truth: Hits) -> npt.NDArray[np.float64]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,11 +31,15 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Index:
-    """searcher and calibration of one index; None in their place, with the reason, where it cannot be used."""
+    """searcher and calibration of one index; None in their place, with the reason, where it cannot be used.
+
+    ways: what the planner decided, by what was asked, so that it need not think twice.
+    """
 
     searcher: Searcher | None
     calibration: Calibration
     why: str = ""
+    ways: dict[Any, Any] = field(default_factory=dict, compare=False)
 
 
 NOT_INDEXED = Index(None, Calibration(()), "in memory, not indexed")
@@ -105,7 +109,7 @@ def _opened(part: SegmentPart, file: str, rows: Rows) -> Index:
         arrays = CheckedArrays(opened)
         trained = {name.removeprefix(TRAINED): arrays[name] for name in arrays if name.startswith(TRAINED)}
         searcher = backend.open(arrays, trained, rows, backend.params(**meta["params"]))
-        return Index(searcher, Calibration.from_json(meta.get("calibration", [])))
+        return Index(searcher, Calibration.from_json(meta["calibration"]))
     except (VecdbError, Damaged, KeyError, ValueError) as error:
         _log.warning("an index cannot be used, and is searched around until it is built again: %s", error)
         return Index(None, Calibration(()), f"its index cannot be used: {error}")

@@ -1,11 +1,13 @@
 """How each part of a snapshot is searched: exactly, or by its index, with or without a bitmap.
 
-The cheaper way wins, by what the backends say a query costs, at the effort that the calibration of the index gives for the
-recall that was asked. Memtable blocks and segments without a usable index are always searched exactly. Pure; any thread.
+The cheaper way wins, by what the backends say a query costs, and how that compared with the clock when the index was built, at
+the effort that the calibration of the index gives for the recall that was asked. Memtable blocks and segments without a usable
+index are always searched exactly. Any thread.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from vecdb_index.contract import Control, Searcher
@@ -16,15 +18,19 @@ from vecdb_storage.tombstones import Words
 from ..filters import Expression
 from ..schema import Dense
 from . import bitmaps
-from .calibrate import Calibration
+from .calibrate import FEW, Calibration
 from .indexes import Index
+
+_STEPS = 8  # of the logarithm of selectivities, that are told apart
+_KEPT = 1000  # decisions of one index
 
 
 @dataclass(frozen=True)
 class Asked:
     """What is asked of a field. recall: 1 for an exact answer. control: deadline and cancellation, None for neither.
 
-    own: the calibration on the user's queries, if there is one. effort: to be given to indexes whatever the recall, to measure.
+    own: the calibration on the user's queries, if there is one; outgrown: it may not hold any more. effort: to be given to
+    indexes whatever the recall, to measure.
     """
 
     field: str
@@ -35,6 +41,7 @@ class Asked:
     without: Expression | None = None
     control: Control | None = None
     own: Calibration | None = None
+    outgrown: bool = False
     effort: float | None = None
 
 
@@ -65,13 +72,29 @@ def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, words: W
     if asked.effort is not None:
         return Way(index.searcher, asked.effort, None, allowed, "the effort was given")
     selectivity = allowed / max(1, part.rows)
+    step = round(_STEPS * math.log(max(selectivity, 1e-9)))
+    share = math.ceil(100 * share) / 100
+    question = asked.k, asked.recall, step, share, queries > FEW, asked.own, asked.outgrown
+    decided = index.ways.get(question)
+    if decided is None:
+        if len(index.ways) > _KEPT:
+            index.ways.clear()
+        decided = index.ways[question] = _decide(asked, index, exact, math.exp(step / _STEPS), share, queries)
+    by_index, effort, expected, compared = decided
+    if by_index:
+        return Way(index.searcher, effort, expected, allowed, compared)
+    return Way(None, 1.0, 1.0, allowed, compared)
+
+
+def _decide(
+    asked: Asked, index: Index, exact: FlatSearcher, selectivity: float, share: float, queries: int
+) -> tuple[bool, float, float | None, str]:
+    """Whether to go by the index, with which effort, the recall to expect, and why."""
+    assert index.searcher is not None
     effort, expected = _effort(asked, index.calibration, selectivity, share)
-    by_index = index.searcher.cost(asked.k, effort, selectivity, queries)
-    exactly = exact.cost(asked.k, 1.0, selectivity, queries)
-    compared = f"{1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
-    if exactly <= by_index:
-        return Way(None, 1.0, 1.0, allowed, compared)
-    return Way(index.searcher, effort, expected, allowed, compared)
+    by_index = index.calibration.seconds(index.searcher, asked.k, effort, selectivity, queries)
+    exactly = index.calibration.exact_seconds(exact, asked.k, selectivity, queries)
+    return by_index < exactly, effort, expected, f"{1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
 
 
 def _effort(asked: Asked, measured: Calibration, selectivity: float, share: float) -> tuple[float, float | None]:
@@ -84,6 +107,8 @@ def _effort(asked: Asked, measured: Calibration, selectivity: float, share: floa
     if asked.own is None or not asked.own.known:
         return effort, expected
     own, own_expected = asked.own.effort_for(asked.recall, asked.k, 1.0)
+    if asked.outgrown and own < effort:
+        return effort, expected
     if selectivity >= 0.5:
         return own, own_expected
     usual, _ = measured.effort_for(asked.recall, asked.k, 1.0, share)

@@ -2,30 +2,36 @@
 
 An Indexer belongs to one Store, however many databases of this process share it. It looks at the manifests after each
 commit: a segment that is to have an index and has none that can be used (new, lost, damaged, of other parameters) gets one,
-largest segments first. Until then, and whatever fails, the segment is searched exactly. Nothing is resumed half-way: a build
-that was cut short leaves no file, and begins again. Everything may be called from any thread.
+largest segments first. Until then, and whatever fails, the segment is searched exactly. What failed is tried again after a
+minute, then two, and so on up to an hour. Nothing is resumed half-way: a build that was cut short leaves no file, and begins
+again. When no index is missing, calibrations on users' own queries that a collection has outgrown are measured again.
+Everything may be called from any thread.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from vecdb_index import registry
 from vecdb_index.contract import Budget, Cancelled, Control, Rows
-from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.snapshot import SegmentPart
 from vecdb_storage.store import Store
 
 from ..errors import NotFound
 from ..memory import available
 from ..schema import Dense, Unregistered
+from ..search import own
 from ..search.calibrate import Calibrating
+from ..search.executor import Executor
 from ..search.indexes import TRAINED, is_current, wanted
 
+_AGAIN, _LONGEST = 60.0, 3600.0  # seconds after which what failed is tried again
 _log = logging.getLogger("vecdb")
 
 
@@ -58,9 +64,18 @@ class Job:
     params: Any
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """why: of the last time. times: that it failed. again: a time.monotonic() value."""
+
+    why: str
+    times: int
+    again: float
+
+
 class Indexer:
-    def __init__(self, store: Store, threads: int) -> None:
-        self._store, self._threads = store, threads
+    def __init__(self, store: Store, threads: int, memory_limit: int | None) -> None:
+        self._store, self._threads, self._memory_limit = store, threads, memory_limit
         self._users = 0
         self._lock = threading.Condition()  # held for moments only; never while the store is called
         self._woken = threading.Event()
@@ -68,7 +83,7 @@ class Indexer:
         self._control = _Pausable()
         self._stopped = False
         self._current: tuple[Job, float] | None = None
-        self._failed: dict[Job, str] = {}
+        self._failed: dict[Job, _Failure] = {}
         self._forced: set[tuple[bytes, str, str]] = set()
 
     # -- life ---------------------------------------------------------------------------------------
@@ -107,11 +122,12 @@ class Indexer:
 
     def _run(self) -> None:
         while not self._stopped:
-            self._woken.wait()
+            self._woken.wait(self._until_again())
             self._woken.clear()
             try:
                 while not self._stopped and (job := self._next(None)) is not None:
                     self._do(job)
+                self._measure_again()
             except Cancelled:
                 break
             except (
@@ -121,6 +137,21 @@ class Indexer:
                     _log.warning("indexing stopped for now: %s", error)
             with self._lock:
                 self._lock.notify_all()
+
+    def _until_again(self) -> float | None:
+        """Seconds until something that failed is tried again; None when nothing did."""
+        now = time.monotonic()
+        return min((max(0.0, failure.again - now) for failure in list(self._failed.values())), default=None)
+
+    def _measure_again(self) -> None:
+        """Calibrations on own queries that no longer fit their collection."""
+        for uuid, state in list(self._store.states.items()):
+            if self._stopped or state.damage is not None or state.snapshot is None or "calibration" not in state.schema:
+                continue
+            for name, mine in own.owns(state.schema).items():
+                if mine.again and mine.outgrown_by(state.snapshot) and name in state.schema["fields"]:
+                    with suppress(NotFound):  # the collection went
+                        own.measure_again(Executor(1), self._store, uuid, name, self._control)
 
     def _next(self, uuid: bytes | None) -> Job | None:
         """The largest segment that lacks an index; of one collection, or of any."""
@@ -140,7 +171,8 @@ class Indexer:
                 continue  # what is there is left for a process that knows the backend
             params = wanted(declared, part.rows)
             job = Job(uuid, part.segment.name, name, params)
-            if job in self._failed:
+            failure = self._failed.get(job)
+            if failure is not None and failure.again > time.monotonic():
                 continue
             if params is None:
                 if name in part.indexes:
@@ -156,12 +188,14 @@ class Indexer:
             self._current = (job, 0.0)
         try:
             self._build(job)
+            self._failed.pop(job, None)
         except Cancelled:
             raise
         except NotFound:
             pass  # the segment went, or the collection
         except Exception as error:  # whatever a backend raises: the segment is searched exactly, and others have their turn
-            self._failed[job] = str(error)
+            times = self._failed[job].times + 1 if job in self._failed else 1
+            self._failed[job] = _Failure(str(error), times, time.monotonic() + min(_LONGEST, _AGAIN * 2 ** (times - 1)))
             _log.warning("index of field %r, segment %s: %s", job.field, job.segment, error)
         finally:
             self._forced.discard((job.uuid, job.segment, job.field))
@@ -184,9 +218,9 @@ class Indexer:
         declared = Dense.from_json(snapshot.schema["fields"][job.field])
         rows = Rows(stored.vectors, stored.norms, declared.metric, stored.present)
         backend = registry.backend(job.params.backend)
-        budget = Budget(threads=self._threads, memory=available() // 2, control=self._control)
+        budget = Budget(threads=self._threads, memory=self._memory_limit or available() // 2, control=self._control)
         trained = backend.train(rows, job.params, budget)
-        calibrating = Calibrating(rows, FlatSearcher, control=self._control)
+        calibrating = Calibrating(rows, control=self._control)
         arrays = backend.build(rows, trained, job.params, budget, lambda share: self._progress(job, share), calibrating.trial)
         meta = {
             "backend": backend.name, "version": backend.version, "params": asdict(job.params),
@@ -214,7 +248,7 @@ class Indexer:
         for part in self._store.snapshot(uuid).parts:
             if isinstance(part, SegmentPart):
                 self._forced.add((uuid, part.segment.name, field))
-        self._failed = {job: why for job, why in self._failed.items() if job.uuid != uuid}
+        self._failed = {job: failure for job, failure in self._failed.items() if job.uuid != uuid}
         self.wake()
 
     def share_of(self, uuid: bytes, field: str) -> tuple[str, float] | None:
@@ -226,19 +260,20 @@ class Indexer:
 
     def error_of(self, uuid: bytes, field: str) -> str | None:
         """Why some index of the field could not be built."""
-        return next((why for job, why in self._failed.items() if (job.uuid, job.field) == (uuid, field)), None)
+        failures = list(self._failed.items())
+        return next((failure.why for job, failure in failures if (job.uuid, job.field) == (uuid, field)), None)
 
 
 _indexers: WeakKeyDictionary[Store, Indexer] = WeakKeyDictionary()
 _registry_lock = threading.Lock()
 
 
-def indexer_of(store: Store, threads: int) -> Indexer:
-    """The one Indexer of a store; `release` it."""
+def indexer_of(store: Store, threads: int, memory_limit: int | None = None) -> Indexer:
+    """The one Indexer of a store; `release` it. memory_limit: of a build, in bytes; that of the first user counts."""
     with _registry_lock:
         indexer = _indexers.get(store)
         if indexer is None:
-            indexer = _indexers[store] = Indexer(store, threads)
+            indexer = _indexers[store] = Indexer(store, threads, memory_limit)
             store.listeners.append(indexer.wake)
         indexer._users += 1
     with store.commit_lock:

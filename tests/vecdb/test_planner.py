@@ -1,0 +1,116 @@
+"""The planner's arithmetic: what was measured when an index was built decides, between and beyond the points that were measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from vecdb_index.contract import Rows
+from vecdb_index.flat.search import FlatSearcher
+
+from vecdb.schema import Dense
+from vecdb.search.calibrate import Calibration, Curve
+from vecdb.search.indexes import Index
+from vecdb.search.planner import Asked, way_of
+
+N = 64_000
+
+
+class Walk:
+    """A searcher whose model says a microsecond for each of 100 rows, more where fewer are allowed."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.exact = rows, FlatSearcher(rows)
+
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
+        return 100e-6 * (1 + 9 * effort) / selectivity
+
+
+class Part:
+    rows = N
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    vectors = np.random.default_rng(0).standard_normal((N, 16), np.float32)
+    return Rows(vectors, np.linalg.norm(vectors, axis=1).astype(np.float32), "l2")
+
+
+def calibration(pace: float, exact: tuple[tuple[float, int, float], ...] = ()) -> Calibration:
+    """Recall from 0.5 at no effort to 1 at all of it, and a walk that takes `pace` times what its model says."""
+    efforts = tuple(np.linspace(0, 1, 11).tolist())
+    recalls = tuple(0.5 + effort / 2 for effort in efforts)
+    curves = [
+        Curve(10, s, 600, efforts, recalls, recalls, tuple(pace * 100e-6 * (1 + 9 * effort) / s for effort in efforts))
+        for s in (1.0, 0.1, 0.01)
+    ]
+    return Calibration(tuple(curves), exact)
+
+
+def bitmap(share: float) -> Any:
+    flags = np.zeros(N, np.bool_)
+    flags[: round(share * N)] = True
+    return np.packbits(flags, bitorder="little").view(np.uint64)
+
+
+def way(rows: Rows, measured: Calibration, share: float = 1.0, recall: float = 0.9, queries: int = 1) -> Any:
+    walk = Walk(rows)
+    words = None if share == 1 else bitmap(share)
+    asked = Asked("vector", Dense(16, metric="l2", index="hnsw"), 10, recall)
+    return way_of(Part(), asked, Index(walk, measured), walk.exact, words, 1.0, queries)  # type: ignore[arg-type]
+
+
+def test_the_model_is_corrected_by_what_was_measured(rows: Rows) -> None:
+    walk = Walk(rows)
+    for pace in (0.01, 1.0, 30.0):
+        measured = calibration(pace)
+        for share in (1.0, 0.3, 0.1, 0.02, 0.001):
+            for effort in (0.0, 0.45, 1.0):
+                model = walk.cost(10, effort, share, 1)
+                assert measured.seconds(walk, 10, effort, share, 1) == pytest.approx(pace * model)  # type: ignore[arg-type]
+
+
+def test_a_pace_between_two_measured_selectivities_lies_between_theirs(rows: Rows) -> None:
+    flat = FlatSearcher(rows)
+    points = tuple((s, 1, pace * flat.cost(10, 1.0, s, 1)) for s, pace in ((1.0, 2.0), (0.1, 8.0), (0.01, 0.5)))
+    measured = calibration(1.0, points)
+    for share, least, most in ((1.0, 2, 2), (0.3, 2, 8), (0.1, 8, 8), (0.05, 0.5, 8), (0.01, 0.5, 0.5), (0.001, 0.5, 0.5)):
+        pace = measured.exact_seconds(flat, 10, share, 1) / flat.cost(10, 1.0, share, 1)
+        assert least * 0.999 <= pace <= most * 1.001
+    assert measured.exact_seconds(flat, 10, 1.0, 100) == flat.cost(10, 1.0, 1.0, 100), "of many queries nothing was measured"
+
+
+def test_the_cheaper_way_is_taken_at_the_least_effort_that_will_do(rows: Rows) -> None:
+    chosen = way(rows, calibration(1e-6), recall=0.9)
+    assert chosen.searcher is not None
+    assert chosen.effort == pytest.approx(0.8)
+    assert chosen.expected == pytest.approx(0.9)
+    assert way(rows, calibration(1e6)).searcher is None
+    # The dearer walks are, the sooner an exact search of the rows that are allowed takes over.
+    turns = [
+        min(s for s in np.geomspace(0.001, 1, 30) if way(rows, calibration(pace), float(s)).searcher) for pace in (0.01, 0.1)
+    ]
+    assert turns[0] < turns[1]
+
+
+def test_a_decision_is_kept_and_one_for_another_question_is_not_taken_for_it(rows: Rows) -> None:
+    walk, measured = Walk(rows), calibration(0.01)
+    index = Index(walk, measured)  # type: ignore[arg-type]
+    declared = Dense(16, metric="l2", index="hnsw")
+    efforts = {
+        recall: way_of(Part(), Asked("vector", declared, 10, recall), index, walk.exact, None, 1.0, 1).effort  # type: ignore[arg-type]
+        for recall in (0.6, 0.8, 0.95)
+    }
+    assert efforts == {0.6: pytest.approx(0.2), 0.8: pytest.approx(0.6), 0.95: pytest.approx(0.9)}
+    again = way_of(Part(), Asked("vector", declared, 10, 0.6), index, walk.exact, None, 1.0, 1)  # type: ignore[arg-type]
+    assert again.effort == pytest.approx(0.2)
+    assert len(index.ways) == 3
+
+
+def test_measurements_survive_being_stored() -> None:
+    import orjson
+
+    measured = calibration(2.0, ((1.0, 1, 1e-3), (1.0, 600, 1e-4)))
+    again = Calibration.from_json(orjson.loads(orjson.dumps(measured.to_json())))
+    assert (again.curves, again.exact) == (measured.curves, measured.exact)
