@@ -1,4 +1,7 @@
-"""`python -m bench [ingest] [small] [flat] [overhead] [open] [graph] [--points N] [--rounds R]`: the engine beside its peers.
+"""`python -m bench [NAME …] [--rounds R] [--points N] [--sets NAME …] [--rows N]`: the engine beside its peers.
+
+ingest, small: writing. flat, graph: searching, exactly and by a graph. recall: asked and delivered. filtered: searches with a filter.
+planner: its choices beside the best ones. threads: searches of several, and while somebody writes. overhead, open: what is around.
 
 Each table is measured side by side in one run: rounds take turns, medians are reported, and so are ratios, because single
 figures of a shared machine mean little. Writing programs run in processes of their own; engines that are peers, in
@@ -19,6 +22,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +35,32 @@ ENVIRONMENTS = {
     "qdrant": ["qdrant-client"],
     "zvec": ["zvec"],
     "hnswlib": ["hnswlib"],
+    "usearch": ["usearch"],
 }
 SLOW = {"chromadb": 10, "milvus": 10, "qdrant": 10}  # are given so many times fewer points, or they would take all day
 INGESTING = ("lancedb", "chromadb", "milvus", "qdrant", "zvec")
+ROUNDS = {"recall": 3, "filtered": 3, "planner": 3}  # others have 5
 SYNC_CALLS = "fsync,fdatasync,msync,sync_file_range"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    tables = {"ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "graph": graph}
+    tables = {
+        "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening,
+        **{name: partial(of_sets, name) for name in ("graph", "recall", "filtered", "planner", "threads")},
+    }  # fmt: skip
     parser.add_argument("tables", nargs="*", choices=[*tables, []], help="which; all by default")
     parser.add_argument("--points", type=int, default=200_000, help="of the ingest table")
-    parser.add_argument("--rounds", type=int, default=5, help="of each table but the peers' ingest")
+    parser.add_argument("--rounds", type=int, help="of each table but the peers' ingest: 5, or 3 of long ones")
+    parser.add_argument("--sets", nargs="+", default=["images", "synthetic", "text"], help="of vectors (see bench/sets.py)")
+    parser.add_argument("--rows", type=int, help="of each set, at most: to try a program out")
     options = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.2f}\n"
     )
+    rounds = options.rounds
     for name in options.tables or tables:
+        options.rounds = rounds or ROUNDS.get(name, 5)
         tables[name](options)
         print(flush=True)
 
@@ -241,10 +255,9 @@ def flat(options: argparse.Namespace) -> None:
     subprocess.run([sys.executable, "-m", "bench.flat", str(options.rounds)], check=True, env=environment)
 
 
-def graph(options: argparse.Namespace) -> None:
-    from .graph import graph as measured
-
-    measured(options.rounds)
+def of_sets(name: str, options: argparse.Namespace) -> None:
+    """A program that is a module of its own, and measures over sets of vectors."""
+    import_module(f".{name}", __package__).measure(options.rounds, options.sets, options.rows)
 
 
 def overhead(options: argparse.Namespace) -> None:

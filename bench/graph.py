@@ -7,20 +7,16 @@ rounds. Settings are the same grids for every data set; nothing is chosen by loo
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from vecdb_index.contract import Rows
-from vecdb_index.flat.search import FlatSearcher
 
-from .__main__ import HERE, head, python_of, row
+from .__main__ import head, row
+from .engines import Engine
+from .sets import data_sets, truth_of
 
 RECALLS = (0.90, 0.95, 0.99)
 GRIDS: dict[str, tuple[float, ...]] = {
@@ -28,52 +24,11 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "vecdb kernel": (5, 7, 9, 11, 14, 17, 20, 25, 32, 45, 64, 100, 160, 250),
     "vecdb search_batch": (0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985, 0.99, 0.993, 0.996),
 }
-SCRIPTS = {"hnswlib": "graph_hnswlib", "vecdb kernel": "graph_vecdb", "vecdb search_batch": "graph_vecdb_api"}
-
-
-def data_sets() -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
-    """name -> (base, queries that were never looked at, metric). Images are there if somebody has put them there."""
-    sets = {}
-    images = Path(os.environ.get("VECDB_DATA", Path.home() / ".cache" / "vecdb-data")) / "images784"
-    if (images / "base.npy").exists():
-        sets["images 60,000 x 784, l2"] = np.load(images / "base.npy"), np.load(images / "query_test.npy")[:2000], "l2"
-    rng = np.random.default_rng(3)
-    centres = rng.standard_normal((200, 24)).astype(np.float32)
-    spread = rng.standard_normal((24, 128)).astype(np.float32)
-    made = (centres[rng.integers(0, 200, 52_000)] + 0.6 * rng.standard_normal((52_000, 24), np.float32)) @ spread
-    made += 0.3 * rng.standard_normal(made.shape, np.float32)
-    sets["synthetic 50,000 x 128, cosine"] = made[:50_000], made[50_000:], "cosine"
-    return sets
-
-
-class Engine:
-    """A process that has built its index."""
-
-    def __init__(self, name: str, folder: Path, metric: str) -> None:
-        python = sys.executable if name != "hnswlib" else python_of("hnswlib")
-        if python is None:
-            raise OSError("could not be installed")
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"}
-        command = [python, str(HERE / "peers" / f"{SCRIPTS[name]}.py"), str(folder), metric]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        self.built = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise OSError("its process ended")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def run(self, setting: float) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{setting}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        self._process.communicate()
+PROGRAMS = {  # and whose environment runs them
+    "hnswlib": ("graph_hnswlib", "hnswlib"),
+    "vecdb kernel": ("graph_vecdb", "vecdb"),
+    "vecdb search_batch": ("graph_vecdb_api", "vecdb"),
+}
 
 
 def at_recall(curve: list[tuple[float, float]], recall: float) -> float:
@@ -88,18 +43,18 @@ def at_recall(curve: list[tuple[float, float]], recall: float) -> float:
     return float(np.exp(np.interp(recall, recalls, np.log([rate for _, rate in front]))))
 
 
-def graph(rounds: int) -> None:
-    for name, (base, queries, metric) in data_sets().items():
+def measure(rounds: int, kinds: list[str], most: int | None) -> None:
+    for data in data_sets(kinds, most):
+        queries = data.queries
         with tempfile.TemporaryDirectory(prefix="vecdb-bench-") as work:
             folder = Path(work)
-            np.save(folder / "base.npy", base)
+            np.save(folder / "base.npy", data.base)
             np.save(folder / "queries.npy", queries)
-            rows = Rows(base, np.linalg.norm(base, axis=1).astype(np.float32), metric)  # type: ignore[arg-type]
-            truth = FlatSearcher(rows).search(queries, 10)
+            truth = truth_of(data.base, queries, data.metric, 10)
             engines: dict[str, Engine] = {}
             for engine in GRIDS:
                 try:
-                    engines[engine] = Engine(engine, folder, metric)
+                    engines[engine] = Engine(*PROGRAMS[engine], folder, data.metric)
                 except OSError as error:
                     print(f"{engine}: {error}", file=sys.stderr)
             curves: dict[str, list[list[tuple[float, float]]]] = {engine: [] for engine in engines}
@@ -110,13 +65,12 @@ def graph(rounds: int) -> None:
                     for setting in GRIDS[engine]:
                         done = process.run(setting)
                         starved += done["cpu"] < 0.9 * done["seconds"]
-                        found = np.load(done["ids"])
-                        hit = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth.rows, strict=True)])
+                        hit = truth.recalls(np.load(done["ids"]), 10).mean()
                         curve.append((float(hit), len(queries) / done["seconds"]))
                     curves[engine].append(curve)
             for process in engines.values():
                 process.close()
-        print(f"## Graph search, {name}, recall@10, one thread\n")
+        print(f"## Graph search, {data.name}, recall@10, one thread\n")
         head(
             "engine",
             "build s (2 threads)",

@@ -1,7 +1,7 @@
 """hnswlib: built by two threads, searched by one. setting: ef."""
 
 import hnswlib
-from graph_protocol import serve
+from protocol import serve
 
 
 def build(base, metric):

@@ -29,6 +29,6 @@ def search(index, queries, ef):
 if __name__ == "__main__":
     build(np.random.default_rng(0).standard_normal((300, 8), np.float32), sys.argv[2])  # compiles
     sys.path.append(here)
-    from graph_protocol import serve
+    from protocol import serve
 
     serve(build, search)

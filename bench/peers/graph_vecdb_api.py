@@ -12,7 +12,7 @@ import vecdb  # noqa: E402
 
 
 def build(base, metric):
-    path = tempfile.mkdtemp(prefix="vecdb-bench-")
+    path = tempfile.mkdtemp(dir=sys.argv[1])
     with vecdb.open(path + "/db", threads=2) as db:
         docs = db.create_collection("docs", vecdb.Dense(base.shape[1], metric=metric, index="hnsw"))
         docs.upsert(ids=np.arange(len(base)), vectors=base)
@@ -27,6 +27,6 @@ def search(docs, queries, recall):
 if __name__ == "__main__":
     build(np.random.default_rng(0).standard_normal((300, 8), np.float32), sys.argv[2])  # compiles
     sys.path.append(here)
-    from graph_protocol import serve
+    from protocol import serve
 
     serve(build, search)

@@ -202,8 +202,12 @@ def gather(blocks: Sequence[Block], seq: int, layout: Mapping[str, tuple[int, np
     keys: list[Id] = []
     payloads: list[bytes] = []
     for block, rows in pairs:
-        keys += [block.keys[row] for row in rows]
-        payloads += [block.payloads[row] for row in rows]
+        if len(rows) == block.rows:
+            keys += block.keys[: block.rows]
+            payloads += block.payloads[: block.rows]
+        else:
+            keys += [block.keys[row] for row in rows.tolist()]
+            payloads += [block.payloads[row] for row in rows.tolist()]
     fields = {name: _gather_field(pairs, name, dim, dtype) for name, (dim, dtype) in layout.items()}
     seqs = np.concatenate([np.zeros(0, np.uint64), *(block.seq[rows] for block, rows in pairs)])
     raws = [block.raw for block, rows in pairs if block.raw is not None and len(rows) == block.rows]
