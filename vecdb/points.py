@@ -246,7 +246,10 @@ def checked_queries(queries: Any, declared: Dense, name: str) -> npt.NDArray[np.
         total = float(np.vecdot(checked.reshape(-1), checked.reshape(-1))) if len(checked) == 1 else np.nan
     if 1e-30 < total < 1e30:  # the common case, in one pass
         return checked
-    for position, query in enumerate(checked):
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.vecdot(checked, checked)
+    doubtful = np.flatnonzero(~((squares > 1e-30) & (squares < 1e30)))
+    for position, query in zip(doubtful.tolist(), checked[doubtful], strict=True):
         if not np.isfinite(query).all():
             raise InvalidVector("every number of a query must be finite", query=position, field=name)
         length = float(np.linalg.norm(query.astype(np.float64)))

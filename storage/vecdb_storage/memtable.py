@@ -58,6 +58,8 @@ class Block:
         self.raw: Raw | None = None  # the payloads' values by key, if they are ordinary; see columns.Prepared
         self.extent: Extent | None = None  # where its vectors lie on disk, if all of them do
         self.stripes: dict[int, Any] = {}  # typed columns of finished runs of rows, built when first asked for
+        self.deaths = 0  # rows that have died, at whatever seq
+        self.full = set(layout)  # fields that every row has
         self.fields = {
             name: FieldRows(np.zeros((capacity, dim), dtype), np.zeros(capacity, np.float32), np.zeros(capacity, np.bool_))
             for name, (dim, dtype) in layout.items()
@@ -70,6 +72,7 @@ class Block:
         everywhere = np.ones(len(batch), np.bool_)
         for name, rows in batch.fields.items():
             block.fields[name] = FieldRows(rows.vectors, rows.norms, everywhere if rows.present is None else rows.present)
+        block.full = {name for name, rows in batch.fields.items() if rows.present is None or rows.present.all()}
         block.keys, block.payloads, block.rows, block.extent = list(batch.keys), list(batch.payloads), len(batch), batch.extent
         block.seq[:] = seq
         block.raw = batch.raw
@@ -80,8 +83,11 @@ class Block:
         self.keys += batch.keys[start:stop]
         self.payloads += batch.payloads[start:stop]
         self.seq[first:last] = seq
+        self.full &= batch.fields.keys()
         for name, source in batch.fields.items():
             target = self.fields[name]
+            if source.present is not None and not source.present[start:stop].all():
+                self.full.discard(name)
             target.vectors[first:last] = source.vectors[start:stop]
             target.norms[first:last] = source.norms[start:stop]
             assert target.present is not None
@@ -167,7 +173,9 @@ class Memtable:
         return int(self.blocks[address >> 32].seq[address & 0xFFFF_FFFF])
 
     def kill(self, address: int, seq: int) -> None:
-        self.blocks[address >> 32].death[address & 0xFFFF_FFFF] = seq
+        block = self.blocks[address >> 32]
+        block.death[address & 0xFFFF_FFFF] = seq
+        block.deaths += 1
 
     @property
     def rows(self) -> int:

@@ -78,18 +78,22 @@ class BlockPart:
 
     @cached_property
     def live(self) -> Words | None:
+        if not self.block.deaths:  # the usual case, without a look at each row
+            return None
         return None if self._alive.all() else pack_bits(self._alive)
 
     @cached_property
     def live_rows(self) -> int:
-        return int(np.count_nonzero(self._alive))
+        return int(np.count_nonzero(self._alive)) if self.block.deaths else self.rows
 
     def field(self, name: str) -> StoredField | None:
         stored = self.block.fields.get(name)
         if stored is None or stored.present is None:
             return None
-        present = stored.present[: self.rows]
-        words = None if present.all() else pack_bits(present)
+        words = None
+        if name not in self.block.full:
+            present = stored.present[: self.rows]
+            words = None if present.all() else pack_bits(present)
         return StoredField(stored.vectors[: self.rows], stored.norms[: self.rows], words)
 
     def key(self, row: int) -> Id:

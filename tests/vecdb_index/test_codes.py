@@ -13,7 +13,7 @@ from vecdb_index.codec import int8
 from vecdb_index.codec.int8 import HEAD, Codes
 from vecdb_index.contract import Damaged, Hits, Rows
 from vecdb_index.flat.search import FlatSearcher
-from vecdb_index.kernels.distances import METRICS, prepared
+from vecdb_index.kernels.distances import METRICS
 
 METRIC = pytest.mark.parametrize("metric", METRICS)
 
@@ -67,8 +67,8 @@ def test_no_key_is_further_from_its_estimate_than_the_bound(metric: Any, seed: i
     x = (rng.standard_normal((40, d)) * rng.lognormal(0, 2, (40, 1)) + shift) * scale
     rows = rows_of(x, metric)
     codes = coded(rows)
-    q = prepared((rng.standard_normal((5, d)) * rng.lognormal(0, 2, (5, 1)) * scale).astype(np.float32), metric)
-    words, scalars = codes.ask(q)
+    given = (rng.standard_normal((5, d)) * rng.lognormal(0, 2, (5, 1)) * scale).astype(np.float32)
+    q, words, scalars = codes.ask(given)
     heads = codes.codes[:, :HEAD].copy().view(np.float32).astype(np.float64)
     exact = rows.vectors.astype(np.float64)
     if metric == "cosine":

@@ -25,14 +25,15 @@ _lock = threading.Lock()
 
 
 class _Copy:
-    """filled: how many rows, from the first on, have their codes."""
+    """filled: how many rows, from the first on, have their codes. searcher: that was asked for last."""
 
-    __slots__ = ("codes", "filled", "lock")
+    __slots__ = ("codes", "filled", "lock", "searcher")
 
     def __init__(self) -> None:
         self.codes: Codes | None = None
         self.filled = 0
         self.lock = threading.Lock()
+        self.searcher: FlatSearcher | None = None
 
 
 _kept: WeakKeyDictionary[Segment | Block, dict[str, _Copy]] = WeakKeyDictionary()
@@ -49,6 +50,9 @@ def searcher_of(part: Part, field: str, rows: Rows) -> FlatSearcher:
         if copy is None:
             fields[field] = _Copy()
             return FlatSearcher(rows)
+    last = copy.searcher
+    if last is not None and len(last.rows) == len(rows) and last.rows.present is rows.present is None:
+        return last
     with copy.lock:
         if copy.codes is None:
             capacity = owner.capacity if isinstance(owner, Block) else part.rows
@@ -58,7 +62,8 @@ def searcher_of(part: Part, field: str, rows: Rows) -> FlatSearcher:
         if copy.filled < len(rows):
             copy.codes.fill(rows, copy.filled, len(rows))
             copy.filled = len(rows)
-    return FlatSearcher(rows, copy.codes.part(0, len(rows)))
+        found = copy.searcher = FlatSearcher(rows, copy.codes.part(0, len(rows)))
+    return found
 
 
 def drop(segment: Segment, field: str) -> None:

@@ -13,7 +13,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,7 +33,7 @@ from .indexes import NOT_INDEXED, Index, index_of, wanted
 from .plan import PartPlan
 from .planner import Asked, Way, way_of
 
-_SMALLEST_TASK = 4 << 20  # bytes of vectors for which another thread is worth waking
+_WORTH = 200e-6  # seconds of work for which another thread is worth waking
 _FEWEST_QUERIES = 8  # of an index, likewise
 _searchers: WeakKeyDictionary[Segment, dict[str, FlatSearcher]] = WeakKeyDictionary()  # over rows alone
 
@@ -50,7 +50,7 @@ class Found:
 
 @dataclass
 class _Task:
-    """Some queries over some rows of one part. first: the first row."""
+    """Some queries over some rows of one part. first: the first row. cost: seconds that it may take."""
 
     part: Part
     first: int
@@ -59,6 +59,7 @@ class _Task:
     allowed: Words | None
     effort: float
     queries: slice
+    cost: float
     result: FoundRows | None = None
     seconds: float = 0.0
 
@@ -201,42 +202,56 @@ class Executor:
         share = part.live_rows / max(1, total)
         way = way_of(part, asked, index, whole, words, share, queries)
         if way.searcher is None:
-            if self.threads == 1 or stored.vectors.nbytes < 2 * _SMALLEST_TASK:
-                return _Planned(part, way, [_Task(part, 0, whole, whole, words, 1.0, slice(0, queries))])
-            return _Planned(part, way, self._split_rows(part, whole, words, queries))
+            return _Planned(part, way, self._split_rows(part, way, whole, words, queries))
         return _Planned(part, way, self._split_queries(part, way, words, queries))
 
-    def _split_rows(self, part: Part, whole: FlatSearcher, words: Words | None, queries: int) -> list[_Task]:
-        """An exact search as about as many row ranges as there are threads."""
-        pieces = min(self.threads, max(1, whole.rows.vectors.nbytes // _SMALLEST_TASK))
+    def _split_rows(self, part: Part, way: Way, whole: FlatSearcher, words: Words | None, queries: int) -> list[_Task]:
+        """An exact search as several row ranges, if it takes so long that threads are worth it."""
+        pieces = self._pieces(way.seconds * queries)
         step = -(-part.rows // pieces // 64) * 64 or 64
+        if step >= part.rows:
+            return [_Task(part, 0, whole, whole, words, 1.0, slice(0, queries), way.seconds * queries)]
         tasks = []
         for first in range(0, part.rows, step):
             last = min(first + step, part.rows)
             mine = None if words is None else words[first // 64 : -(-last // 64)]
             if mine is None or mine.any():
                 searcher = whole.part(first, last)
-                tasks.append(_Task(part, first, searcher, searcher, mine, 1.0, slice(0, queries)))
+                cost = way.seconds * queries * (last - first) / part.rows
+                tasks.append(_Task(part, first, searcher, searcher, mine, 1.0, slice(0, queries), cost))
         return tasks
 
     def _split_queries(self, part: Part, way: Way, words: Words | None, queries: int) -> list[_Task]:
         assert way.searcher is not None
-        pieces = min(self.threads, max(1, queries // _FEWEST_QUERIES))
+        pieces = min(self._pieces(way.seconds * queries), max(1, queries // _FEWEST_QUERIES))
         step = -(-queries // pieces)
         ranges = [slice(start, min(queries, start + step)) for start in range(0, queries, step)]
-        return [_Task(part, 0, way.searcher, None, words, way.effort, some) for some in ranges]
+        searcher, effort = way.searcher, way.effort
+        return [_Task(part, 0, searcher, None, words, effort, some, way.seconds * (some.stop - some.start)) for some in ranges]
+
+    def _pieces(self, seconds: float) -> int:
+        """Into how many tasks work of so many seconds is divided."""
+        return min(self.threads, max(1, int(seconds / _WORTH)))
 
     def _run(self, tasks: list[_Task], work: Callable[[_Task], FoundRows]) -> None:
-        def run(task: _Task) -> None:
-            started = time.perf_counter()
-            task.result = work(task)
-            task.seconds = time.perf_counter() - started
+        """All tasks, by this thread and by as many others as are worth waking."""
+        waiting = iter(tasks)  # one for all: whoever is free takes the next
 
-        if self._pool is None or len(tasks) < 2:
-            for task in tasks:
-                run(task)
-        else:
-            list(self._pool.map(run, tasks))
+        def run() -> None:
+            for task in waiting:
+                started = time.perf_counter()
+                task.result = work(task)
+                task.seconds = time.perf_counter() - started
+
+        helpers = min(len(tasks), self._pieces(sum(task.cost for task in tasks))) - 1 if self._pool is not None else 0
+        futures = [self._pool.submit(run) for _ in range(helpers)] if self._pool is not None else []
+        try:
+            run()
+        finally:
+            wait([future for future in futures if not future.cancel()])  # those that never began are not waited for
+        for future in futures:
+            if not future.cancelled():
+                future.result()
 
 
 def _exact(part: Part, asked: Asked, rows: Rows, index: Index) -> FlatSearcher:

@@ -47,13 +47,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Way:
-    """How one part is searched. searcher: None for exactly. expected: recall, None when nothing was measured."""
+    """How one part is searched. searcher: None for exactly. expected: recall, None when nothing was measured.
+
+    seconds: that a query may take.
+    """
 
     searcher: Searcher | None
     effort: float
     expected: float | None
     allowed: int
     why: str
+    seconds: float
 
     @property
     def name(self) -> str:
@@ -63,15 +67,19 @@ class Way:
 def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, words: Words | None, share: float, queries: int) -> Way:
     """exact: the exact searcher of the part's field. share: of all rows, that are in this part."""
     allowed = bitmaps.count(words, part.rows)
-    if asked.recall >= 1:
-        return Way(None, 1.0, 1.0, allowed, "exact was asked")
-    if asked.declared.is_flat:
-        return Way(None, 1.0, 1.0, allowed, "as declared")
-    if index.searcher is None:
-        return Way(None, 1.0, 1.0, allowed, index.why)
-    if asked.effort is not None:
-        return Way(index.searcher, asked.effort, None, allowed, "the effort was given")
     selectivity = allowed / max(1, part.rows)
+    why = ""
+    if asked.recall >= 1:
+        why = "exact was asked"
+    elif asked.declared.is_flat:
+        why = "as declared"
+    elif index.searcher is None:
+        why = index.why
+    elif asked.effort is not None:
+        seconds = index.searcher.cost(asked.k, asked.effort, selectivity, queries)
+        return Way(index.searcher, asked.effort, None, allowed, "the effort was given", seconds)
+    if why:
+        return Way(None, 1.0, 1.0, allowed, why, exact.cost(asked.k, 1.0, selectivity, queries))
     step = round(_STEPS * math.log(max(selectivity, 1e-9)))
     share = math.ceil(100 * share) / 100
     question = asked.k, asked.recall, step, share, queries > FEW, asked.own, asked.outgrown
@@ -80,21 +88,22 @@ def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, words: W
         if len(index.ways) > _KEPT:
             index.ways.clear()
         decided = index.ways[question] = _decide(asked, index, exact, math.exp(step / _STEPS), share, queries)
-    by_index, effort, expected, compared = decided
-    if by_index:
-        return Way(index.searcher, effort, expected, allowed, compared)
-    return Way(None, 1.0, 1.0, allowed, compared)
+    effort, expected, exactly, by_index, compared = decided
+    if by_index < exactly:
+        return Way(index.searcher, effort, expected, allowed, compared, by_index)
+    return Way(None, 1.0, 1.0, allowed, compared, exactly)
 
 
 def _decide(
     asked: Asked, index: Index, exact: FlatSearcher, selectivity: float, share: float, queries: int
-) -> tuple[bool, float, float | None, str]:
-    """Whether to go by the index, with which effort, the recall to expect, and why."""
+) -> tuple[float, float | None, float, float, str]:
+    """The effort to give the index and the recall to expect, the seconds of an exact search and of that, and both in words."""
     assert index.searcher is not None
     effort, expected = _effort(asked, index.calibration, selectivity, share)
     by_index = index.calibration.seconds(index.searcher, asked.k, effort, selectivity, queries)
     exactly = index.calibration.exact_seconds(exact, asked.k, selectivity, queries)
-    return by_index < exactly, effort, expected, f"{1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
+    compared = f"{1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
+    return effort, expected, exactly, by_index, compared
 
 
 def _effort(asked: Asked, measured: Calibration, selectivity: float, share: float) -> tuple[float, float | None]:

@@ -31,8 +31,8 @@ from numba import types
 from numba.core import cgutils
 
 from ..contract import Arrays, Damaged, Rows
-from ..kernels.compile import intrinsic, kernel
-from ..kernels.distances import COSINE, IP, L2, METRICS, load, pair, pointer, read_only
+from ..kernels.compile import brief, intrinsic, kernel
+from ..kernels.distances import COSINE, IP, L2, METRICS, load, normalise, pair, pointer, read_only
 from ..kernels.product import AVX2, magnitude, rounded, widen
 
 HEAD = 16  # bytes before the codes of a record
@@ -40,6 +40,7 @@ _STEP = 16  # codes in one step of the kernels
 _SAMPLE = 4096  # rows of which the centre is the mean
 SCALARS = 6  # of a query: t, b, constant, weight of the lost, weight of the step, slack
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+Asked = tuple[npt.NDArray[np.float32], npt.NDArray[np.int16], npt.NDArray[np.float64]]
 
 
 class Codes:
@@ -103,14 +104,16 @@ class Codes:
         part.unit, part.longest = self.unit, self.longest
         return part
 
-    def ask(self, queries: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
-        """Prepared queries (see `distances`) as the kernels take them: (m, d rounded up) words, (m, SCALARS) scalars."""
+    def ask(self, queries: npt.NDArray[np.float32]) -> Asked:
+        """(m, d) float32 queries as the kernels take them: prepared (see `distances`); (m, d rounded up) words; scalars."""
         m, d = queries.shape
-        words = np.zeros((m, self.codes.shape[1] - HEAD), np.int16)
+        ready = np.empty((m, d), np.float32)
+        words = np.empty((m, self.codes.shape[1] - HEAD), np.int16)
         scalars = np.empty((m, SCALARS), np.float64)
         longest = 1.0 if self.metric == COSINE else self.longest / self.unit
-        _ask(queries, self.metric, self.centre, self.unit, longest, most_of(d), words, scalars)
-        return read_only(words), read_only(scalars)
+        given = read_only(np.ascontiguousarray(queries, np.float32))
+        _ask(given, self.metric, self.centre, self.unit, longest, most_of(d), ready, words, scalars)
+        return ready, words, scalars
 
     @property
     def key_unit(self) -> float:
@@ -225,9 +228,13 @@ def _squared(codes, row):
     return total
 
 
-@kernel
-def _ask(queries, metric, centre, unit, longest, most, words, scalars):
+@brief
+def _ask(given, metric, centre, unit, longest, most, queries, words, scalars):
     m, d = queries.shape
+    if metric == COSINE:
+        normalise(given, queries)
+    else:
+        queries[:] = given
     moved = np.empty(d, np.float64)
     middle = np.float64(0)
     for i in range(d):
@@ -249,6 +256,7 @@ def _ask(queries, metric, centre, unit, longest, most, words, scalars):
         step = peak / most
         for i in range(d):
             words[q, i] = np.int16(np.rint(moved[i] / step)) if step > 0 else np.int16(0)
+        words[q, d:] = 0
         length = np.sqrt(length)
         twice = np.float64(2) if metric == L2 else np.float64(1)
         scalars[q, 0], scalars[q, 1] = twice * step, np.float64(metric == L2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..codec.int8 import HEAD, dot, head
-from ..kernels.compile import kernel
+from ..kernels.compile import brief, kernel
 from ..kernels.distances import key_of, pair, prefetch
 from ..kernels.scan import AHEAD, next_allowed
 from ..kernels.select import offer
@@ -37,6 +37,11 @@ def scan_codes(
             seen += a
             looked += b
     return seen, looked
+
+
+@brief
+def scan_codes_briefly(*arguments):
+    return scan_codes(*arguments)
 
 
 @kernel

@@ -10,20 +10,24 @@ There is no index to build or store. A FlatSearcher holds views only; safe in an
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from ..codec.int8 import Codes
 from ..contract import Bitmap, Control, Hits, Keys, Rows
 from ..kernels.distances import METRICS, prepared, read_only
-from ..kernels.scan import scan, with_key
+from ..kernels.scan import scan, scan_briefly, with_key
 from ..kernels.select import settle
 from ..kernels.tile import search_tiles, tiles_of
-from .coded import scan_codes
+from .coded import scan_codes, scan_codes_briefly
 
 _STREAMED = 4  # queries up to which streaming beats multiplying
 _CODED = 8  # likewise, over codes
 _POLL_BYTES = 64 << 20  # of vectors, for each 64 queries, between two looks at the deadline
+_BRIEF = 1 << 20  # bytes that are read sooner than a thread would get the interpreter back, had it let go of it
 _NO_BITMAP = np.zeros(0, np.uint64)
 _NO_BITMAP.flags.writeable = False
 _NO_FLOOR = np.full(1, -np.inf, np.float32)
@@ -59,24 +63,25 @@ class FlatSearcher:
         lowest = np.repeat(_NO_FLOOR, m) if floor is None and m != 1 else _NO_FLOOR if floor is None else read_only(floor)
         scored, read = 0, 0
         if n and m and k:
-            ready = prepared(queries, self.rows.metric)
-            codes = self.codes if m <= _CODED else None
-            few = m <= _STREAMED
-            asked = codes.ask(ready) if codes is not None else ready if few else tiles_of(ready)
+            codes, few = self.codes if m <= _CODED else None, m <= _STREAMED
+            asked: Any = prepared(queries, self.rows.metric) if codes is None else codes.ask(queries)
+            if codes is None and not few:
+                asked = tiles_of(asked)
             step = n if control is None else max(64, _POLL_BYTES // (vectors[0].nbytes * -(-m // 64)) // 64 * 64)
             about = self._vectors, self._norms, self._metric, words
+            brief = m * n * (vectors.shape[1] if codes is not None else vectors[0].nbytes) < _BRIEF
             for start in range(0, n, step):
                 if control is not None:
                     control.poll()
-                where = start, min(n, start + step), keys, rows, sizes, dropped
+                where = start, min(n, start + step), keys, rows, sizes, dropped, lowest
                 if codes is not None:
-                    seen, looked = scan_codes(ready, *asked, codes.key_unit, codes.codes, *about, *where, lowest)
-                    scored += seen
+                    run = scan_codes_briefly if brief else scan_codes
+                    seen, looked = run(*asked, codes.key_unit, codes.codes, *about, *where)
                     read += seen // m * codes.codes.shape[1] + looked * vectors[:1].nbytes
                 else:
-                    seen = (scan if few else search_tiles)(asked, *about, *where, lowest)
-                    scored += seen
+                    seen = ((scan_briefly if brief else scan) if few else search_tiles)(asked, *about, *where)
                     read += seen // m * vectors[:1].nbytes
+                scored += seen
         settle(keys, rows, sizes, dropped, lowest, tied)
         return Hits(keys, rows, sizes.astype(np.int32), tied, scored, read)
 
@@ -97,13 +102,13 @@ class FlatSearcher:
         """By what memory delivers, or for many queries the arithmetic; where little is allowed, by rows here and there."""
         n, row_bytes = len(self.rows.vectors), self.rows.vectors[:1].nbytes
         allowed = selectivity * n
-        kept = min(k, allowed) * (1 + np.log(max(1.0, allowed / max(1, k))))  # rows that are looked at closely
+        kept = min(k, allowed) * (1 + math.log(max(1.0, allowed / max(1, k))))  # rows that are looked at closely
         if self.codes is not None and queries <= _CODED:
             one = (15e-9 if selectivity < 1 else 8e-9) + self.codes.codes.shape[1] / (16e9 if selectivity < 1 else 20e9)
-            return float(10e-6 + allowed * one + kept * (100e-9 + row_bytes / 10e9))
+            return 10e-6 + allowed * one + kept * (100e-9 + row_bytes / 10e9)
         if queries > _STREAMED:
             multiplied = allowed * (self.rows.vectors.shape[1] / 40e9 + row_bytes / 10e9 / queries)
-            return float(5e-6 + multiplied + kept * (150e-9 + row_bytes / 10e9))
+            return 5e-6 + multiplied + kept * (150e-9 + row_bytes / 10e9)
         if selectivity < 1:
             return 5e-6 + allowed * (20e-9 + row_bytes / 10e9)
         return 5e-6 + n * (2e-9 + row_bytes / 18e9)

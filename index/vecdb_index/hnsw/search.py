@@ -1,6 +1,6 @@
 """Searches the graph of one segment.
 
-`effort` is how many rows a walk keeps in view and goes on from, *ef*, on a logarithmic scale from 4 to 4,096; where that is
+`effort` is how many rows a walk keeps in view and goes on from, *ef*, on a logarithmic scale from 2 to 4,096; where that is
 less than k, the walk goes on from the best ef of k rows that it keeps. With a bitmap it goes through rows that are not allowed
 and keeps those that are; where that would score more rows than there are allowed ones, or finds fewer hits than it should,
 the allowed rows are scanned instead: k hits come back whenever k are allowed.
@@ -20,14 +20,15 @@ from ..codec.int8 import Codes, head
 from ..contract import Arrays, Bitmap, Control, Damaged, Hits, Keys, Rows
 from ..flat.search import FlatSearcher
 from ..kernels.compile import kernel
-from ..kernels.distances import METRICS, key_of, pair, prepared, read_only
+from ..kernels.distances import METRICS, key_of, pair, read_only
 from ..kernels.select import worse
 from .params import HNSW
 from .walk import key_in, row_in, walk, walk_allowed
 
-LEAST_EF, MOST_EF = 4, 4096
+LEAST_EF, MOST_EF = 2, 4096
 _POLL = 64  # queries between two looks at the deadline
 _SCRATCH = 8  # kept for later searches
+_NO_BITMAP = read_only(np.zeros(0, np.uint64))
 _NO_FLOOR = read_only(np.full(1, -np.inf, np.float32))
 _CLOSER = 6  # rows that are looked at beyond the k best by their estimates, at least
 
@@ -48,6 +49,9 @@ class HNSWSearcher:
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
         self._vectors, self._norms = read_only(bits), read_only(rows.norms)
         self.exact = FlatSearcher(rows, self._codes)
+        self._row_bytes = rows.vectors[:1].nbytes
+        codes = self._codes.codes, self._codes.key_unit
+        self._about = *codes, self._vectors, self._norms, self._metric, self._adj, self._deg, self._entries
         self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
         self._spare: deque[tuple[Any, ...]] = deque(maxlen=_SCRATCH)
 
@@ -77,39 +81,39 @@ class HNSWSearcher:
         count = self._count if allowed is None else int(np.bitwise_count(allowed).sum())
         wanted = min(k, count)
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
-        sizes = np.zeros(m, np.int64)
-        scored, read = 0, 0
-        if m and k and count and len(self._entries):
-            ready = prepared(queries, self.rows.metric)
-            asked = self._codes.ask(ready)
+        sizes = np.zeros(m, np.int32)
+        scored, read, short = 0, 0, 0
+        if m and k and wanted and len(self._entries):
+            asked = self._codes.ask(queries)
             ef = min(ef_of(effort), len(self.rows))
             limit = max(ef, k)
             scratch = self._borrow(limit, allowed is not None)
-            words = np.zeros(0, np.uint64) if allowed is None else allowed
+            words = _NO_BITMAP if allowed is None else read_only(allowed)
             lowest = _NO_FLOOR if floor is None else read_only(floor)
             step = m if control is None else _POLL
             for start in range(0, m, step):
                 if control is not None:
                     control.poll()
-                more, looked = _search(
-                    ready, *asked, start, min(m, start + step), self._codes.codes, self._codes.key_unit, self._vectors,
-                    self._norms, self._metric, self._adj, self._deg, self._entries, limit, ef, read_only(words), count, wanted,
-                    lowest, keys, rows, sizes, *scratch,
+                more, looked, fewer = _search(
+                    *asked, start, min(m, start + step), *self._about, limit, ef, words, count, wanted, lowest, keys, rows,
+                    sizes, *scratch,
                 )  # fmt: skip
                 scored += more
-                read += more * self._codes.codes.shape[1] + looked * self.rows.vectors[:1].nbytes
+                read += more * self._codes.codes.shape[1] + looked * self._row_bytes
+                short += fewer
             self._spare.append(scratch)
         else:
-            sizes[:] = 0 if wanted == 0 else -1
-        short = np.flatnonzero(sizes < 0)
-        if len(short):
-            lower = None if floor is None else floor[short]
-            found = self.exact.search(queries[short], k, allowed=allowed, floor=lower, control=control)
-            keys[short], rows[short], sizes[short] = found.keys, found.rows, found.lengths
+            keys.fill(-np.inf)
+            rows.fill(-1)
+            if wanted:
+                sizes[:], short = -1, m
+        if short:
+            those = np.flatnonzero(sizes < 0)
+            lower = None if floor is None else floor[those]
+            found = self.exact.search(queries[those], k, allowed=allowed, floor=lower, control=control)
+            keys[those], rows[those], sizes[those] = found.keys, found.rows, found.lengths
             scored, read = scored + found.scored, read + found.bytes
-        beyond = np.arange(k) >= sizes[:, None]
-        keys[beyond], rows[beyond] = -np.inf, -1
-        return Hits(keys, rows, sizes.astype(np.int32), np.zeros(m, np.bool_), scored, read)
+        return Hits(keys, rows, sizes, np.zeros(m, np.bool_), scored, read)
 
     def _borrow(self, limit: int, filtered: bool) -> tuple[Any, ...]:
         """seen, epoch, pool, near, heap: of an earlier search where they are large enough."""
@@ -145,9 +149,9 @@ def _search(
 ):  # fmt: skip
     """Fills keys, rows and sizes of queries start..stop; -1 where fewer than `wanted` were found.
 
-    Returns how many rows were scored, and looked at.
+    Returns how many rows were scored, and looked at, and for how many queries fewer were found.
     """
-    scored, looked, width = 0, 0, np.int64(words.shape[1])
+    scored, looked, fewer, width = 0, 0, 0, np.int64(words.shape[1])
     for q in range(start, stop):
         if epoch[0] == np.uint16(65535):
             seen[:] = 0
@@ -161,12 +165,17 @@ def _search(
         else:
             size, more = walk(words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, ef, near)
         scored += more
-        sizes[q] = -1
-        if size >= wanted:
-            floor = np.float64(floors[q % len(floors)])
-            sizes[q], more = _rank(queries, q, scalars, codes, key_unit, vectors, norms, metric, pool, size, floor, keys, rows)
-            looked += more
-    return scored, looked
+        if size < wanted:
+            sizes[q] = -1
+            fewer += 1
+            continue
+        floor = np.float64(floors[q % len(floors)])
+        found, more = _rank(queries, q, scalars, codes, key_unit, vectors, norms, metric, pool, size, floor, keys, rows)
+        looked += more
+        sizes[q] = found
+        for i in range(found, keys.shape[1]):
+            keys[q, i], rows[q, i] = np.float32(-np.inf), -1
+    return scored, looked, fewer
 
 
 @kernel

@@ -45,8 +45,17 @@ def cache_folder() -> Path | None:
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compiles `function` when it is first called with arguments of some types, or loads what was compiled before."""
+    return _compiled(function, nogil=True)
+
+
+def brief(function: Callable[..., Any]) -> Any:
+    """A kernel that is over sooner than a thread would get the interpreter back, had it let go of it."""
+    return _compiled(function, nogil=False)
+
+
+def _compiled(function: Callable[..., Any], nogil: bool) -> Any:
     folder = cache_folder()
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": None}
+    options: dict[str, Any] = {"nogil": nogil, "error_model": "numpy", "boundscheck": None}
     if folder is None:
         return numba.njit(**options)(function)
     # Numba reads this setting while it decorates; the user's own value is put back at once.

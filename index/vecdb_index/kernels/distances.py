@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .compile import intrinsic, kernel
+from .compile import brief, intrinsic, kernel
 
 COSINE, IP, L2 = 0, 1, 2
 METRICS = {"cosine": COSINE, "ip": IP, "l2": L2}
@@ -169,13 +169,14 @@ def prepared(queries: npt.NDArray[np.float32], metric: str) -> npt.NDArray[np.fl
     queries = np.ascontiguousarray(queries, np.float32)
     if metric == "cosine":
         scaled = np.empty_like(queries)
-        _normalise(read_only(queries), scaled)
+        normalise(read_only(queries), scaled)
         queries = scaled
     return read_only(queries)
 
 
-@kernel
-def _normalise(queries, out):
+@brief
+def normalise(queries, out):
+    """out = the queries at length one."""
     for q in range(queries.shape[0]):
         square = np.float64(0)
         for value in queries[q]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import llvmlite.binding as llvm
 import numpy as np
 
-from .compile import kernel
+from .compile import brief, kernel
 from .distances import key_of, pair
 from .select import offer
 
@@ -34,6 +34,11 @@ def scan(queries, vectors, norms, metric, allowed, start, stop, keys, rows, size
                 floor = floors[q % len(floors)]
                 scored += _scan_all(queries, q, vectors, norms, metric, first, last, keys, rows, sizes, dropped, floor)
     return scored
+
+
+@brief
+def scan_briefly(*arguments):
+    return scan(*arguments)
 
 
 @kernel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .compile import kernel
+from .compile import brief, kernel
 
 
 @kernel
@@ -58,7 +58,7 @@ def _replace_worst(keys, rows, q, size, key, row):
     keys[q, at], rows[q, at] = key, row
 
 
-@kernel
+@brief
 def settle(keys, rows, sizes, dropped, floors, tied):
     """Sorts each heap in place, best first, and cuts what is below its floor. tied: see contract.Hits."""
     for q in range(keys.shape[0]):
