@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,12 @@ from ..errors import Unsupported
 KS = (1, 10, 100)
 SELECTIVITIES = (1.0, 0.1, 0.01)
 EFFORTS = tuple(round(i / 16, 4) for i in range(17))
-QUERIES = 600
+QUERIES, FILTERED_QUERIES = 2000, 600
 _WIDTH = 50  # characters of a bar
 _FEWEST = 20  # queries, below which nothing is measured
 ENOUGH = 0.998  # recall beyond which no more effort is tried
 _Z = 1.645  # of the lower bound
-_K, _REPEATS = 10, 9  # of exact searches, whose time is taken
+_K, _USUAL, _REPEATS = 10, 0.95, 19  # k, recall and number of searches whose time is taken
 FEW = 8  # queries up to which exact searches stream over the rows one by one
 
 
@@ -71,11 +72,13 @@ class Curve:
 class Calibration:
     """The curves of one index; without any, efforts are guessed, and `known` is false.
 
-    exact: (selectivity, queries asked together, seconds for each) of exact searches of the same rows, k being 10.
+    exact: (selectivity, queries asked together, seconds for each) of exact searches of the same rows, k being 10. single:
+    (selectivity, effort, seconds) of queries that are asked of the index one at a time, likewise.
     """
 
     curves: tuple[Curve, ...]
     exact: tuple[tuple[float, int, float], ...] = ()
+    single: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def known(self) -> bool:
@@ -96,6 +99,9 @@ class Calibration:
     def seconds(self, searcher: Searcher, k: int, effort: float, selectivity: float, queries: int) -> float:
         """What a query takes: the searcher's own model, at the pace that was measured for selectivities nearby."""
         near = min((curve.k for curve in self.curves), key=lambda one: abs(math.log(one / k)), default=0)
+        if queries <= FEW and self.single:
+            paces = [(at, spent / searcher.cost(_K, tried, at, 1)) for at, tried, spent in self.single]
+            return searcher.cost(k, effort, selectivity, queries) * _between(paces, selectivity)
         paces = [
             (curve.selectivity, curve.seconds_at(effort) / searcher.cost(curve.k, effort, curve.selectivity, curve.queries))
             for curve in self.curves
@@ -112,7 +118,7 @@ class Calibration:
         return exact.cost(k, 1.0, selectivity, queries) * _between(paces, selectivity)
 
     def to_json(self) -> dict[str, Any]:
-        return {"curves": [asdict(curve) for curve in self.curves], "exact": self.exact}
+        return {"curves": [asdict(curve) for curve in self.curves], "exact": self.exact, "single": self.single}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Calibration:
@@ -120,7 +126,8 @@ class Calibration:
         for each in value["curves"]:
             lists = (tuple(each[name]) for name in ("efforts", "recalls", "lows", "seconds"))
             curves.append(Curve(each["k"], each["selectivity"], each["queries"], *lists))
-        return Calibration(tuple(curves), tuple((one, asked, spent) for one, asked, spent in value["exact"]))
+        exact, single = (tuple(tuple(each) for each in value[name]) for name in ("exact", "single"))
+        return Calibration(tuple(curves), exact, single)
 
 
 def _between(paces: list[tuple[float, float]], selectivity: float) -> float:
@@ -179,10 +186,10 @@ class Calibrating:
         n = len(rows)
         there = np.arange(n) if rows.present is None else np.flatnonzero(_flags(rows.present, n))
         self._rng = np.random.default_rng(seed)
-        held = np.sort(self._rng.permutation(there)[: min(QUERIES, len(there) // 10)])
+        held = self._rng.permutation(there)[: min(QUERIES, len(there) // 10)]
         self._queries = rows.vectors[held].astype(np.float32)
         self._control = control
-        self.trial = Trial(held, self._run)
+        self.trial = Trial(np.sort(held), self._run)
         self.calibration = Calibration(())
 
     def _run(self, searcher: Searcher, rows: Rows) -> None:
@@ -190,33 +197,48 @@ class Calibrating:
             return
         assert rows.present is not None
         there = _flags(rows.present, len(rows))
-        curves, spent = [], []
+        curves, spent, single = [], [], []
         for selectivity in SELECTIVITIES:
             flags = there if selectivity == 1 else there & (self._rng.random(len(rows)) < selectivity)
             allowed = None if selectivity == 1 else _words(flags)
+            queries = self._queries if selectivity == 1 else self._queries[:FILTERED_QUERIES]
             spent += self._exact(searcher, selectivity, allowed)
             for k in KS:
                 if flags.sum() <= k:
                     continue
-                truth = searcher.exact.search(self._queries, k, allowed=allowed, control=self._control)
+                truth = searcher.exact.search(queries, k, allowed=allowed, control=self._control)
 
-                def find(effort: float, k: int = k, allowed: Bitmap | None = allowed) -> Hits:
-                    return searcher.search(self._queries, k, effort, allowed, control=self._control)
+                def find(
+                    effort: float,
+                    queries: Any = queries,
+                    k: int = k,
+                    allowed: Bitmap | None = allowed,
+                    control: Any = self._control,
+                ) -> Hits:
+                    return searcher.search(queries, k, effort, allowed, control=control)
 
                 curves.append(curve_of(k, selectivity, truth, find))
-        self.calibration = Calibration(tuple(curves), tuple(spent))
+                if k == _K:
+                    effort, _ = curves[-1].effort_for(_USUAL)
+                    single.append((selectivity, effort, self._single(partial(find, effort, control=None))))
+        self.calibration = Calibration(tuple(curves), tuple(spent), tuple(single))
+
+    def _single(self, search: Callable[..., Hits]) -> float:
+        """Seconds that a query takes, of queries one by one: the median."""
+        times = []
+        for at in range(_REPEATS):
+            started = time.perf_counter()
+            search(queries=self._queries[at : at + 1])
+            times.append(time.perf_counter() - started)
+        return float(np.median(times))
 
     def _exact(self, searcher: Searcher, selectivity: float, allowed: Bitmap | None) -> list[tuple[float, int, float]]:
         """What exact searches take, of single queries and of many."""
-        spent = []
-        for queries in (1, len(self._queries)):
-            times = []
-            for at in range(_REPEATS if queries == 1 else 1):
-                started = time.perf_counter()
-                searcher.exact.search(self._queries[at : at + queries], _K, allowed=allowed, control=self._control)
-                times.append((time.perf_counter() - started) / queries)
-            spent.append((selectivity, queries, float(np.median(times))))
-        return spent
+        one = self._single(partial(searcher.exact.search, k=_K, allowed=allowed))
+        queries = self._queries[:FILTERED_QUERIES]
+        started, many = time.perf_counter(), len(queries)
+        searcher.exact.search(queries, _K, allowed=allowed, control=self._control)
+        return [(selectivity, 1, one), (selectivity, many, (time.perf_counter() - started) / many)]
 
 
 def curve_of(k: int, selectivity: float, truth: Hits, find: Callable[[float], Hits]) -> Curve:

@@ -22,6 +22,7 @@ from .calibrate import FEW, Calibration
 from .indexes import Index
 
 _STEPS = 8  # of the logarithm of selectivities, that are told apart
+_DOUBT = 1.3  # by which an index must be better under a filter
 _KEPT = 1000  # decisions of one index
 
 
@@ -89,7 +90,8 @@ def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, words: W
             index.ways.clear()
         decided = index.ways[question] = _decide(asked, index, exact, math.exp(step / _STEPS), share, queries)
     effort, expected, exactly, by_index, compared = decided
-    if by_index < exactly:
+    # Allowed rows may lie elsewhere than the query; an exact search does not mind.
+    if by_index * (_DOUBT if selectivity < 1 else 1) < exactly:
         return Way(index.searcher, effort, expected, allowed, compared, by_index)
     return Way(None, 1.0, 1.0, allowed, compared, exactly)
 

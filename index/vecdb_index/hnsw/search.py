@@ -2,8 +2,8 @@
 
 `effort` is how many rows a walk keeps in view and goes on from, *ef*, on a logarithmic scale from 2 to 4,096; where that is
 less than k, the walk goes on from the best ef of k rows that it keeps. With a bitmap it goes through rows that are not allowed
-and keeps those that are; where that would score more rows than there are allowed ones, or finds fewer hits than it should,
-the allowed rows are scanned instead: k hits come back whenever k are allowed.
+and keeps those that are; where that would score more than a fourth of the allowed rows, or several times as many as usual, or
+finds fewer hits than it should, the allowed rows are scanned instead: k hits come back whenever k are allowed.
 
 A HNSWSearcher is safe in any thread: each search borrows scratch (2 bytes a row, and 8 with a bitmap).
 """
@@ -30,6 +30,8 @@ _POLL = 64  # queries between two looks at the deadline
 _SCRATCH = 8  # kept for later searches
 _NO_BITMAP = read_only(np.zeros(0, np.uint64))
 _NO_FLOOR = read_only(np.full(1, -np.inf, np.float32))
+_DEARER = 4  # a row that is walked to costs up to so many that are scanned
+_PATIENCE = 6  # times the usual number of rows that a walk may score
 _CLOSER = 6  # rows that are looked at beyond the k best by their estimates, at least
 
 
@@ -89,13 +91,14 @@ class HNSWSearcher:
             limit = max(ef, k)
             scratch = self._borrow(limit, allowed is not None)
             words = _NO_BITMAP if allowed is None else read_only(allowed)
+            most = 0 if allowed is None else self._most(k, ef, count / len(self.rows))
             lowest = _NO_FLOOR if floor is None else read_only(floor)
             step = m if control is None else _POLL
             for start in range(0, m, step):
                 if control is not None:
                     control.poll()
                 more, looked, fewer = _search(
-                    *asked, start, min(m, start + step), *self._about, limit, ef, words, count, wanted, lowest, keys, rows,
+                    *asked, start, min(m, start + step), *self._about, limit, ef, words, most, wanted, lowest, keys, rows,
                     sizes, *scratch,
                 )  # fmt: skip
                 scored += more
@@ -134,18 +137,32 @@ class HNSWSearcher:
         return self.exact.rows_at(query, key, allowed)
 
     def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
-        """By the rows that a walk scores, each a miss of the cache and a multiplication."""
-        n, row_bytes = max(1, len(self.rows)), self.rows.vectors[:1].nbytes
-        walked = len(self._entries) + 12.0 * max(ef_of(effort), k / 3) / max(selectivity, 1 / n)
-        allowed = selectivity * n
-        scored = min(walked, n) if selectivity >= 1 else min(walked, allowed) + (allowed if walked > allowed else 0)
-        return 5e-6 + scored * (60e-9 + row_bytes / 12e9)
+        """By the records that a walk reads, each a miss of the cache, and the rows that are looked at in the end."""
+        ef = min(ef_of(effort), len(self.rows))
+        scored = self._walked(k, ef, selectivity)
+        looked = k + _CLOSER + k // 8
+        seconds = 10e-6 + looked * (60e-9 + self._row_bytes / 12e9)
+        one = 25e-9 + self._codes.codes.shape[1] / 12e9
+        if selectivity >= 1:
+            return seconds + min(scored, len(self.rows)) * one
+        most = self._most(k, ef, selectivity)
+        if scored <= most:
+            return seconds + scored * one
+        return seconds + most * one + self.exact.cost(k, 1.0, selectivity, queries)
+
+    def _walked(self, k: int, ef: int, selectivity: float) -> float:
+        """About how many rows a walk scores, where those that are allowed lie anywhere."""
+        return len(self._entries) + 12.0 * max(ef, k / 3) / max(selectivity, 1 / max(1, len(self.rows)))
+
+    def _most(self, k: int, ef: int, selectivity: float) -> int:
+        """How many rows a filtered walk may score. Beyond, allowed rows are not where the query is, or too few to walk for."""
+        return int(min(selectivity * len(self.rows) / _DEARER, _PATIENCE * self._walked(k, ef, selectivity)))
 
 
 @kernel
 def _search(
     queries, words, scalars, start, stop, codes, key_unit, vectors, norms, metric, adj, deg, entries, limit, ef, allowed,
-    count, wanted, floors, keys, rows, sizes, seen, epoch, pool, near, heap,
+    most, wanted, floors, keys, rows, sizes, seen, epoch, pool, near, heap,
 ):  # fmt: skip
     """Fills keys, rows and sizes of queries start..stop; -1 where fewer than `wanted` were found.
 
@@ -160,7 +177,7 @@ def _search(
         t, b = np.float32(scalars[q, 0]), np.float32(scalars[q, 1])
         if len(allowed):
             size, more = walk_allowed(
-                words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, near, heap, allowed, count
+                words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, near, heap, allowed, most
             )
         else:
             size, more = walk(words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, ef, near)
