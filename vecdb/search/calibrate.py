@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_index.contract import Bitmap, Control, Hits, Rows, Searcher, Trial
+from vecdb_index.contract import Bitmap, Control, Hits, Keys, Rows, Searcher, Trial
 from vecdb_index.flat.search import FlatSearcher
 
 from ..errors import Unsupported
@@ -28,11 +29,12 @@ KS = (1, 10, 100)
 SELECTIVITIES = (1.0, 0.1, 0.01)
 EFFORTS = tuple(round(i / 16, 4) for i in range(17))
 QUERIES, FILTERED_QUERIES = 2000, 600
+_LEAST, _POINT = 300, 0.2  # a point of a curve is made of so many queries at least, and takes about so many seconds
 _WIDTH = 50  # characters of a bar
 _FEWEST = 20  # queries, below which nothing is measured
 ENOUGH = 0.998  # recall beyond which no more effort is tried
 _Z = 1.645  # of the lower bound
-_K, _USUAL, _REPEATS = 10, 0.95, 19  # k, recall and number of searches whose time is taken
+_K, _USUAL, _REPEATS, _TOGETHER = 10, 0.95, 19, 256  # of searches whose time is taken
 FEW = 8  # queries up to which exact searches stream over the rows one by one
 
 
@@ -51,8 +53,11 @@ class Curve:
     lows: tuple[float, ...]
     seconds: tuple[float, ...]
 
-    def seconds_at(self, effort: float) -> float:
-        return float(np.interp(effort, self.efforts, self.seconds))
+    def pace(self, searcher: Searcher, effort: float) -> float:
+        """How many times what the searcher's model says a query took."""
+        measured = min(effort, self.efforts[-1])
+        model = searcher.cost(self.k, measured, self.selectivity, self.queries)
+        return float(np.interp(measured, self.efforts, self.seconds)) / model
 
     def effort_for(self, recall: float, share: float = 1.0) -> tuple[float, float]:
         """The least effort whose lower bound reaches `recall`, between those measured, and the recall expected of it."""
@@ -102,11 +107,7 @@ class Calibration:
         if queries <= FEW and self.single:
             paces = [(at, spent / searcher.cost(_K, tried, at, 1)) for at, tried, spent in self.single]
             return searcher.cost(k, effort, selectivity, queries) * _between(paces, selectivity)
-        paces = [
-            (curve.selectivity, curve.seconds_at(effort) / searcher.cost(curve.k, effort, curve.selectivity, curve.queries))
-            for curve in self.curves
-            if curve.k == near
-        ]
+        paces = [(curve.selectivity, curve.pace(searcher, effort)) for curve in self.curves if curve.k == near]
         return searcher.cost(k, effort, selectivity, queries) * _between(paces, selectivity)
 
     def exact_seconds(self, exact: FlatSearcher, k: int, selectivity: float, queries: int) -> float:
@@ -182,13 +183,13 @@ class Report:
 class Calibrating:
     """A trial that measures an index while it is built. calibration: filled in when it has been run."""
 
-    def __init__(self, rows: Rows, *, seed: int = 0, control: Control | None = None) -> None:
+    def __init__(self, rows: Rows, *, threads: int = 1, seed: int = 0, control: Control | None = None) -> None:
         n = len(rows)
         there = np.arange(n) if rows.present is None else np.flatnonzero(_flags(rows.present, n))
         self._rng = np.random.default_rng(seed)
         held = self._rng.permutation(there)[: min(QUERIES, len(there) // 10)]
         self._queries = rows.vectors[held].astype(np.float32)
-        self._control = control
+        self._threads, self._control = threads, control
         self.trial = Trial(np.sort(held), self._run)
         self.calibration = Calibration(())
 
@@ -197,31 +198,47 @@ class Calibrating:
             return
         assert rows.present is not None
         there = _flags(rows.present, len(rows))
-        curves, spent, single = [], [], []
-        for selectivity in SELECTIVITIES:
-            flags = there if selectivity == 1 else there & (self._rng.random(len(rows)) < selectivity)
-            allowed = None if selectivity == 1 else _words(flags)
-            queries = self._queries if selectivity == 1 else self._queries[:FILTERED_QUERIES]
-            spent += self._exact(searcher, selectivity, allowed)
-            for k in KS:
-                if flags.sum() <= k:
+        curves: list[Curve] = []
+        exact: list[tuple[float, int, float]] = []
+        single: list[tuple[float, float, float]] = []
+        with ThreadPoolExecutor(self._threads) as pool:
+            for selectivity in SELECTIVITIES:
+                flags = there if selectivity == 1 else there & (self._rng.random(len(rows)) < selectivity)
+                ks = [k for k in KS if k < flags.sum()]
+                if not ks:
                     continue
-                truth = searcher.exact.search(queries, k, allowed=allowed, control=self._control)
+                allowed = None if selectivity == 1 else _words(flags)
+                one = self._single(partial(searcher.exact.search, k=_K, allowed=allowed))
+                exact += [(selectivity, 1, one), (selectivity, *self._many(searcher, allowed))]
+                more = self._curves(searcher, selectivity, allowed, ks, one, pool)
+                curves += more
+                if _K in ks:
+                    effort, _ = more[ks.index(_K)].effort_for(_USUAL)
+                    search = partial(searcher.search, k=_K, effort=effort, allowed=allowed)
+                    single.append((selectivity, effort, self._single(search)))
+        self.calibration = Calibration(tuple(curves), tuple(exact), tuple(single))
 
-                def find(
-                    effort: float,
-                    queries: Any = queries,
-                    k: int = k,
-                    allowed: Bitmap | None = allowed,
-                    control: Any = self._control,
-                ) -> Hits:
-                    return searcher.search(queries, k, effort, allowed, control=control)
+    def _curves(
+        self,
+        searcher: Searcher,
+        selectivity: float,
+        allowed: Bitmap | None,
+        ks: list[int],
+        most: float,
+        pool: ThreadPoolExecutor,
+    ) -> list[Curve]:
+        """The curves of one selectivity, side by side. most: seconds of an exact search."""
+        queries = self._queries if selectivity == 1 else self._queries[:FILTERED_QUERIES]
+        shares = np.array_split(queries, min(len(queries), self._threads))
+        true = np.concatenate(list(pool.map(partial(self._true, searcher, ks[-1], allowed), shares)))
 
-                curves.append(curve_of(k, selectivity, truth, find))
-                if k == _K:
-                    effort, _ = curves[-1].effort_for(_USUAL)
-                    single.append((selectivity, effort, self._single(partial(find, effort, control=None))))
-        self.calibration = Calibration(tuple(curves), tuple(spent), tuple(single))
+        def find(k: int, effort: float, some: npt.NDArray[np.float32]) -> Hits:
+            return searcher.search(some, k, effort, allowed, control=self._control)
+
+        return list(pool.map(lambda k: curve_of(k, selectivity, queries, true[:, k - 1], partial(find, k), most), ks))
+
+    def _true(self, searcher: Searcher, k: int, allowed: Bitmap | None, queries: npt.NDArray[np.float32]) -> Keys:
+        return searcher.exact.search(queries, k, allowed=allowed, control=self._control).keys
 
     def _single(self, search: Callable[..., Hits]) -> float:
         """Seconds that a query takes, of queries one by one: the median."""
@@ -232,49 +249,53 @@ class Calibrating:
             times.append(time.perf_counter() - started)
         return float(np.median(times))
 
-    def _exact(self, searcher: Searcher, selectivity: float, allowed: Bitmap | None) -> list[tuple[float, int, float]]:
-        """What exact searches take, of single queries and of many."""
-        one = self._single(partial(searcher.exact.search, k=_K, allowed=allowed))
-        queries = self._queries[:FILTERED_QUERIES]
-        started, many = time.perf_counter(), len(queries)
+    def _many(self, searcher: Searcher, allowed: Bitmap | None) -> tuple[int, float]:
+        """How many queries were searched for exactly together, and the seconds that each took."""
+        started, queries = time.perf_counter(), self._queries[:_TOGETHER]
         searcher.exact.search(queries, _K, allowed=allowed, control=self._control)
-        return [(selectivity, 1, one), (selectivity, many, (time.perf_counter() - started) / many)]
+        return len(queries), (time.perf_counter() - started) / len(queries)
 
 
-def curve_of(k: int, selectivity: float, truth: Hits, find: Callable[[float], Hits]) -> Curve:
-    """Recall of `find` at rising efforts, until it is as good as complete."""
+def curve_of(
+    k: int, selectivity: float, queries: npt.NDArray[np.float32], kth: Keys, find: Callable[[float, Any], Hits], most: float
+) -> Curve:
+    """Recall of `find` at rising efforts, until it is as good as complete, or slower than an exact search: `most` seconds.
 
-    def measure(effort: float) -> tuple[npt.NDArray[np.float64], float]:
+    kth: (m,) the k-th best key of each query. Where queries take long, a point is made of fewer of them.
+    """
+    per = 0.0
+
+    def measure(effort: float) -> tuple[npt.NDArray[np.float64], float] | None:
+        nonlocal per
+        if per > most:
+            return None
+        some = len(queries) if per == 0 else min(len(queries), max(_LEAST, int(_POINT / per)))
         started = time.perf_counter()
-        found = find(effort)
-        return recall_of(found, truth), (time.perf_counter() - started) / len(truth.keys)
+        found = find(effort, queries[:some])
+        per = (time.perf_counter() - started) / some
+        return np.minimum(1.0, np.count_nonzero(found.keys >= kth[:some, None], axis=1) / k), per
 
     return curve(k, selectivity, measure)
 
 
-def curve(k: int, selectivity: float, measure: Callable[[float], tuple[npt.NDArray[np.float64], float]]) -> Curve:
-    """measure: an effort -> (m,) the recall of each query, and the seconds that one took."""
+def curve(k: int, selectivity: float, measure: Callable[[float], tuple[npt.NDArray[np.float64], float] | None]) -> Curve:
+    """measure: an effort -> (m,) the recall of each query, and the seconds that one took; None to go no further."""
     efforts, recalls, lows, seconds = [], [], [], []
+    queries = 0
     for effort in EFFORTS:
-        each, spent = measure(effort)
+        measured = measure(effort)
+        if measured is None:
+            break
+        each, spent = measured
         mean = float(each.mean())
+        queries = max(queries, len(each))
         efforts.append(effort)
         recalls.append(mean)
         seconds.append(spent)
         lows.append(mean - _Z * float(each.std(ddof=1)) / math.sqrt(len(each)))
         if lows[-1] >= ENOUGH:
             break
-    return Curve(k, selectivity, len(each), tuple(efforts), tuple(recalls), tuple(lows), tuple(seconds))
-
-
-def recall_of(found: Hits, truth: Hits) -> npt.NDArray[np.float64]:
-    """(m,) the share of the true hits that came; of rows with equal keys any will do."""
-    out = np.ones(len(truth.keys))
-    for q, length in enumerate(truth.lengths.tolist()):
-        if length:
-            kth = truth.keys[q, length - 1]
-            out[q] = min(length, np.count_nonzero(found.keys[q, : found.lengths[q]] >= kth)) / length
-    return out
+    return Curve(k, selectivity, queries, tuple(efforts), tuple(recalls), tuple(lows), tuple(seconds))
 
 
 def _flags(words: Bitmap, n: int) -> npt.NDArray[np.bool_]:

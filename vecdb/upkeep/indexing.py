@@ -220,7 +220,7 @@ class Indexer:
         backend = registry.backend(job.params.backend)
         budget = Budget(threads=self._threads, memory=self._memory_limit or available() // 2, control=self._control)
         trained = backend.train(rows, job.params, budget)
-        calibrating = Calibrating(rows, control=self._control)
+        calibrating = Calibrating(rows, threads=self._threads, control=self._control)
         arrays = backend.build(rows, trained, job.params, budget, lambda share: self._progress(job, share), calibrating.trial)
         meta = {
             "backend": backend.name, "version": backend.version, "params": asdict(job.params),
