@@ -27,7 +27,7 @@ from .filters import parse as parse_filter
 from .hits import BatchHits, Group, Hit, Hits
 from .points import Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
 from .schema import Dense, checked_index
-from .search import bitmaps, own
+from .search import bitmaps, whole
 from .search.calibrate import Report as RecallReport
 from .search.indexes import why_auto
 from .search.plan import PartPlan, Plan
@@ -49,8 +49,9 @@ class IndexInfo:
     """The index of one field. why: which backend, and why. segments, rows: that have it. bytes: of its files.
 
     building: share that is done of the segment being indexed now, None when none is. error: why one could not be built; it is
-    tried again later. calibrated: on the user's own queries, how many points there were; outgrown: so many came or went since
-    that it is to be measured again. probed: recall as it was delivered (`recall_probe=`), None when nothing was measured.
+    tried again later. calibrated: how many points there were when recall of whole searches was measured, on the user's own
+    queries, or where there are several segments; outgrown: so much has changed since that it is to be measured again.
+    probed: recall as it was delivered (`recall_probe=`), None when nothing was measured.
     """
 
     why: str
@@ -96,7 +97,7 @@ class Collection:
         self._store, self._uuid, self._executor, self._indexer, self._prober = store, uuid, executor, indexer, prober
         self._closed = False
         self._parsed: tuple[Any, dict[str, Dense]] | None = None
-        self._calibrated: tuple[Any, dict[str, own.Own]] | None = None
+        self._calibrated: tuple[Any, dict[str, whole.Measured]] | None = None
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -380,18 +381,25 @@ class Collection:
         ids = None if truth is None else [checked_ids(list(row)) for row in truth]
         if ids is not None and len(ids) != len(vectors):
             raise InvalidInput(f"{len(ids)} rows of true ids for {len(vectors)} queries")
-        curves = own.measure(self._executor, snapshot, name, fields[name], vectors, ids)
-        own.keep(store, self._uuid, name, curves, snapshot, vectors if ids is None else None)
-        return RecallReport(name, curves, snapshot.count, own.segments_of(snapshot))
+        curves = whole.of_queries(self._executor, snapshot, name, vectors, ids)
+        if ids is None:
+            whole.keep(store, self._uuid, name, curves, snapshot, whole.KEPT, vectors)
+        else:
+            whole.keep(store, self._uuid, name, curves, snapshot, whole.GONE)
+        return RecallReport(name, curves, snapshot.count, whole.segments_of(snapshot))
 
-    def _own(self, schema: dict[str, Any], name: str) -> own.Own | None:
-        """What `calibrate` measured, read once for each version of the schema."""
+    def _measured(self, snapshot: Snapshot, name: str) -> whole.Measured | None:
+        """What is known of whole searches, read once for each version of the schema."""
+        schema = snapshot.schema
         if "calibration" not in schema:
             return None
         kept = self._calibrated
         if kept is None or kept[0] is not schema:
-            kept = self._calibrated = (schema, own.owns(schema))
-        return kept[1].get(name)
+            kept = self._calibrated = (schema, whole.measured(schema))
+        found = kept[1].get(name)
+        if found is not None and found.queries == whole.ROWS and whole.segments_of(snapshot) < 2:
+            return None  # then the index itself knows better
+        return found
 
     def recommend(
         self,
@@ -461,7 +469,7 @@ class Collection:
         )
 
     def _index_info(self, name: str, declared: Dense, segments: list[SegmentPart], snapshot: Snapshot) -> IndexInfo:
-        mine = self._own(snapshot.schema, name)
+        mine = self._measured(snapshot, name)
         indexed = [part for part in segments if name in part.indexes]
         building = None if self._indexer is None else self._indexer.share_of(self._uuid, name)
         return IndexInfo(
@@ -472,7 +480,7 @@ class Collection:
             building=None if building is None else round(building[1], 3),
             error=None if self._indexer is None else self._indexer.error_of(self._uuid, name),
             calibrated=None if mine is None else mine.rows,
-            outgrown=mine is not None and mine.outgrown_by(snapshot),
+            outgrown=mine is not None and mine.outgrown_by(snapshot, name),
             probed=None if self._prober is None else self._prober.of(self._uuid, name),
         )
 
@@ -598,10 +606,10 @@ class Collection:
         # No more than there are, so that buffers fit the answer and not the wish.
         best = min(k, max(1, snapshot.count))
         control = None if timeout is None else Control(time.monotonic() + timeout)
-        mine = self._own(snapshot.schema, name)
+        mine = self._measured(snapshot, name)
         wanted = Asked(name, fields[name], best, asked, expression, without, control)
         if mine is not None:
-            wanted = replace(wanted, own=mine.calibration, outgrown=mine.outgrown_by(snapshot))
+            wanted = replace(wanted, whole=mine.calibration, outgrown=mine.outgrown_by(snapshot, name))
         try:
             found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=parts)
         except DeadlineReached:

@@ -428,7 +428,7 @@ def test_a_calibration_on_own_queries_is_outgrown_and_measured_again(
     docs.upsert(ids=range(3000), vectors=vectors[:3000])
     docs.flush()
     docs.calibrate(queries)
-    first = docs._own(docs._snapshot().schema, "vector")
+    first = docs._measured(docs._snapshot(), "vector")
     assert docs.info().indexes["vector"].calibrated == 3000
     docs.upsert(ids=range(3000, 3300), vectors=vectors[3000:3300])
     docs.flush()
@@ -437,7 +437,7 @@ def test_a_calibration_on_own_queries_is_outgrown_and_measured_again(
     docs.flush()
     waited(lambda: docs.info().indexes["vector"].calibrated == 6000)
     assert not docs.info().indexes["vector"].outgrown
-    again = docs._own(docs._snapshot().schema, "vector")
+    again = docs._measured(docs._snapshot(), "vector")
     assert again.calibration.curves != first.calibration.curves
     docs.calibrate(queries[:50])  # other queries take the place of those
     folder = Path(docs._store.folder(docs._uuid))
@@ -488,3 +488,26 @@ def test_a_memory_limit_of_the_user_is_kept_and_a_failed_build_is_tried_again(
         assert docs.info().indexes["vector"].error is None
     with pytest.raises(InvalidInput, match="memory_limit"):
         vecdb.open(tmp_path / "other", memory_limit=-1)
+
+
+def test_with_several_segments_whole_searches_are_measured_and_deliver_what_is_asked(
+    db: vecdb.Database, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index="hnsw"))
+    for start in range(0, 6000, 1500):
+        docs.upsert(ids=range(start, start + 1500), vectors=vectors[start : start + 1500])
+        docs.flush()
+    waited(lambda: docs.info().indexes["vector"].calibrated == 6000)
+    by_rows = docs._measured(docs._snapshot(), "vector")
+    assert by_rows.queries == "rows"
+    assert [curve.k for curve in by_rows.calibration.curves] == [1, 10, 100]
+    true = docs.search_batch(queries, k=10, exact=True)
+    for recall in (0.8, 0.9, 0.95, 0.99):
+        found = docs.search_batch(queries, k=10, recall=recall, explain=True)
+        assert share(found, true) >= recall - 0.02
+        assert {part.why for part in found.plan.parts if part.way.startswith("index")}
+    docs.calibrate(queries)  # own queries take its place, and stay
+    assert docs._measured(docs._snapshot(), "vector").queries == "kept"
+    docs.set_index(HNSW(m=8))
+    waited(lambda: not docs.info().indexes["vector"].outgrown and docs.info().indexes["vector"].building is None)
+    assert docs._measured(docs._snapshot(), "vector").queries == "kept"

@@ -30,7 +30,7 @@ _KEPT = 1000  # decisions of one index
 class Asked:
     """What is asked of a field. recall: 1 for an exact answer. control: deadline and cancellation, None for neither.
 
-    own: the calibration on the user's queries, if there is one; outgrown: it may not hold any more. effort: to be given to
+    whole: the calibration of whole searches, if there is one; outgrown: it may not hold any more. effort: to be given to
     indexes whatever the recall, to measure.
     """
 
@@ -41,7 +41,7 @@ class Asked:
     where: Expression | None = None
     without: Expression | None = None
     control: Control | None = None
-    own: Calibration | None = None
+    whole: Calibration | None = None
     outgrown: bool = False
     effort: float | None = None
 
@@ -83,7 +83,7 @@ def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, words: W
         return Way(None, 1.0, 1.0, allowed, why, exact.cost(asked.k, 1.0, selectivity, queries))
     step = round(_STEPS * math.log(max(selectivity, 1e-9)))
     share = math.ceil(100 * share) / 100
-    question = asked.k, asked.recall, step, share, queries > FEW, asked.own, asked.outgrown
+    question = asked.k, asked.recall, step, share, queries > FEW, asked.whole, asked.outgrown
     decided = index.ways.get(question)
     if decided is None:
         if len(index.ways) > _KEPT:
@@ -111,16 +111,16 @@ def _decide(
 def _effort(asked: Asked, measured: Calibration, selectivity: float, share: float) -> tuple[float, float | None]:
     """The effort for the recall that is asked, and what to expect of it.
 
-    The user's own queries were measured over all segments and without a filter. Under a filter they add what they were
+    Whole searches were measured over all segments and without a filter. Under a filter they add what they were
     harder by to what the index itself was found to need.
     """
     effort, expected = measured.effort_for(asked.recall, asked.k, selectivity, share)
-    if asked.own is None or not asked.own.known:
+    if asked.whole is None or not asked.whole.known:
         return effort, expected
-    own, own_expected = asked.own.effort_for(asked.recall, asked.k, 1.0)
-    if asked.outgrown and own < effort:
+    whole, whole_expected = asked.whole.effort_for(asked.recall, asked.k, 1.0)
+    if asked.outgrown and whole < effort:
         return effort, expected
     if selectivity >= 0.5:
-        return own, own_expected
+        return whole, whole_expected
     usual, _ = measured.effort_for(asked.recall, asked.k, 1.0, share)
-    return min(1.0, effort + max(0.0, own - usual)), expected
+    return min(1.0, effort + max(0.0, whole - usual)), expected

@@ -4,8 +4,8 @@ An Indexer belongs to one Store, however many databases of this process share it
 commit: a segment that is to have an index and has none that can be used (new, lost, damaged, of other parameters) gets one,
 largest segments first. Until then, and whatever fails, the segment is searched exactly. What failed is tried again after a
 minute, then two, and so on up to an hour. Nothing is resumed half-way: a build that was cut short leaves no file, and begins
-again. When no index is missing, calibrations on users' own queries that a collection has outgrown are measured again.
-Everything may be called from any thread.
+again. When no index is missing, recall of whole searches is measured where that is due (`search.whole`). Everything may be
+called from any thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vecdb_storage.store import Store
 from ..errors import NotFound
 from ..memory import available
 from ..schema import Dense, Unregistered
-from ..search import own
+from ..search import whole
 from ..search.calibrate import Calibrating
 from ..search.executor import Executor
 from ..search.indexes import TRAINED, is_current, wanted
@@ -127,7 +127,7 @@ class Indexer:
             try:
                 while not self._stopped and (job := self._next(None)) is not None:
                     self._do(job)
-                self._measure_again()
+                self._measure()
             except Cancelled:
                 break
             except (
@@ -143,15 +143,15 @@ class Indexer:
         now = time.monotonic()
         return min((max(0.0, failure.again - now) for failure in list(self._failed.values())), default=None)
 
-    def _measure_again(self) -> None:
-        """Calibrations on own queries that no longer fit their collection."""
+    def _measure(self) -> None:
+        """Recall of whole searches, where it was not measured yet or no longer fits the collection."""
         for uuid, state in list(self._store.states.items()):
-            if self._stopped or state.damage is not None or state.snapshot is None or "calibration" not in state.schema:
+            if state.damage is not None or state.snapshot is None:
                 continue
-            for name, mine in own.owns(state.schema).items():
-                if mine.again and mine.outgrown_by(state.snapshot) and name in state.schema["fields"]:
+            for name in state.schema["fields"]:
+                if not self._stopped and whole.is_due(state.snapshot, name):
                     with suppress(NotFound):  # the collection went
-                        own.measure_again(Executor(1), self._store, uuid, name, self._control)
+                        whole.renew(Executor(1), self._store, uuid, name, self._control)
 
     def _next(self, uuid: bytes | None) -> Job | None:
         """The largest segment that lacks an index; of one collection, or of any."""

@@ -80,7 +80,7 @@ class Prober:
             return
         at = random.randrange(len(queries))
         keys = np.array([hit.key for hit in found[at]], np.float32)
-        again = replace(asked, recall=1.0, control=None, own=None)
+        again = replace(asked, recall=1.0, control=None, whole=None)
         with self._lock:
             if self._stopped:
                 return

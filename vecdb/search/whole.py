@@ -1,0 +1,199 @@
+"""Recall of whole searches, over all segments together: on a user's own queries, or on rows that other segments hold.
+
+An index knows what it delivers by itself; what of that is needed depends on the other segments. So where there are several,
+some rows of each are searched for in all others, which have never met them. A user's own queries (`Collection.calibrate`) are
+better still and take the place of that. The curves lie in the schema, a user's queries beside it. When the collection has
+outgrown them, they are measured again (`upkeep.indexing`); until then the greater of this effort and that of the index is
+given. Any thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from vecdb_index.contract import Control
+from vecdb_storage.ids import Id
+from vecdb_storage.snapshot import SegmentPart, Snapshot, live_rows
+from vecdb_storage.store import Store
+
+from ..schema import Dense
+from .calibrate import KS, Calibration, Curve, curve
+from .planner import Asked
+
+if TYPE_CHECKING:
+    from .executor import Answer, Executor
+
+KEPT, GONE, ROWS = "kept", "gone", "rows"  # a user's queries, with answers that can be found again or not; rows of others
+SAMPLE = 1000  # rows that are searched for in other segments
+_GROWTH = 1.25  # in rows, either way, that outgrows a calibration
+_SPREAD = 1.5  # likewise in segments
+
+Keys = npt.NDArray[np.float32]
+Search = Callable[[int, float | None], Keys]  # for k, with an effort or exactly: (m, k) keys
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured for a field when the collection had so many rows and segments, and indexes of these parameters."""
+
+    calibration: Calibration
+    queries: str
+    rows: int
+    segments: int
+    index: Any
+
+    def outgrown_by(self, snapshot: Snapshot, name: str) -> bool:
+        """Whether so much was added, removed or built otherwise since that it may not hold any more."""
+        rows, segments = (max(1, snapshot.count), max(1, self.rows)), (max(1, segments_of(snapshot)), max(1, self.segments))
+        grown = max(rows) > _GROWTH * min(rows) or max(segments) > _SPREAD * min(segments)
+        return grown or bool(snapshot.schema["fields"][name]["index"] != self.index)
+
+
+def measured(schema: dict[str, Any]) -> dict[str, Measured]:
+    """What a schema holds, by field."""
+    return {
+        name: Measured(Calibration.from_json(each), each["queries"], each["rows"], each["segments"], each["index"])
+        for name, each in schema.get("calibration", {}).items()
+        if name in schema["fields"]
+    }
+
+
+def segments_of(snapshot: Snapshot) -> int:
+    return sum(isinstance(part, SegmentPart) for part in snapshot.parts)
+
+
+def of_queries(
+    executor: Executor,
+    snapshot: Snapshot,
+    name: str,
+    queries: npt.NDArray[np.float32],
+    truth: Sequence[Sequence[Id]] | None = None,
+    control: Control | None = None,
+) -> tuple[Curve, ...]:
+    """Curves for a user's queries. truth: ids; None to find them exactly."""
+    if truth is None:
+        return _curves(lambda k, effort: _search(executor, snapshot, name, queries, k, effort, control).keys, snapshot.count)
+
+    def curve_of(k: int) -> Curve:
+        def at(effort: float) -> tuple[npt.NDArray[np.float64], float]:
+            started = time.perf_counter()
+            found = _search(executor, snapshot, name, queries, k, effort, control)
+            shared = [len(set(row[:k]) & set(mine)) for row, mine in zip(truth, found.ids.tolist(), strict=True)]
+            return np.array(shared, np.float64) / k, (time.perf_counter() - started) / len(queries)
+
+        return curve(k, 1.0, at)
+
+    return tuple(curve_of(k) for k in KS if k <= min(map(len, truth)))
+
+
+def of_rows(executor: Executor, snapshot: Snapshot, name: str, control: Control | None = None) -> tuple[Curve, ...]:
+    """Curves for rows of each segment, searched for in the others."""
+    rng = np.random.default_rng(0)
+    groups = []
+    for part in snapshot.parts:
+        if not isinstance(part, SegmentPart) or (stored := part.field(name)) is None:
+            continue
+        rows = live_rows(part)
+        if stored.present is not None:
+            rows = rows[np.unpackbits(stored.present.view(np.uint8), count=part.rows, bitorder="little")[rows] > 0]
+        some = rng.permutation(rows)[: round(SAMPLE * part.live_rows / max(1, snapshot.count))]
+        if len(some):
+            groups.append((_without(snapshot, part), stored.vectors[np.sort(some)].astype(np.float32)))
+    if sum(len(queries) for _, queries in groups) < 20:
+        return ()
+
+    def search(k: int, effort: float | None) -> Keys:
+        found = [_search(executor, others, name, queries, k, effort, control).keys for others, queries in groups]
+        return np.concatenate([np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=-np.inf) for keys in found])
+
+    return _curves(search, min(others.count for others, _ in groups))
+
+
+def _without(snapshot: Snapshot, part: SegmentPart) -> Snapshot:
+    others = copy.copy(snapshot)
+    others.__dict__.pop("count", None)
+    others.parts = [each for each in snapshot.parts if each is not part]
+    return others
+
+
+def _search(
+    executor: Executor, snapshot: Snapshot, name: str, queries: Any, k: int, effort: float | None, control: Control | None
+) -> Answer:
+    declared = Dense.from_json(snapshot.schema["fields"][name])
+    asked = Asked(name, declared, k, 1.0 if effort is None else 0.5, control=control, effort=effort)
+    return executor.search(snapshot, asked, queries, batch=True)
+
+
+def _curves(search: Search, rows: int) -> tuple[Curve, ...]:
+    """For each k below `rows`; up to the effort at which an exact search is as quick."""
+    ks = [k for k in KS if k <= rows]
+    if not ks:
+        return ()
+    started = time.perf_counter()
+    true = search(ks[-1], None)
+    most = (time.perf_counter() - started) / len(true)
+
+    def curve_of(k: int) -> Curve:
+        per = 0.0
+
+        def at(effort: float) -> tuple[npt.NDArray[np.float64], float] | None:
+            nonlocal per
+            if per > most:
+                return None
+            started = time.perf_counter()
+            found = search(k, effort)
+            per = (time.perf_counter() - started) / len(found)
+            return np.minimum(1.0, np.count_nonzero(found >= true[:, k - 1 : k], axis=1) / k), per
+
+        return curve(k, 1.0, at)
+
+    return tuple(curve_of(k) for k in ks)
+
+
+def keep(
+    store: Store, uuid: bytes, name: str, curves: tuple[Curve, ...], snapshot: Snapshot, how: str, queries: Any = None
+) -> None:
+    """With the collection, from now on. how: KEPT, with the queries; GONE or ROWS."""
+    entry = {
+        **Calibration(curves).to_json(), "queries": how, "rows": snapshot.count, "segments": segments_of(snapshot),
+        "index": snapshot.schema["fields"][name]["index"],
+    }  # fmt: skip
+
+    def change(schema: dict[str, Any]) -> dict[str, Any]:
+        before = schema.get("calibration", {})
+        if queries is None and how != GONE and before.get(name, {}).get("queries", how) != how:
+            return schema  # meanwhile the user gave queries
+        return {**schema, "calibration": {**before, name: entry}}
+
+    if queries is None:
+        store.alter_schema(uuid, change)
+    else:
+        store.attach(uuid, f"queries.{name}", {"queries": queries}, change)
+
+
+def renew(executor: Executor, store: Store, uuid: bytes, name: str, control: Control) -> None:
+    """Measures a field for the first time, or again. Raises NotFound when the collection is gone, Cancelled."""
+    snapshot = store.snapshot(uuid)
+    before = measured(snapshot.schema).get(name)
+    if before is not None and before.queries == KEPT:
+        queries = np.array(store.attachment(uuid, f"queries.{name}")["queries"], np.float32)
+        keep(store, uuid, name, of_queries(executor, snapshot, name, queries, control=control), snapshot, KEPT)
+    else:
+        keep(store, uuid, name, of_rows(executor, snapshot, name, control), snapshot, ROWS)
+
+
+def is_due(snapshot: Snapshot, name: str) -> bool:
+    """Whether a field is to be measured, all its indexes being built."""
+    before = measured(snapshot.schema).get(name)
+    if before is not None and before.queries == GONE:
+        return False
+    several = sum(isinstance(part, SegmentPart) and name in part.indexes for part in snapshot.parts) > 1
+    if before is None:
+        return several
+    return before.outgrown_by(snapshot, name) and (several or before.queries == KEPT)
