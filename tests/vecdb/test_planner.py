@@ -48,17 +48,10 @@ def calibration(pace: float, exact: tuple[tuple[float, int, float], ...] = ()) -
     return Calibration(tuple(curves), exact)
 
 
-def bitmap(share: float) -> Any:
-    flags = np.zeros(N, np.bool_)
-    flags[: round(share * N)] = True
-    return np.packbits(flags, bitorder="little").view(np.uint64)
-
-
 def way(rows: Rows, measured: Calibration, share: float = 1.0, recall: float = 0.9, queries: int = 1) -> Any:
     walk = Walk(rows)
-    words = None if share == 1 else bitmap(share)
     asked = Asked("vector", Dense(16, metric="l2", index="hnsw"), 10, recall)
-    return way_of(Part(), asked, Index(walk, measured), walk.exact, words, 1.0, queries)  # type: ignore[arg-type]
+    return way_of(Part(), asked, Index(walk, measured), walk.exact, round(share * N), 1.0, queries)  # type: ignore[arg-type]
 
 
 def test_the_model_is_corrected_by_what_was_measured(rows: Rows) -> None:
@@ -99,11 +92,11 @@ def test_a_decision_is_kept_and_one_for_another_question_is_not_taken_for_it(row
     index = Index(walk, measured)  # type: ignore[arg-type]
     declared = Dense(16, metric="l2", index="hnsw")
     efforts = {
-        recall: way_of(Part(), Asked("vector", declared, 10, recall), index, walk.exact, None, 1.0, 1).effort  # type: ignore[arg-type]
+        recall: way_of(Part(), Asked("vector", declared, 10, recall), index, walk.exact, N, 1.0, 1).effort  # type: ignore[arg-type]
         for recall in (0.6, 0.8, 0.95)
     }
     assert efforts == {0.6: pytest.approx(0.2), 0.8: pytest.approx(0.6), 0.95: pytest.approx(0.9)}
-    again = way_of(Part(), Asked("vector", declared, 10, 0.6), index, walk.exact, None, 1.0, 1)  # type: ignore[arg-type]
+    again = way_of(Part(), Asked("vector", declared, 10, 0.6), index, walk.exact, N, 1.0, 1)  # type: ignore[arg-type]
     assert again.effort == pytest.approx(0.2)
     assert len(index.ways) == 3
 

@@ -193,14 +193,15 @@ class Executor:
     def _plan(self, part: Part, asked: Asked, total: int, queries: int) -> _Planned:
         stored = part.field(asked.field)
         words = None if stored is None else bitmaps.allowed(part, asked.where, asked.without)
-        if stored is None or not (words is None or words.any()):
+        allowed = bitmaps.count(words, part.rows)
+        if stored is None or not allowed:
             return _Planned(part, None)
         rows = Rows(stored.vectors, stored.norms, asked.declared.metric, stored.present)
         index = index_of(part, asked.field, rows) if isinstance(part, SegmentPart) else NOT_INDEXED
         whole = _exact(part, asked, rows, index)
         # Of the k best of all parts about so many are here, and these have to be found.
         share = part.live_rows / max(1, total)
-        way = way_of(part, asked, index, whole, words, share, queries)
+        way = way_of(part, asked, index, whole, allowed, share, queries)
         if way.searcher is None:
             return _Planned(part, way, self._split_rows(part, way, whole, words, queries))
         return _Planned(part, way, self._split_queries(part, way, words, queries))
@@ -243,8 +244,11 @@ class Executor:
                 task.result = work(task)
                 task.seconds = time.perf_counter() - started
 
-        helpers = min(len(tasks), self._pieces(sum(task.cost for task in tasks))) - 1 if self._pool is not None else 0
-        futures = [self._pool.submit(run) for _ in range(helpers)] if self._pool is not None else []
+        helpers = min(len(tasks), self._pieces(sum(task.cost for task in tasks))) - 1
+        if self._pool is None or helpers < 1:
+            run()
+            return
+        futures = [self._pool.submit(run) for _ in range(helpers)]
         try:
             run()
         finally:

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from vecdb_index.contract import Control, Searcher
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.snapshot import Part
-from vecdb_storage.tombstones import Words
 
 from ..filters import Expression
 from ..schema import Dense
-from . import bitmaps
 from .calibrate import FEW, Calibration
 from .indexes import Index
 
@@ -65,9 +63,8 @@ class Way:
         return "exact scan" if self.searcher is None else f"index, effort {self.effort:.2f}"
 
 
-def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, words: Words | None, share: float, queries: int) -> Way:
-    """exact: the exact searcher of the part's field. share: of all rows, that are in this part."""
-    allowed = bitmaps.count(words, part.rows)
+def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, allowed: int, share: float, queries: int) -> Way:
+    """exact: the exact searcher of the part's field. allowed: rows, 1 or more. share: of all rows, that are in this part."""
     selectivity = allowed / max(1, part.rows)
     why = ""
     if asked.recall >= 1:
