@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 Where = Expression | Mapping[str, Any] | str | None
 DEFAULT_RECALL = 0.95
+_LARGEST_ANSWER = 1 << 28  # places of a batch, of 12 bytes at least
 _FEWEST_QUERIES = 20  # that a calibration can be made of
 
 
@@ -48,10 +49,10 @@ _FEWEST_QUERIES = 20  # that a calibration can be made of
 class IndexInfo:
     """The index of one field. why: which backend, and why. segments, rows: that have it. bytes: of its files.
 
-    building: share that is done of the segment being indexed now, None when none is. error: why one could not be built; it is
-    tried again later. calibrated: how many points there were when recall of whole searches was measured, on the user's own
-    queries, or where there are several segments; outgrown: so much has changed since that it is to be measured again.
-    probed: recall as it was delivered (`recall_probe=`), None when nothing was measured.
+    building: share that is done of the segment being indexed now, None when none is. paused: by `pause_indexing`. error: why
+    one could not be built; it is tried again later. calibrated: how many points there were when recall of whole searches was
+    measured, on the user's own queries, or where there are several segments; outgrown: so much has changed since that it is to
+    be measured again. probed: recall as it was delivered (`recall_probe=`), None when nothing was measured.
     """
 
     why: str
@@ -59,6 +60,7 @@ class IndexInfo:
     rows: int
     bytes: int
     building: float | None
+    paused: bool
     error: str | None
     calibrated: int | None
     outgrown: bool
@@ -214,7 +216,8 @@ class Collection:
     def flush(self, wait: bool = True) -> None:
         """Moves rows that are only in memory and in the log into a segment. Never needed for durability.
 
-        wait: also until the indexes of all segments are built.
+        wait: also until the indexes of all segments are built; but not while indexing is paused, nor for one that failed
+        (`info().indexes` says so).
         """
         self._writable().flush(self._uuid)
         if wait and self._indexer is not None:
@@ -348,6 +351,8 @@ class Collection:
         self._checked_fields(with_vectors)
         _checked_threshold(score_threshold)
         vectors, k = self._query_vectors(queries, field, batch=True), _checked_k(k)
+        if len(vectors) * k > _LARGEST_ANSWER:
+            raise InvalidInput(f"{len(vectors):,} queries with k={k:,} have more than {_LARGEST_ANSWER:,} places: ask for less")
         found, declared, plan = self._search(
             vectors, k, where, field, recall, exact, explain, started, timeout=timeout, batch=True
         )
@@ -378,15 +383,30 @@ class Collection:
         store, snapshot = self._writable(), self._snapshot()
         fields = self._fields(snapshot.schema)
         name = self._field_name(fields, field)
-        ids = None if truth is None else [checked_ids(list(row)) for row in truth]
-        if ids is not None and len(ids) != len(vectors):
-            raise InvalidInput(f"{len(ids)} rows of true ids for {len(vectors)} queries")
+        ids = None if truth is None else self._checked_truth(truth, len(vectors), snapshot)
         curves = whole.of_queries(self._executor, snapshot, name, vectors, ids)
         if ids is None:
             whole.keep(store, self._uuid, name, curves, snapshot, whole.KEPT, vectors)
         else:
             whole.keep(store, self._uuid, name, curves, snapshot, whole.GONE)
         return RecallReport(name, curves, snapshot.count, whole.segments_of(snapshot))
+
+    def _checked_truth(self, truth: Any, queries: int, snapshot: Snapshot) -> list[list[Id]]:
+        """A row of true ids for each query: ids that there are, no one twice."""
+        if isinstance(truth, str) or len(truth) != queries:
+            raise InvalidInput(f"truth needs a row of ids for each of the {queries} queries; it has {len(truth)} rows")
+        rows = []
+        for position, row in enumerate(truth):
+            if isinstance(row, int | str | np.integer) or not len(row):
+                raise InvalidInput("its row of truth is no list of ids, or an empty one", query=position)
+            ids = checked_ids(list(row))
+            if len(set(ids)) < len(ids):
+                raise InvalidInput("its row of truth names an id twice", query=position)
+            for key, place in zip(ids, snapshot.find(ids), strict=True):
+                if place is None:
+                    raise InvalidInput(f"its row of truth names {key!r}, which is not in this collection", query=position)
+            rows.append(ids)
+        return rows
 
     def _measured(self, snapshot: Snapshot, name: str) -> whole.Measured | None:
         """What is known of whole searches, read once for each version of the schema."""
@@ -478,6 +498,7 @@ class Collection:
             rows=sum(part.rows for part in indexed),
             bytes=sum(part.segment.index(part.indexes[name]).size for part in indexed),
             building=None if building is None else round(building[1], 3),
+            paused=self._indexer is not None and self._indexer.paused,
             error=None if self._indexer is None else self._indexer.error_of(self._uuid, name),
             calibrated=None if mine is None else mine.rows,
             outgrown=mine is not None and mine.outgrown_by(snapshot, name),
@@ -761,6 +782,6 @@ def _checked_timeout(timeout: float | None) -> float | None:
 def _checked_recall(recall: float | None) -> float:
     if recall is None:
         return DEFAULT_RECALL
-    if not isinstance(recall, int | float) or not 0 < recall <= 1:
+    if isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1:
         raise InvalidInput(f"recall must be above 0 and at most 1, not {recall!r}")
     return float(recall)

@@ -11,6 +11,7 @@ searches of the same rows: the planner goes by that. Any thread.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from vecdb_index.contract import Bitmap, Control, Hits, Keys, Rows, Searcher, Trial
 from vecdb_index.flat.search import FlatSearcher
 
-from ..errors import Unsupported
+from ..errors import InvalidInput, Unsupported
 
 KS = (1, 10, 100)
 SELECTIVITIES = (1.0, 0.1, 0.01)
@@ -32,7 +33,7 @@ QUERIES, FILTERED_QUERIES = 2000, 600
 _LEAST, _POINT = 300, 0.2  # a point of a curve is made of so many queries at least, and takes about so many seconds
 _WIDTH = 50  # characters of a bar
 _FEWEST = 20  # queries, below which nothing is measured
-ENOUGH = 0.998  # recall beyond which no more effort is tried
+ENOUGH = 0.9995  # recall beyond which no more effort is tried
 _Z = 1.645  # of the lower bound
 _K, _USUAL, _REPEATS, _TOGETHER = 10, 0.95, 19, 256  # of searches whose time is taken
 FEW = 8  # queries up to which exact searches stream over the rows one by one
@@ -163,11 +164,13 @@ class Report:
         return "\n".join(lines)
 
     def save(self, path: str) -> None:
-        """The picture as a PNG. Needs matplotlib (`pip install "vecdb[plot]"`); raises Unsupported without it."""
+        """The picture as a PNG. Needs matplotlib (`pip install "vecdb[plot]"`). Raises Unsupported without it, InvalidInput."""
         try:
             from matplotlib.figure import Figure
         except ImportError:
             raise Unsupported('pictures need matplotlib: pip install "vecdb[plot]"') from None
+        if os.path.splitext(path)[1].lower() != ".png":
+            raise InvalidInput(f"the picture is a PNG: name it so, not {os.fspath(path)!r}")
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.add_subplot(
             xlabel="effort", ylabel="recall", title=f"{self.field}: recall on {self.curves[0].queries} queries"
@@ -177,7 +180,10 @@ class Report:
             axes.fill_between(curve.efforts, curve.lows, curve.recalls, alpha=0.2, color=line.get_color())
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(path, dpi=120)
+        try:
+            figure.savefig(path, dpi=120)
+        except OSError as error:
+            raise InvalidInput(f"the picture cannot be written to {os.fspath(path)!r}: {error.strerror}") from None
 
 
 class Calibrating:
@@ -201,6 +207,7 @@ class Calibrating:
         curves: list[Curve] = []
         exact: list[tuple[float, int, float]] = []
         single: list[tuple[float, float, float]] = []
+        self._warm(searcher, _words(there))
         with ThreadPoolExecutor(self._threads) as pool:
             for selectivity in SELECTIVITIES:
                 flags = there if selectivity == 1 else there & (self._rng.random(len(rows)) < selectivity)
@@ -217,6 +224,13 @@ class Calibrating:
                     search = partial(searcher.search, k=_K, effort=effort, allowed=allowed)
                     single.append((selectivity, effort, self._single(search)))
         self.calibration = Calibration(tuple(curves), tuple(exact), tuple(single))
+
+    def _warm(self, searcher: Searcher, allowed: Bitmap) -> None:
+        """Whatever is compiled or read for the first time is so before anything is timed."""
+        for each in (searcher, searcher.exact):
+            for queries in (self._queries[:1], self._queries[: FEW + 1]):
+                for words in (None, allowed):
+                    each.search(queries, _K, 0.5, words, control=self._control)
 
     def _curves(
         self,

@@ -101,7 +101,9 @@ def _decide(
     effort, expected = _effort(asked, index.calibration, selectivity, share)
     by_index = index.calibration.seconds(index.searcher, asked.k, effort, selectivity, queries)
     exactly = index.calibration.exact_seconds(exact, asked.k, selectivity, queries)
-    compared = f"{1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
+    compared = f"estimated for a query: {1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
+    if expected is not None and expected < asked.recall:
+        by_index, compared = math.inf, f"the index was never seen to reach that recall; at most {expected:.3f}"
     return effort, expected, exactly, by_index, compared
 
 

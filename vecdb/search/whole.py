@@ -40,25 +40,32 @@ Search = Callable[[int, float | None], Keys]  # for k, with an effort or exactly
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What was measured for a field when the collection had so many rows and segments, and indexes of these parameters."""
+    """What was measured for a field when the collection had so many rows and segments, and so many rows had an index.
+
+    index: its parameters, as declared then.
+    """
 
     calibration: Calibration
     queries: str
     rows: int
     segments: int
+    indexed: int
     index: Any
 
     def outgrown_by(self, snapshot: Snapshot, name: str) -> bool:
         """Whether so much was added, removed or built otherwise since that it may not hold any more."""
-        rows, segments = (max(1, snapshot.count), max(1, self.rows)), (max(1, segments_of(snapshot)), max(1, self.segments))
-        grown = max(rows) > _GROWTH * min(rows) or max(segments) > _SPREAD * min(segments)
+        pairs = (
+            (snapshot.count, self.rows, _GROWTH), (indexed_by(snapshot, name), self.indexed, _GROWTH),
+            (segments_of(snapshot), self.segments, _SPREAD),
+        )  # fmt: skip
+        grown = any(max(now, then, 1) > most * max(1, min(now, then)) for now, then, most in pairs)
         return grown or bool(snapshot.schema["fields"][name]["index"] != self.index)
 
 
 def measured(schema: dict[str, Any]) -> dict[str, Measured]:
     """What a schema holds, by field."""
     return {
-        name: Measured(Calibration.from_json(each), each["queries"], each["rows"], each["segments"], each["index"])
+        name: Measured(Calibration.from_json(each), *(each[key] for key in ("queries", "rows", "segments", "indexed", "index")))
         for name, each in schema.get("calibration", {}).items()
         if name in schema["fields"]
     }
@@ -66,6 +73,11 @@ def measured(schema: dict[str, Any]) -> dict[str, Measured]:
 
 def segments_of(snapshot: Snapshot) -> int:
     return sum(isinstance(part, SegmentPart) for part in snapshot.parts)
+
+
+def indexed_by(snapshot: Snapshot, name: str) -> int:
+    """How many rows lie in segments that have an index of a field."""
+    return sum(part.rows for part in snapshot.parts if isinstance(part, SegmentPart) and name in part.indexes)
 
 
 def of_queries(
@@ -162,7 +174,7 @@ def keep(
     """With the collection, from now on. how: KEPT, with the queries; GONE or ROWS."""
     entry = {
         **Calibration(curves).to_json(), "queries": how, "rows": snapshot.count, "segments": segments_of(snapshot),
-        "index": snapshot.schema["fields"][name]["index"],
+        "indexed": indexed_by(snapshot, name), "index": snapshot.schema["fields"][name]["index"],
     }  # fmt: skip
 
     def change(schema: dict[str, Any]) -> dict[str, Any]:

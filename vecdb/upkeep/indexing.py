@@ -19,7 +19,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vecdb_index import registry
-from vecdb_index.contract import Budget, Cancelled, Control, Rows
+from vecdb_index.contract import Budget, Cancelled, Control, NeedsMemory, Rows
 from vecdb_storage.snapshot import SegmentPart
 from vecdb_storage.store import Store
 
@@ -118,6 +118,10 @@ class Indexer:
     def resume(self) -> None:
         self._control.going.set()
 
+    @property
+    def paused(self) -> bool:
+        return not self._control.going.is_set()
+
     # -- work ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -194,9 +198,12 @@ class Indexer:
         except NotFound:
             pass  # the segment went, or the collection
         except Exception as error:  # whatever a backend raises: the segment is searched exactly, and others have their turn
+            why = str(error)
+            if isinstance(error, NeedsMemory):
+                why += "; open the database with a larger memory_limit=, or free memory"
             times = self._failed[job].times + 1 if job in self._failed else 1
-            self._failed[job] = _Failure(str(error), times, time.monotonic() + min(_LONGEST, _AGAIN * 2 ** (times - 1)))
-            _log.warning("index of field %r, segment %s: %s", job.field, job.segment, error)
+            self._failed[job] = _Failure(why, times, time.monotonic() + min(_LONGEST, _AGAIN * 2 ** (times - 1)))
+            _log.warning("index of field %r, segment %s: %s", job.field, job.segment, why)
         finally:
             self._forced.discard((job.uuid, job.segment, job.field))
             with self._lock:

@@ -269,7 +269,7 @@ def _prune(codes, factor, slack, row, pool, size, degree, chosen, kept, about):
 def _search(codes, adj, deg, entries, width, seen, epoch, pool, near, kept, about):
     """Walks from the row at kept[0]; returns the size of the pool."""
     mark = _next(seen, epoch)
-    size, _ = walk(kept, 0, about[0, 0], np.float32(1), codes, adj, deg, entries, seen, mark, pool, width, width, near)
+    size, _ = walk(kept, 0, about[0, 0], np.float32(1), codes, adj, deg, entries, seen, mark, pool, width, width, 0, near)
     return size
 
 

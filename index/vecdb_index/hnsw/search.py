@@ -180,7 +180,7 @@ def _search(
                 words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, near, heap, allowed, most
             )
         else:
-            size, more = walk(words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, ef, near)
+            size, more = walk(words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, ef, wanted, near)
         scored += more
         if size < wanted:
             sizes[q] = -1

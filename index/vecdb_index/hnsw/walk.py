@@ -81,10 +81,10 @@ def insert(pool, size, limit, entry):
 
 
 @kernel
-def walk(words, at, t, b, codes, adj, deg, entries, seen, epoch, pool, limit, ef, near):
-    """Fills the pool with the best `limit` nodes that are found by going on from the best `ef`. Returns (size, rows scored).
+def walk(words, at, t, b, codes, adj, deg, entries, seen, epoch, pool, limit, ef, wanted, near):
+    """Fills the pool with the best `limit` nodes that are found by going on from the best `ef`; returns (size, rows scored).
 
-    words, at, t, b: the query, see `codec.int8.estimate`.
+    words, at, t, b: the query, see `codec.int8.estimate`. wanted: nodes until which it goes on anyhow.
     """
     stride = np.int64(codes.shape[1])
     size, scored = 0, len(entries)
@@ -95,7 +95,7 @@ def walk(words, at, t, b, codes, adj, deg, entries, seen, epoch, pool, limit, ef
         if insert(pool, size, limit, packed(estimate(words, at, t, b, codes, row), row)) < limit and size < limit:
             size += 1
     place = 0
-    while place < min(size, ef):
+    while place < size and (place < ef or size < wanted):
         entry = pool[place]
         if entry & _DONE:
             place += 1
