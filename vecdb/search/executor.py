@@ -24,7 +24,7 @@ from vecdb_index.contract import Hits as FoundRows
 from vecdb_index.contract import Rows, Searcher
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.ids import Id
-from vecdb_storage.segment import Segment
+from vecdb_storage.segment import Segment, StoredField
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.tombstones import Words
 
@@ -33,9 +33,10 @@ from .indexes import NOT_INDEXED, Index, index_of, wanted
 from .plan import PartPlan
 from .planner import Asked, Way, way_of
 
+_Means = tuple[Index, FlatSearcher]
 _WORTH = 200e-6  # seconds of work for which another thread is worth waking
 _FEWEST_QUERIES = 8  # of an index, likewise
-_searchers: WeakKeyDictionary[Segment, dict[str, FlatSearcher]] = WeakKeyDictionary()  # over rows alone
+_settled: WeakKeyDictionary[Segment, dict[tuple[str, str | None], _Means]] = WeakKeyDictionary()
 
 
 @dataclass(slots=True)
@@ -196,9 +197,7 @@ class Executor:
         allowed = bitmaps.count(words, part.rows)
         if stored is None or not allowed:
             return _Planned(part, None)
-        rows = Rows(stored.vectors, stored.norms, asked.declared.metric, stored.present)
-        index = index_of(part, asked.field, rows) if isinstance(part, SegmentPart) else NOT_INDEXED
-        whole = _exact(part, asked, rows, index)
+        index, whole = _means(part, asked, stored)
         # Of the k best of all parts about so many are here, and these have to be found.
         share = part.live_rows / max(1, total)
         way = way_of(part, asked, index, whole, allowed, share, queries)
@@ -246,8 +245,7 @@ class Executor:
 
         helpers = min(len(tasks), self._pieces(sum(task.cost for task in tasks))) - 1
         if self._pool is None or helpers < 1:
-            run()
-            return
+            return run()
         futures = [self._pool.submit(run) for _ in range(helpers)]
         try:
             run()
@@ -258,19 +256,27 @@ class Executor:
                 future.result()
 
 
-def _exact(part: Part, asked: Asked, rows: Rows, index: Index) -> FlatSearcher:
-    """The quickest exact searcher of a part that there is."""
+def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:
+    """The index of a part's field as it can be used now, and the quickest exact searcher that there is."""
+    name = asked.field
     if not isinstance(part, SegmentPart):
-        return FlatSearcher(rows) if asked.declared.is_flat else copies.searcher_of(part, asked.field, rows)
+        rows = Rows(stored.vectors, stored.norms, asked.declared.metric, stored.present)
+        return NOT_INDEXED, FlatSearcher(rows) if asked.declared.is_flat else copies.searcher_of(part, name, rows)
+    key = name, part.indexes.get(name)
+    kept = _settled.get(part.segment)
+    if kept is not None and key in kept and (key[1] is not None or wanted(asked.declared, part.rows) is None):
+        return kept[key]
+    rows = Rows(stored.vectors, stored.norms, asked.declared.metric, stored.present)
+    index = index_of(part, name, rows)
     if index.searcher is not None:
-        copies.drop(part.segment, asked.field)
-        return index.searcher.exact
-    if wanted(asked.declared, part.rows) is not None:
-        return copies.searcher_of(part, asked.field, rows)
-    kept = _searchers.setdefault(part.segment, {})
-    if asked.field not in kept:
-        kept[asked.field] = FlatSearcher(rows)
-    return kept[asked.field]
+        copies.drop(part.segment, name)
+        means = index, index.searcher.exact
+    elif wanted(asked.declared, part.rows) is not None:
+        return index, copies.searcher_of(part, name, rows)  # for as long as it lacks its index
+    else:
+        means = index, FlatSearcher(rows)
+    _settled.setdefault(part.segment, {})[key] = means
+    return means
 
 
 class _Floors:

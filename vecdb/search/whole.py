@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .executor import Answer, Executor
 
 KEPT, GONE, ROWS = "kept", "gone", "rows"  # a user's queries, with answers that can be found again or not; rows of others
-SAMPLE = 1000  # rows that are searched for in other segments
+SAMPLE = 2000  # rows that are searched for in other segments
 _GROWTH = 1.25  # in rows, either way, that outgrows a calibration
 _SPREAD = 1.5  # likewise in segments
 
