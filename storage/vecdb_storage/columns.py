@@ -51,6 +51,7 @@ Array = npt.NDArray[Any]
 Payload = dict[str, Any]
 
 _WIDE = 128  # mean characters of a text from which, mostly distinct, it has no column
+_MANY, _NARROW = 8192, 64  # strings, and characters of each, from and up to which NumPy sorts them
 _FEW = 8  # payloads that are validated one by one, which is faster for them
 _PARSED = 2048  # payloads in one call of the parser, about 2 ms
 _ABSENT = object()
@@ -425,7 +426,13 @@ class _Builder:
             self.walk(values, rows, path, count)
 
     def _strings(self, prefix: str, values: list[str], rows: list[int] | None, path: tuple[str, ...]) -> None:
-        distinct = sorted(set(values)) if self.keep else values
+        codes: Any = None
+        if self.keep and len(values) >= _MANY and max(map(len, values)) <= _NARROW and "\0" not in "".join(values):
+            # NumPy lets other threads run while it sorts; its order is the same, but a zero at the end would be lost.
+            found, codes = np.unique(np.array(values), return_inverse=True)
+            distinct: list[str] = found.tolist()
+        else:
+            distinct = sorted(set(values)) if self.keep else values
         together = "".join(distinct)
         try:
             data = together.encode()
@@ -434,8 +441,10 @@ class _Builder:
             raise _refused("the text is not valid Unicode (it has a lone surrogate)", rows, at, path) from None
         if not self.keep:
             return
-        codes = dict(zip(distinct, range(len(distinct)), strict=True))
-        self.arrays[prefix + "codes"] = np.fromiter(map(codes.__getitem__, values), np.uint32, len(values))
+        if codes is None:
+            places = dict(zip(distinct, range(len(distinct)), strict=True))
+            codes = np.fromiter(map(places.__getitem__, values), np.uint32, len(values))
+        self.arrays[prefix + "codes"] = codes.astype(np.uint32, copy=False)
         sizes = map(len, distinct) if len(data) == len(together) else (len(text.encode()) for text in distinct)
         offsets = np.zeros(len(distinct) + 1, np.uint64)
         np.cumsum(np.fromiter(sizes, np.uint64, len(distinct)), out=offsets[1:])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vecdb_storage import columns
 from vecdb_storage.columns import MISSING, NO_TIME, build, encode, from_raw, join_path, open_columns, parse, prepare, split_path
 from vecdb_storage.errors import InvalidPayload
 
@@ -187,3 +188,21 @@ def test_kept_values_of_different_form_make_no_columns_together() -> None:
     assert wide is not None
     made = from_raw([wide], 20)
     assert made is not None and made[1]["wide"] == ["t"] and made[1]["columns"] == []
+
+
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=6), st.sampled_from(["", "a", "a\0", "\0", "ä", "2020-01-01", "𝄞", "z" * 65])), min_size=1
+    )
+)
+def test_many_strings_are_sorted_elsewhere_into_the_same_columns(texts: list[str]) -> None:
+    payloads = [{"t": text} for text in texts]
+    few = columns.build(payloads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "_MANY", 1)
+        many = columns.build(payloads)
+    assert few[1] == many[1]
+    assert few[0].keys() == many[0].keys()
+    for name, array in few[0].items():
+        assert array.dtype == many[0][name].dtype
+        np.testing.assert_array_equal(array, many[0][name])
