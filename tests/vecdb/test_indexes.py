@@ -581,3 +581,29 @@ def test_a_picture_that_cannot_be_and_an_answer_too_large_are_refused(
         docs.search_batch(queries[:2], k=10**9)
     with pytest.raises(InvalidInput, match="recall"):
         docs.search(queries[0], recall=True)
+
+
+def test_a_build_that_is_not_wanted_any_more_is_given_up(
+    db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Any] = []
+    add_index = store.Store.add_index
+    monkeypatch.setattr(store.Store, "add_index", lambda *a: (built.append(a[5]["params"]), add_index(*a)))
+    begun, go_on = threading.Event(), threading.Event()
+    progress = indexing.Indexer._progress
+
+    def held(self: Any, job: Any, share: float) -> None:
+        progress(self, job, share)
+        begun.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(indexing.Indexer, "_progress", held)
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index="hnsw"))
+    docs.upsert(ids=range(len(vectors)), vectors=vectors)
+    docs.flush(wait=False)
+    assert begun.wait(30)
+    docs.set_index(HNSW(m=8))
+    go_on.set()
+    docs.flush()
+    assert [params["m"] for params in built] == [8]
+    assert docs.info().indexes["vector"].error is None

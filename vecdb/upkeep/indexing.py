@@ -64,6 +64,10 @@ class Job:
     params: Any
 
 
+class _Abandoned(Exception):
+    """An index that is being built is not wanted any more."""
+
+
 @dataclass(frozen=True)
 class _Failure:
     """why: of the last time. times: that it failed. again: a time.monotonic() value."""
@@ -195,8 +199,8 @@ class Indexer:
             self._failed.pop(job, None)
         except Cancelled:
             raise
-        except NotFound:
-            pass  # the segment went, or the collection
+        except (NotFound, _Abandoned):
+            pass  # the segment went, or the collection, or other parameters were set
         except Exception as error:  # whatever a backend raises: the segment is searched exactly, and others have their turn
             why = str(error)
             if isinstance(error, NeedsMemory):
@@ -228,13 +232,25 @@ class Indexer:
         budget = Budget(threads=self._threads, memory=self._memory_limit or available() // 2, control=self._control)
         trained = backend.train(rows, job.params, budget)
         calibrating = Calibrating(rows, threads=self._threads, control=self._control)
-        arrays = backend.build(rows, trained, job.params, budget, lambda share: self._progress(job, share), calibrating.trial)
+
+        def progress(share: float) -> None:
+            self._progress(job, share)
+            if not self._is_wanted(job, part.rows):
+                raise _Abandoned
+
+        arrays = backend.build(rows, trained, job.params, budget, progress, calibrating.trial)
         meta = {
             "backend": backend.name, "version": backend.version, "params": asdict(job.params),
             "metric": declared.metric, "calibration": calibrating.calibration.to_json(),
         }  # fmt: skip
         kept = {**arrays, **{TRAINED + name: array for name, array in trained.items()}}
         store.add_index(job.uuid, job.segment, job.field, kept, meta)
+
+    def _is_wanted(self, job: Job, rows: int) -> bool:
+        """Whether the collection is still there and its schema still asks for this index."""
+        state = self._store.states.get(job.uuid)
+        declared = None if state is None else state.schema["fields"].get(job.field)
+        return declared is not None and wanted(Dense.from_json(declared), rows) == job.params
 
     def _progress(self, job: Job, share: float) -> None:
         with self._lock:
