@@ -439,7 +439,7 @@ def test_a_calibration_on_own_queries_is_outgrown_and_measured_again(
     waited(lambda: docs.info().indexes["vector"].calibrated == 6000)
     assert not docs.info().indexes["vector"].outgrown
     again = docs._measured(docs._snapshot(), "vector")
-    assert again.calibration.curves != first.calibration.curves
+    assert [curve.recalls for curve in again.calibration.curves] != [curve.recalls for curve in first.calibration.curves]
     docs.calibrate(queries[:50])  # other queries take the place of those
     folder = Path(docs._store.folder(docs._uuid))
     assert len([name for name in folder.iterdir() if name.suffix == store.ATTACHMENT]) == 1
@@ -607,3 +607,20 @@ def test_a_build_that_is_not_wanted_any_more_is_given_up(
     docs.flush()
     assert [params["m"] for params in built] == [8]
     assert docs.info().indexes["vector"].error is None
+
+
+def test_a_failure_of_what_is_gone_does_not_keep_the_indexer_busy(
+    tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "_AGAIN", 0.05)
+    with vecdb.open(tmp_path / "db", memory_limit=1000) as db:
+        filled(db, vectors)
+        indexer = db._indexer
+        assert indexer._failed
+        db.drop_collection("docs")
+        waited(lambda: not indexer._failed)
+        looks: list[int] = []
+        look = indexing.Indexer._next
+        monkeypatch.setattr(indexing.Indexer, "_next", lambda *a: (looks.append(1), look(*a))[1])
+        time.sleep(0.5)
+        assert len(looks) < 5

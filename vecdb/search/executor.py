@@ -36,7 +36,7 @@ from .planner import Asked, Way, way_of
 _Means = tuple[Index, FlatSearcher]
 _WORTH = 200e-6  # seconds of work for which another thread is worth waking
 _FEWEST_QUERIES = 8  # of an index, likewise
-_settled: WeakKeyDictionary[Segment, dict[tuple[str, str | None], _Means]] = WeakKeyDictionary()
+_settled: WeakKeyDictionary[Segment, dict[str, tuple[str | None, _Means]]] = WeakKeyDictionary()  # by field, for an index file
 
 
 @dataclass(slots=True)
@@ -262,10 +262,10 @@ def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:
     if not isinstance(part, SegmentPart):
         rows = Rows(stored.vectors, stored.norms, asked.declared.metric, stored.present)
         return NOT_INDEXED, FlatSearcher(rows) if asked.declared.is_flat else copies.searcher_of(part, name, rows)
-    key = name, part.indexes.get(name)
-    kept = _settled.get(part.segment)
-    if kept is not None and key in kept and (key[1] is not None or wanted(asked.declared, part.rows) is None):
-        return kept[key]
+    file = part.indexes.get(name)
+    kept = _settled.get(part.segment, {}).get(name)
+    if kept is not None and kept[0] == file and (file is not None or wanted(asked.declared, part.rows) is None):
+        return kept[1]
     rows = Rows(stored.vectors, stored.norms, asked.declared.metric, stored.present)
     index = index_of(part, name, rows)
     if index.searcher is not None:
@@ -275,7 +275,7 @@ def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:
         return index, copies.searcher_of(part, name, rows)  # for as long as it lacks its index
     else:
         means = index, FlatSearcher(rows)
-    _settled.setdefault(part.segment, {})[key] = means
+    _settled.setdefault(part.segment, {})[name] = file, means
     return means
 
 

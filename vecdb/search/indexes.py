@@ -43,7 +43,7 @@ class Index:
 
 
 NOT_INDEXED = Index(None, Calibration(()), "in memory, not indexed")
-_kept: WeakKeyDictionary[Segment, dict[str, Index]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Segment, dict[str, tuple[str, Index]]] = WeakKeyDictionary()  # by field: its file, and that
 
 
 def wanted(declared: Dense, rows: int) -> Any:
@@ -87,15 +87,15 @@ def index_of(part: SegmentPart, name: str, rows: Rows | None) -> Index:
         return Index(None, Calibration(()), "no index yet")
     with _lock:
         kept = _kept.setdefault(part.segment, {})
-        found = kept.get(file)
-    if found is None:
+        known, found = kept.get(name, (None, None))
+    if found is None or known != file:
         if rows is None:
             stored = part.field(name)
             assert stored is not None
             rows = Rows(stored.vectors, stored.norms, part.segment.index(file).meta["metric"], stored.present)
         found = _opened(part, file, rows)
         with _lock:
-            kept[file] = found
+            kept[name] = file, found
     return found
 
 

@@ -32,6 +32,7 @@ from ..search.executor import Executor
 from ..search.indexes import TRAINED, is_current, wanted
 
 _AGAIN, _LONGEST = 60.0, 3600.0  # seconds after which what failed is tried again
+_SOONEST = 0.5  # that pass at least before it is looked for
 _log = logging.getLogger("vecdb")
 
 
@@ -135,12 +136,14 @@ class Indexer:
             try:
                 while not self._stopped and (job := self._next(None)) is not None:
                     self._do(job)
+                # What is due and was not tried is of segments or parameters that are gone.
+                now = time.monotonic()
+                self._failed = {job: failure for job, failure in self._failed.items() if failure.again > now}
                 self._measure()
             except Cancelled:
                 break
-            except (
-                Exception
-            ) as error:  # the store was closed, the disk is in trouble, a backend went: the next commit tries again
+            except Exception as error:
+                # The store was closed, the disk is in trouble, or a backend went: the next commit tries again.
                 if not self._stopped:
                     _log.warning("indexing stopped for now: %s", error)
             with self._lock:
@@ -149,7 +152,7 @@ class Indexer:
     def _until_again(self) -> float | None:
         """Seconds until something that failed is tried again; None when nothing did."""
         now = time.monotonic()
-        return min((max(0.0, failure.again - now) for failure in list(self._failed.values())), default=None)
+        return min((max(_SOONEST, failure.again - now) for failure in list(self._failed.values())), default=None)
 
     def _measure(self) -> None:
         """Recall of whole searches, where it was not measured yet or no longer fits the collection."""
