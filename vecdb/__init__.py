@@ -19,11 +19,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import errors
-    from .collection import Collection, IndexInfo, Info
+    from .collection import Collection
     from .database import Database
     from .database import open_database as open
     from .filters import F
     from .hits import BatchHits, Group, Hit, Hits
+    from .info import IndexInfo, Info
     from .points import Point
     from .schema import Dense, Sparse
 
@@ -41,8 +42,8 @@ _HOME = {
     "Group": "hits",
     "Hit": "hits",
     "Hits": "hits",
-    "IndexInfo": "collection",
-    "Info": "collection",
+    "IndexInfo": "info",
+    "Info": "info",
     "Point": "points",
     "Sparse": "schema",
     "open": "database",

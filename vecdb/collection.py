@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from .errors import Closed, DeadlineExceeded, InvalidInput, InvalidPayload, NotF
 from .filters import Expression, F
 from .filters import parse as parse_filter
 from .hits import BatchHits, Group, Hit, Hits
+from .info import IndexInfo, Info
 from .points import Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
 from .schema import Dense, checked_index
 from .search import bitmaps, whole
@@ -37,56 +38,12 @@ if TYPE_CHECKING:
     from .embed import Embedding
     from .search.executor import Answer, Executor, Found
     from .upkeep.indexing import Indexer
-    from .upkeep.probing import Probed, Prober
+    from .upkeep.probing import Prober
 
 Where = Expression | Mapping[str, Any] | str | None
 DEFAULT_RECALL = 0.95
 _LARGEST_ANSWER = 1 << 28  # places of a batch, of 12 bytes at least
 _FEWEST_QUERIES = 20  # that a calibration can be made of
-
-
-@dataclass(frozen=True)
-class IndexInfo:
-    """The index of one field. why: which backend, and why. segments, rows: that have it. bytes: of its files.
-
-    building: share that is done of the segment being indexed now, None when none is. paused: by `pause_indexing`. error: why
-    one could not be built; it is tried again later. calibrated: how many points there were when recall of whole searches was
-    measured, on the user's own queries, or where there are several segments; outgrown: so much has changed since that it is to
-    be measured again. probed: recall as it was delivered (`recall_probe=`), None when nothing was measured.
-    """
-
-    why: str
-    segments: int
-    rows: int
-    bytes: int
-    building: float | None
-    paused: bool
-    error: str | None
-    calibrated: int | None
-    outgrown: bool
-    probed: Probed | None
-
-
-@dataclass(frozen=True)
-class Info:
-    """Figures about a collection. rows: live points. dead: rows replaced or deleted and still on disk.
-
-    bytes: of its segment files. memtable_rows: of rows that are in the log and in memory only. flush_error: why
-    the last background flush failed, None when all is well.
-    """
-
-    name: str
-    rows: int
-    dead: int
-    segments: int
-    memtable_rows: int
-    bytes: int
-    seq: int
-    fields: dict[str, Dense]
-    ids: str | None
-    encoder: str | None
-    indexes: dict[str, IndexInfo]
-    flush_error: str | None
 
 
 class Collection:

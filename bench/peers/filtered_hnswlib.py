@@ -6,18 +6,13 @@ rows for a query it raises and gives none of them; such a query counts as having
 
 import contextlib
 
-import hnswlib
+import graph_hnswlib
 import numpy as np
 from protocol import serve_filtered
 
 
 def build(folder, base, metric, attributes):
-    index = hnswlib.Index(metric, base.shape[1])
-    index.init_index(len(base), M=16, ef_construction=200)
-    index.set_num_threads(2)
-    index.add_items(base)
-    index.set_num_threads(1)
-    return index
+    return graph_hnswlib.build(base, metric)
 
 
 def filter_of(index, attribute, values, below):

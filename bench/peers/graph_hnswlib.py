@@ -18,4 +18,5 @@ def search(index, queries, ef):
     return index.knn_query(queries, 10)[0]
 
 
-serve(build, search)
+if __name__ == "__main__":
+    serve(build, search)

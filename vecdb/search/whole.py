@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,19 +39,23 @@ Keys = npt.NDArray[np.float32]
 Search = Callable[[int, float | None], Keys]  # for k, with an effort or exactly: (m, k) keys
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # and the curves are read when a search first needs them, not at each commit
 class Measured:
     """What was measured for a field when the collection had so many rows and segments, and so many rows had an index.
 
     index: its parameters, as declared then.
     """
 
-    calibration: Calibration
+    curves: Mapping[str, Any]
     queries: str
     rows: int
     segments: int
     indexed: int
     index: Any
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return Calibration.from_json(self.curves)
 
     def outgrown_by(self, snapshot: Snapshot, name: str) -> bool:
         """Whether so much was added, removed or built otherwise since that it may not hold any more."""
@@ -65,7 +70,7 @@ class Measured:
 def measured(schema: dict[str, Any]) -> dict[str, Measured]:
     """What a schema holds, by field."""
     return {
-        name: Measured(Calibration.from_json(each), *(each[key] for key in ("queries", "rows", "segments", "indexed", "index")))
+        name: Measured(each, *(each[key] for key in ("queries", "rows", "segments", "indexed", "index")))
         for name, each in schema.get("calibration", {}).items()
         if name in schema["fields"]
     }
