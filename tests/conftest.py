@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,65 @@ def rng() -> np.random.Generator:
 def db(tmp_path: Path) -> Iterator[vecdb.Database]:
     with vecdb.open(tmp_path / "db") as opened:
         yield opened
+
+
+class Reader:
+    """A process of its own that has a database open read-only; `ask` is an expression over `store` and `held`."""
+
+    CODE = """
+import sys
+from vecdb_storage.registry import open_store
+store = open_store(sys.argv[1], read_only=True)
+held = None
+def ids(uuid, of=None):
+    snapshot = of or store.snapshot(bytes.fromhex(uuid))
+    return {key for part, rows in snapshot.in_order() for key in part.keys(rows)}
+def hold(uuid):
+    global held
+    held = store.snapshot(bytes.fromhex(uuid))
+print("ready", flush=True)
+for line in sys.stdin:
+    print(repr(eval(line)), flush=True)
+"""
+
+    def __init__(self, path: Path) -> None:
+        command = [sys.executable, "-c", self.CODE, str(path)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def ask(self, expression: str) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(expression + "\n")
+        self._process.stdin.flush()
+        return ast.literal_eval(self._answer())
+
+    def ids(self, uuid: bytes) -> set[Any]:
+        """The ids of a collection, as this process sees it now."""
+        found: set[Any] = self.ask(f"ids({uuid.hex()!r}) or None") or set()
+        return found
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def reader_of() -> Iterator[Callable[[Path], Reader]]:
+    readers: list[Reader] = []
+
+    def make(path: Path) -> Reader:
+        readers.append(Reader(path))
+        return readers[-1]
+
+    yield make
+    for reader in readers:
+        reader.close()
 
 
 @pytest.fixture

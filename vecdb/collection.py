@@ -7,7 +7,7 @@ commit and never wait for writers; a write has reached the disk when its call re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from vecdb_storage.columns import parse, prepare
 from vecdb_storage.ids import Id
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.store import Store
+from vecdb_storage.vacuum import Vacuumed
 from vecdb_storage.verify import Report
 
 from .errors import Closed, DeadlineExceeded, InvalidInput, InvalidPayload, NotFound, ReadOnly, VecdbError
@@ -179,6 +180,21 @@ class Collection:
         self._writable().flush(self._uuid)
         if wait and self._indexer is not None:
             self._indexer.wait(self._uuid)
+
+    def merge(self, wait: bool = True) -> None:
+        """All segments become as few as may be, which makes searches faster. Never needed: merges happen in the background.
+
+        Worth its while after a large load, when little will be written later. wait: also until it has its indexes.
+        """
+        self._writable().merge(self._uuid)
+        if wait and self._indexer is not None:
+            self._indexer.wait(self._uuid)
+
+    def vacuum(self, progress: Callable[[int, int], None] | None = None) -> Vacuumed:
+        """As `Database.vacuum`, but only this collection's segments are rewritten."""
+        store = self._writable()
+        store.snapshot(self._uuid)  # raises what is wrong with it
+        return store.vacuum(self._uuid, progress)
 
     def set_index(self, index: Any, field: str | None = None) -> None:
         """Another backend or other parameters for a field: `HNSW(m=24)`, "flat", "auto". Searches go on meanwhile.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vecdb_storage.registry import open_store, temporary_store
 from vecdb_storage.store import Store
+from vecdb_storage.vacuum import Vacuumed
 from vecdb_storage.verify import Report
 
 from .collection import Collection
@@ -196,6 +197,14 @@ class Database:
     def verify(self) -> Report:
         """Reads every byte of the database and compares it with its checksums; `report.damage` lists what is wrong."""
         return self._store_open().verify()
+
+    def vacuum(self, progress: Callable[[int, int], None] | None = None) -> Vacuumed:
+        """Gives back the space of what was deleted or replaced; afterwards those payloads and vectors are in no file.
+
+        Safe beside readers and writers, which wait for moments; needs free space for a copy of what it rewrites. progress:
+        called with the bytes done, of all. Returns the bytes of the database before and after. Raises DiskFull, StorageError.
+        """
+        return self._writable().vacuum(None, progress)
 
     def flush(self) -> None:
         """Moves all rows that are only in memory and in the log into segments."""

@@ -9,6 +9,7 @@ any thread.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 import threading
@@ -35,6 +36,10 @@ ALIGNMENT = 64
 _HEADER = struct.Struct("<8sI4x16sQ16xQ")  # magic, version, store uuid, transaction at which it was begun, xxh3
 _FOOTER = struct.Struct("<8sIIQQQ16sQ")  # magic, version, zero, offset, length, xxh3 of directory, store uuid, xxh3
 _MAGIC, _END = b"VECDBARR", b"VECDBEND"
+_DTYPES = {
+    np.dtype(kind).str: np.dtype(kind) for kind in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "f2", "f4", "f8")
+}
+_STRANGE = (ValueError, KeyError, TypeError)  # what reading a directory that is none raises
 
 
 def checksum(data: Any) -> int:
@@ -71,19 +76,42 @@ def pack(meta: dict[str, Any], arrays: Arrays) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The inverse of `pack`; the arrays are views of `data`."""
+    """The inverse of `pack`; the arrays are views of `data`. Raises Corruption."""
     length = int.from_bytes(data[:8], "little")
-    directory = orjson.loads(data[8 : 8 + length])
     start = 8 + length
-    return directory["meta"], {e["name"]: _view(data, e, start) for e in directory["arrays"]}
+    try:
+        directory = _directory(data[8:start])
+        return directory["meta"], {e["name"]: _view(data, e, start) for e in directory["arrays"]}
+    except _STRANGE as error:
+        raise Corruption(f"a record has a directory of arrays that cannot be right: {error!r}") from error
+
+
+def _directory(text: bytes) -> dict[str, Any]:
+    """A directory's JSON. Raises ValueError, KeyError or TypeError if it is none; `_view` looks at its entries."""
+    parsed: dict[str, Any] = orjson.loads(text)
+    names = [entry["name"] for entry in parsed["arrays"]]
+    if not isinstance(parsed["meta"], dict) or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError("it has no meta, or arrays without names of their own")
+    return parsed
 
 
 def _view(data: Any, entry: dict[str, Any], start: int = 0) -> Array:
-    dtype, shape = np.dtype(entry["dtype"]), entry["shape"]
-    count = entry["bytes"] // dtype.itemsize
-    if count == 0:
+    """The array that an entry describes. Raises ValueError, KeyError or TypeError where it does not fit itself or the data."""
+    dtype, shape, length, offset = _DTYPES[entry["dtype"]], entry["shape"], entry["bytes"], entry["offset"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, length, offset)):
+        raise ValueError(f"{entry['name']} has strange numbers")
+    if math.prod(shape) * dtype.itemsize != length or start + offset + length > len(data):
+        raise ValueError(f"{entry['name']} has no room for its shape")
+    if length == 0:
         return np.empty(shape, dtype)
-    return np.frombuffer(data, dtype, count, start + entry["offset"]).reshape(shape)
+    return np.frombuffer(data, dtype, length // dtype.itemsize, start + offset).reshape(shape)
+
+
+def check_ends(offsets: Array, data: Array, name: str) -> None:
+    """Strings end to end: offsets (n + 1,) u64, from the beginning of data, (bytes,) u8, to its end. Raises Corruption."""
+    right = offsets.dtype == np.uint64 and offsets.ndim == 1 and len(offsets) and data.dtype == np.uint8 and data.ndim == 1
+    if not right or offsets[0] or int(offsets[-1]) != len(data) or np.any(offsets[1:] < offsets[:-1]):
+        raise Corruption("the places of its strings do not fit them", array=name)
 
 
 class ArrayWriter:
@@ -273,9 +301,13 @@ class ArrayFile:
             raise
         self._arrays: dict[str, Array] = {}
         self._checked: dict[str, _Checked] = {}
-        for entry in directory["arrays"]:
-            self._arrays[entry["name"]] = _view(self._map, entry)
-            self._checked[entry["name"]] = _Checked(entry, np.zeros(len(entry["xxh3"]), np.bool_))
+        try:
+            for entry in directory["arrays"]:
+                self._arrays[entry["name"]] = _view(self._map, entry)
+                self._checked[entry["name"]] = _Checked(entry, np.zeros(_blocks(entry), np.bool_))
+        except _STRANGE as error:
+            self.close()
+            raise Corruption(f"the directory of arrays cannot be right: {error!r}", file=str(path)) from error
 
     def _read_directory(self, store: bytes | None) -> dict[str, Any]:
         name = str(self.path)
@@ -292,14 +324,15 @@ class ArrayFile:
             raise Corruption("the header is damaged", file=name)
         if store is not None and uuid != store:
             raise Corruption(f"it belongs to another store ({uuid.hex()})", file=name)
+        if offset + length > self.size:
+            raise Corruption("the directory of arrays reaches past the end of the file", file=name)
         directory = self._files.read_at(self._fd, offset, length, self.path)
         if checksum(directory) != expected:
             raise Corruption("the directory of arrays is damaged", file=name)
-        parsed: dict[str, Any] = orjson.loads(directory)
-        for entry in parsed["arrays"]:
-            if entry["offset"] + entry["bytes"] > self.size:
-                raise Corruption("it reaches past the end of the file", file=name, array=entry["name"])
-        return parsed
+        try:
+            return _directory(directory)
+        except _STRANGE as error:
+            raise Corruption(f"the directory of arrays cannot be right: {error!r}", file=name) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
@@ -367,6 +400,14 @@ class ArrayFile:
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
+
+
+def _blocks(entry: dict[str, Any]) -> int:
+    """How many blocks an array in a file has; each has a checksum, and kernels read arrays where they lie."""
+    sums = entry["xxh3"]
+    if len(sums) != -(-entry["bytes"] // BLOCK) or not all(type(one) is int for one in sums) or entry["offset"] % ALIGNMENT:
+        raise ValueError(f"{entry['name']} has another number of checksums than of blocks, or lies across")
+    return len(sums)
 
 
 class CheckedArrays(Mapping[str, Array]):

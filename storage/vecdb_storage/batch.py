@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import ids as ids_module
-from .arrayfile import Arrays, pack, unpack
+from .arrayfile import Arrays, check_ends, pack, unpack
 from .columns import Raw
+from .errors import Corruption, VecdbError
 from .growing import Extent
 from .ids import Id
 
+_MOST_DIM = 1 << 20  # far more than any field has
 LEVEL0_BYTES = 8 << 20  # a batch this large is written once, as a level-0 segment, and not to the log
 
 
@@ -82,23 +84,52 @@ class Batch:
 
     @staticmethod
     def from_record(record: bytes, vectors_at: Callable[[Extent], npt.NDArray[Any]]) -> Batch:
-        """The inverse of `to_record`. vectors_at: reads an extent."""
-        meta, arrays = unpack(record)
-        extent = Extent.from_json(meta["extent"]) if "extent" in meta else None
-        if extent is not None:
-            arrays[f"field.{meta['fields'][0]}.vectors"] = vectors_at(extent)
-        deleted = {k.removeprefix("delete."): a for k, a in arrays.items() if k.startswith("delete.")}
-        deletes = ids_module.from_arrays(deleted).tolist() if deleted else ()
-        if "payload.offsets" not in arrays:
-            return Batch(deletes=deletes)
-        keys = ids_module.from_arrays(arrays).tolist()
-        payloads = payload_list(arrays["payload.offsets"], arrays["payload.bytes"])
-        return Batch(keys, _fields(meta["fields"], arrays, len(keys)), payloads, deletes, owned=True, extent=extent)
+        """The inverse of `to_record`. vectors_at: reads an extent. Raises Corruption, and what vectors_at raises."""
+        try:
+            return _from_record(record, vectors_at)
+        except VecdbError:  # of which NotFound is a KeyError
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corruption(f"a log record cannot be right: {error!r}", array="log") from error
 
     def kept_in(self, record: bytes) -> Batch:
         """The same batch with its vectors where they lie in its own log record, which nobody else can change."""
         meta, arrays = unpack(record)
         return replace(self, fields=_fields(meta["fields"], arrays, len(self)), owned=True)
+
+
+def _from_record(record: bytes, vectors_at: Callable[[Extent], npt.NDArray[Any]]) -> Batch:
+    meta, arrays = unpack(record)
+    extent = Extent.from_json(meta["extent"]) if "extent" in meta else None
+    if extent is not None:
+        (name,) = meta["fields"]
+        _check_extent(extent)
+        arrays[f"field.{name}.vectors"] = vectors_at(extent)
+    deleted = {k.removeprefix("delete."): a for k, a in arrays.items() if k.startswith("delete.")}
+    deletes = ids_module.from_arrays(deleted).tolist() if deleted else ()
+    if "payload.offsets" not in arrays:
+        return Batch(deletes=deletes)
+    keys = ids_module.from_arrays(arrays).tolist()
+    check_ends(arrays["payload.offsets"], arrays["payload.bytes"], "payload.offsets")
+    payloads = payload_list(arrays["payload.offsets"], arrays["payload.bytes"])
+    fields = _fields(meta["fields"], arrays, len(keys))
+    shapes = [rows.vectors.shape[:1] + rows.norms.shape for rows in fields.values()]
+    if len(payloads) != len(keys) or any(shape != (len(keys), len(keys)) for shape in shapes):
+        raise ValueError("its arrays are of different lengths")
+    return Batch(keys, fields, payloads, deletes, owned=True, extent=extent)
+
+
+def _check_extent(extent: Extent) -> None:
+    """Raises ValueError or TypeError where an extent leads out of its folder, or to no vectors."""
+    if not isinstance(extent.name, str) or "/" in extent.name or "\0" in extent.name:
+        raise ValueError(f"{extent.name!r} is no file")
+    numbers = extent.offset, extent.rows, extent.dim
+    if (
+        not all(type(n) is int and n >= 0 for n in numbers)
+        or extent.dim > _MOST_DIM
+        or extent.dtype not in ("<f4", "<f2", "|i1")
+    ):
+        raise ValueError(f"{extent} is no place of vectors")
 
 
 def _fields(names: Sequence[str], arrays: Arrays, count: int) -> dict[str, FieldRows]:

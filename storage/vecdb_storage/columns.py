@@ -571,6 +571,12 @@ class Dictionary:
     def _at(self, code: int) -> bytes:
         return self._data[self._offsets[code] : self._offsets[code + 1]].tobytes()
 
+    def at(self, codes: npt.NDArray[np.int64]) -> Iterator[bytes]:
+        """The strings of some codes, as UTF-8."""
+        text = self._data.data
+        for start, end in zip(self._offsets[codes].tolist(), self._offsets[codes + 1].tolist(), strict=True):
+            yield bytes(text[start:end])
+
     def find(self, text: str) -> tuple[int, bool]:
         """The first code whose string is not below `text`, and whether it is `text`."""
         wanted = text.encode()
@@ -623,8 +629,8 @@ class ColumnSet:
         self.rows = rows
         self._arrays = arrays
         self._metas = {each["path"]: (i, each) for i, each in enumerate(meta["columns"])}
-        self._wide = frozenset(meta["wide"])
-        self._complete: bool = meta["complete"]
+        self.wide = frozenset(meta["wide"])
+        self.complete: bool = meta["complete"]
         self._open: dict[str, Column] = {}
 
     def column(self, path: str) -> Column | None:
@@ -637,7 +643,7 @@ class ColumnSet:
 
     def covers(self, path: str) -> bool:
         """Whether the columns know all about `path`: without a column it is then missing in every row."""
-        return path in self._metas or (self._complete and path not in self._wide)
+        return path in self._metas or (self.complete and path not in self.wide)
 
     def paths(self) -> Iterator[str]:
         return iter(self._metas)

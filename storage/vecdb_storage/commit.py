@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ class Section:
     states: dict[bytes, CollectionState]
     seq: int
     touched: set[bytes] = field(default_factory=set)
+    dropped: list[str] = field(default_factory=list)
 
     def state(self, uuid: bytes) -> CollectionState:
         state = self.states.get(uuid)
@@ -67,6 +68,12 @@ class Section:
                 self.environment.put(self.txn, "tombstones", key, chunk.tobytes())
             state.committed[name] = tombstones
         self.touched.add(state.uuid)
+
+    def drop_files(self, paths: Iterable[str]) -> None:
+        """Files, relative to the database, that nothing names once this transaction is committed."""
+        for path in paths:
+            self.environment.put(self.txn, "garbage", path.encode(), b"")
+            self.dropped.append(path)
 
     def put_catalog(self, state: CollectionState) -> None:
         value = {"uuid": state.uuid.hex(), "schema": state.schema}

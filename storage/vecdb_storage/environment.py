@@ -2,7 +2,8 @@
 
 Tables and keys (all integers big-endian, so that keys sort by them):
 
-    meta        name                          "seq" (last commit, u64), "txn" (own transaction id, u64), "uuid"
+    meta        name                          "seq" (last commit, u64), "txn" (own transaction id, u64), "uuid"; of a later
+                                              generation "base" (u64), of one that was left "superseded" (by which file)
     catalog     collection name               JSON: uuid, schema
     manifest    collection uuid (16)          JSON: see manifest.py
     tombstones  segment (26) chunk (u32)      8 KiB bitmap, see tombstones.py
@@ -11,14 +12,14 @@ Tables and keys (all integers big-endian, so that keys sort by them):
     checkpoint  token                         progress of ingests
 
 Every value begins with the xxh3 of key and rest. LMDB itself has no checksums and, when its newest meta page is
-damaged, falls back to the commit before without a word: `check_before_open` refuses that. One writer thread at a
-time (the commit section); readers open short transactions and never hold one.
+damaged, falls back to the commit before without a word: `check_before_open` refuses that. It also follows damaged pages
+wherever they lead: `pages.check_tree` has looked at all of them before LMDB does. One writer thread at a time (the commit
+section); readers open short transactions and never hold one.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,35 +31,32 @@ import lmdb
 from .arrayfile import checksum
 from .errors import Corruption, DiskFull, StorageError
 from .files import Files
+from .pages import check_tree, parse_meta
 
 TABLES = ("meta", "catalog", "manifest", "tombstones", "log", "garbage", "checkpoint")
 MAP_SIZE = 1 << 40
 PART = 65_520 - 8  # with its checksum and LMDB's page header, a part fills sixteen pages exactly
 _MOST_SLACK = 16 << 20
-_META = struct.Struct("<IIQQ")  # magic, version, address, map size; follows the 16-byte page header
-_MAGIC = 0xBEEFC0DE
+_LOOKS = 10  # at a file that a writer changes meanwhile
 Transaction = Any
 _T = TypeVar("_T")
 
 
-def check_before_open(files: Files, path: Path) -> None:
-    """Refuses an LMDB file from which LMDB would silently show an older commit, or crash.
+def check_before_open(files: Files, path: Path) -> int:
+    """The newest transaction. Refuses an LMDB file from which LMDB would silently show an older commit, or crash.
 
     Both meta pages must be sane and one transaction apart, and the file must cover the last page they name. A reader may
     look while a writer turns from one page to the other, so a bad look is repeated. Raises Corruption.
     """
-    for last in (False, False, True):
+    for _ in range(2):
         try:
-            _check_pages(files, path)
+            return _check_metas(files, path)
         except Corruption:
-            if last:
-                raise
             time.sleep(0.002)
-        else:
-            return
+    return _check_metas(files, path)
 
 
-def _check_pages(files: Files, path: Path) -> None:
+def _check_metas(files: Files, path: Path) -> int:
     name = str(path)
     if not files.exists(path) or files.size(path) == 0:
         raise Corruption("VECDB names this file, but it is missing or empty; restore a backup", file=name)
@@ -71,15 +69,13 @@ def _check_pages(files: Files, path: Path) -> None:
         files.close(fd)
     transactions = []
     for number in (0, 1):
-        body = head[number * page + 16 : (number + 1) * page]
-        if len(body) < 200 or _META.unpack_from(body)[0] != _MAGIC:
-            raise Corruption(f"meta page {number} is damaged, so the last commit may be lost; restore a backup", file=name)
-        last_page, transaction = struct.unpack_from("<QQ", body, _META.size + 2 * 48)
-        transactions.append(transaction)
-        if (last_page + 1) * page > length:
-            raise Corruption(f"it was cut short: {length} bytes, but page {last_page} is in use", file=name)
+        meta = parse_meta(head[number * page : (number + 1) * page], number, name)
+        transactions.append(meta.transaction)
+        if (meta.last_page + 1) * page > length:
+            raise Corruption(f"it was cut short: {length} bytes, but page {meta.last_page} is in use", file=name)
     if abs(transactions[0] - transactions[1]) != 1:
         raise Corruption(f"its meta pages are of transactions {transactions}, not of successive ones", file=name)
+    return max(transactions)
 
 
 class _Typed:
@@ -96,7 +92,7 @@ class _Typed:
         if not isinstance(error, lmdb.Error):
             return
         path, text = str(self._path), str(error)
-        if isinstance(error, lmdb.CorruptedError):
+        if isinstance(error, lmdb.CorruptedError | lmdb.NotFoundError):
             raise Corruption(f"LMDB: {error}", file=path) from error
         if "No space left" in text or "quota" in text or isinstance(error, lmdb.MapFullError):
             raise DiskFull(f"{path}: {text}; free some space and try again", file=path) from error
@@ -106,35 +102,62 @@ class _Typed:
 class Environment:
     """One open LMDB environment. `sync=False` is for temporary databases only."""
 
-    def __init__(self, files: Files, path: Path, *, read_only: bool, sync: bool = True, fresh: bool = False) -> None:
+    def __init__(
+        self, files: Files, path: Path, *, read_only: bool, sync: bool = True, fresh: bool = False, copy_of: int | None = None
+    ) -> None:
+        """fresh: the file is new. copy_of: it is a copy that LMDB has just made, as of this transaction."""
         self._files, self.path, self.read_only = files, path, read_only
+        self.base = 0  # LMDB numbers the transactions of a copy from 1; ours go on from those of the generation before
         if not fresh:
-            check_before_open(files, path)
-        self._env = self._open(read_only, sync)
+            newest = check_before_open(files, path)
+            if not read_only:  # nobody else writes
+                check_tree(files, path, newest)
+        self._env = self._open(read_only, sync, lock=copy_of is None)
         self._tables: dict[str, Any] = {}
         try:
             if not read_only:
                 with self._typed(), self._env.begin(write=True) as txn:
-                    self._tables = {t: self._env.open_db(t.encode(), txn=txn) for t in TABLES}
+                    # Names have no checksum: a table is not made again, empty, where a damaged one has another name now.
+                    self._tables = {t: self._env.open_db(t.encode(), txn=txn, create=fresh) for t in TABLES}
                     if fresh:
                         self.put(txn, "meta", b"txn", txn.id().to_bytes(8, "big"))
             else:
+                self._check_beside_writer()
                 with self._typed():
                     self._tables = {t: self._env.open_db(t.encode(), create=False) for t in TABLES}
-            with self.read() as txn:
-                stored = self.get(txn, "meta", b"txn")
-                if stored is None or int.from_bytes(stored, "big") != txn.id():
-                    raise Corruption(
-                        f"the tree of transaction {txn.id()} says it is "
-                        f"{None if stored is None else int.from_bytes(stored, 'big')}",
-                        file=str(path),
-                    )
+            if copy_of is not None:
+                self.base = copy_of
+            else:
+                self._check_transaction()
         except BaseException:
             self._env.close()
             raise
         self._page = os.sysconf("SC_PAGE_SIZE")
 
-    def _open(self, read_only: bool, sync: bool) -> Any:
+    def _check_transaction(self) -> None:
+        with self.read() as txn:
+            self.base = int.from_bytes(self.get(txn, "meta", b"base") or b"", "big")
+            stored, expected = self.get(txn, "meta", b"txn"), self.transaction_of(txn)
+            if stored is None or int.from_bytes(stored, "big") != expected:
+                says = None if stored is None else int.from_bytes(stored, "big")
+                raise Corruption(f"the tree of transaction {expected} says it is {says}", file=str(self.path))
+
+    def copy(self, path: Path, txn: Transaction | None = None) -> None:
+        """A compact copy, synced: the next generation. txn: the read transaction that it shows; default: the newest."""
+        fd = self._files.create(path)
+        try:
+            with self._typed():
+                self._env.copyfd(fd, compact=True, txn=txn)
+        finally:
+            self._files.close(fd)
+        newest = self.last_transaction() if txn is None else self.transaction_of(txn)
+        copied = Environment(self._files, path, read_only=False, copy_of=newest)
+        try:
+            copied.commit(1 << 16, lambda new: copied.put(new, "meta", b"base", newest.to_bytes(8, "big")))
+        finally:
+            copied.close()
+
+    def _open(self, read_only: bool, sync: bool, *, lock: bool = True) -> Any:
         size = MAP_SIZE
         while True:
             try:
@@ -142,12 +165,25 @@ class Environment:
                     return lmdb.open(
                         str(self.path), map_size=size, subdir=False, readonly=read_only, create=not read_only,
                         max_dbs=16, max_readers=1024, sync=sync, metasync=sync, meminit=False,
-                        readahead=False, lock=not read_only or os.access(self.path.parent, os.W_OK),
+                        readahead=False, lock=lock and (not read_only or os.access(self.path.parent, os.W_OK)),
                     )  # fmt: skip
             except StorageError as error:
                 if "Cannot allocate memory" not in str(error) or size <= 1 << 28:
                     raise
                 size //= 2  # a limit on address space: a smaller reservation will do
+
+    def _check_beside_writer(self) -> None:
+        """The newest transaction's trees: what it reads stays as it is while it lasts.
+
+        Two commits later its meta page is gone, and in a folder where no slot can be taken so may be its pages: look again.
+        """
+        for look in range(_LOOKS):
+            with self.read() as txn:
+                try:
+                    return check_tree(self._files, self.path, txn.id())
+                except Corruption:
+                    if look + 1 == _LOOKS or self.last_transaction() <= self.transaction_of(txn) + 1:
+                        raise
 
     def _typed(self) -> _Typed:
         return _Typed(self.path)
@@ -180,7 +216,7 @@ class Environment:
         try:
             with self._typed():
                 result = write(txn)
-                self.put(txn, "meta", b"txn", txn.id().to_bytes(8, "big"))
+                self.put(txn, "meta", b"txn", self.transaction_of(txn).to_bytes(8, "big"))
         except BaseException:
             txn.abort()
             raise
@@ -197,10 +233,10 @@ class Environment:
 
     def last_transaction(self) -> int:
         """The id of the newest commit, by any process."""
-        return int(self._env.info()["last_txnid"])
+        return self.base + int(self._env.info()["last_txnid"])
 
     def transaction_of(self, txn: Transaction) -> int:
-        return int(txn.id())
+        return self.base + int(txn.id())
 
     def reader_check(self) -> int:
         """Frees the reader slots of processes that died; returns how many."""

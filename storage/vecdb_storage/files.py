@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -142,6 +143,14 @@ class Files:
         with typed(path, "read"):
             return os.stat(path).st_size
 
+    def size_if_there(self, path: Path) -> int:
+        """The length of a file; 0 for what is none, or is gone."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return 0
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
     def extend(self, path: Path, length: int) -> None:
         """Makes a file at least `length` bytes long, never shorter, with space on the disk where the system can promise it."""
         with typed(path, "extend"):
@@ -155,6 +164,12 @@ class Files:
                     os.ftruncate(fd, length)
             finally:
                 os.close(fd)
+
+    def free_bytes(self, path: Path) -> int:
+        """What an ordinary user may still write to the file system of `path`."""
+        with typed(path, "look at"):
+            status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize
 
     def read_at(self, fd: int, offset: int, length: int, path: Path) -> bytes:
         """`length` bytes from `offset`, fewer only at the end of the file."""

@@ -10,6 +10,7 @@ Belongs to one Store. `flush` and `wait_for_room` may be called from any thread;
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,9 @@ class Flusher:
         self._store = store
         self.lock = threading.Lock()  # one flush at a time; taken before the commit lock
         self.error: VecdbError | None = None  # why the last one in the background failed
+        self._sizes: dict[bytes, int] = {}  # bytes of each collection's memtables
+        self._total = 0  # their sum, kept, since there may be thousands of collections
+        self._frozen = 0  # bytes of the one being flushed
         self._room = threading.Condition()  # writers wait here while the memtables are over their bound
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
@@ -68,11 +72,13 @@ class Flusher:
                 growing = store.growing.seal(uuid)
                 extents = state.extents | ({growing.name} if growing is not None else set())
                 state.frozen, state.active = frozen, Memtable(state.layout)
+                self._frozen = frozen.bytes
                 state.publish(store.seq)
             try:
                 written = self._write(state, frozen, seen, growing)
             except BaseException:
                 with store.commit_lock:
+                    self._frozen = 0
                     if store.states.get(uuid) is state:
                         store.recover(reopen=False)  # one memtable again, from the log
                 raise
@@ -81,6 +87,7 @@ class Flusher:
                     if store.states.get(uuid) is state and state.frozen is frozen:
                         self._commit(state, written, until)
                 finally:
+                    self._frozen = 0
                     if written is not None:
                         store.discard(uuid, written.segment)
                 store.growing.delete_unnamed(uuid, extents)
@@ -145,8 +152,20 @@ class Flusher:
                 self._thread.start()
             self._wanted.set()
 
+    def note(self, touched: set[bytes] | None, states: Mapping[bytes, CollectionState]) -> None:
+        """Memtables of these collections, or of all, have changed. Called under the commit lock."""
+        if touched is None:
+            self._sizes, self._total = {}, 0
+            touched = set(states)
+        for uuid in touched:
+            before = self._sizes.pop(uuid, 0)
+            now = states[uuid].memtable_bytes if uuid in states else 0
+            if now:
+                self._sizes[uuid] = now
+            self._total += now - before
+
     def _active_bytes(self) -> int:
-        return sum(state.active.bytes for state in self._store.states.values())
+        return self._total - self._frozen
 
     def _run(self) -> None:
         store = self._store
@@ -166,15 +185,17 @@ class Flusher:
 
     def wait_for_room(self) -> None:
         """Holds a writer back while a flush is behind by a whole memtable, so that memory stays bounded."""
-        if not self._is_full():
+        if not self.is_full:
             return
         with self._room:
-            self._room.wait_for(lambda: self._store.closed or self.error is not None or not self._is_full())
+            self._room.wait_for(lambda: self._store.closed or self.error is not None or not self.is_full)
         if self.error is not None and not self._store.closed:
             self._store.flush()  # in this thread, so that its writer learns why
 
-    def _is_full(self) -> bool:
-        return sum(state.memtable_bytes for state in self._store.states.values()) >= 2 * MEMTABLE_BYTES
+    @property
+    def is_full(self) -> bool:
+        """Whether writers are being held back."""
+        return self._total >= 2 * MEMTABLE_BYTES
 
     def make_room(self) -> None:
         """Something became smaller, or the store was closed: waiting writers look again."""

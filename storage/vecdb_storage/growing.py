@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrayfile import ArrayWriter, checksum, mapped
-from .errors import Corruption, NotFound, VecdbError
+from .errors import Corruption, NotFound
 from .files import Files
 from .ulid import ulid
 
@@ -217,8 +216,7 @@ class GrowingFiles:
                     growing.close()
                 if state is None or all(entry.name != name for entry in state.manifest.segments):
                     for suffix in (SUFFIX, ".seg"):
-                        with suppress(VecdbError):  # the next writer to open the store deletes it
-                            store.files.unlink(store.folder(uuid) / (name + suffix))
+                        store.garbage.remove(store.folder(uuid) / (name + suffix))
 
     def close(self) -> None:
         with self._lock:

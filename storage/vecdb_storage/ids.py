@@ -18,6 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from .arrayfile import check_ends
+from .errors import Corruption
+
 Id = int | str
 Kind = Literal["int", "str"]
 Hashes = npt.NDArray[np.uint64]
@@ -54,6 +57,10 @@ class IntIds:
         chosen: list[int] = self.values[rows].tolist()
         return chosen
 
+    def take(self, rows: Rows) -> IntIds:
+        """A column of some rows."""
+        return IntIds(self.values[rows])
+
     def tolist(self) -> list[Any]:
         values: list[Any] = self.values.tolist()
         return values
@@ -77,12 +84,26 @@ class StrIds:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> str:
-        return bytes(self.data[self.offsets[row] : self.offsets[row + 1]]).decode()
+        try:
+            return bytes(self.data[self.offsets[row] : self.offsets[row + 1]]).decode()
+        except UnicodeDecodeError as error:
+            raise _no_text(error) from error
 
     def at(self, rows: Rows) -> list[str]:
         """The ids of some rows."""
         starts, ends, text = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), self._text
-        return [str(text[a:b], "utf-8") for a, b in zip(starts, ends, strict=True)]
+        try:
+            return [str(text[a:b], "utf-8") for a, b in zip(starts, ends, strict=True)]
+        except UnicodeDecodeError as error:
+            raise _no_text(error) from error
+
+    def take(self, rows: Rows) -> StrIds:
+        """A column of some rows."""
+        starts = self.offsets[rows].astype(np.int64)
+        lengths = self.offsets[rows + 1].astype(np.int64) - starts
+        offsets = np.zeros(len(rows) + 1, np.uint64)
+        np.cumsum(lengths.astype(np.uint64), out=offsets[1:])
+        return StrIds(offsets, self.data[ranges(starts, lengths)])
 
     @cached_property
     def _text(self) -> memoryview:
@@ -94,13 +115,20 @@ class StrIds:
         if text.isascii():  # then byte offsets are character offsets, and one decode does for all
             whole = text.decode("ascii")
             return [whole[a:b] for a, b in itertools.pairwise(ends)]
-        return [text[a:b].decode() for a, b in itertools.pairwise(ends)]
+        try:
+            return [text[a:b].decode() for a, b in itertools.pairwise(ends)]
+        except UnicodeDecodeError as error:
+            raise _no_text(error) from error
 
     def hashes(self) -> Hashes:
         return hash_strings(self.tolist())
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         return {"id.offsets": self.offsets, "id.bytes": self.data}
+
+
+def _no_text(error: UnicodeDecodeError) -> Corruption:
+    return Corruption(f"an id is no UTF-8: {error}", array="id.bytes")
 
 
 def hash_ints(values: npt.NDArray[np.int64]) -> Hashes:
@@ -136,10 +164,34 @@ def from_list(values: Sequence[Id]) -> IntIds | StrIds:
 
 
 def from_arrays(arrays: Any) -> IntIds | StrIds:
-    """The column that `arrays()` took apart."""
+    """The column that `arrays()` took apart. Raises Corruption."""
     if "id.int" in arrays:
-        return IntIds(arrays["id.int"])
+        values = arrays["id.int"]
+        if values.dtype != np.int64 or values.ndim != 1:
+            raise Corruption("ids are one row of int64", array="id.int")
+        return IntIds(values)
+    if "id.offsets" not in arrays or "id.bytes" not in arrays:
+        raise Corruption("there are no ids")
+    check_ends(arrays["id.offsets"], arrays["id.bytes"], "id.offsets")
     return StrIds(arrays["id.offsets"], arrays["id.bytes"])
+
+
+def concat(columns: Sequence[IntIds | StrIds]) -> IntIds | StrIds:
+    """Columns of one kind, end to end; at least one."""
+    ints = [column.values for column in columns if isinstance(column, IntIds)]
+    if ints:
+        return IntIds(np.concatenate(ints))
+    texts = [column for column in columns if isinstance(column, StrIds)]
+    lengths = np.concatenate([np.zeros(1, np.uint64), *(np.diff(column.offsets) for column in texts)])
+    return StrIds(np.cumsum(lengths, dtype=np.uint64), np.concatenate([column.data for column in texts]))
+
+
+def ranges(starts: Rows, lengths: Rows) -> Rows:
+    """start, start + 1, … for each length, end to end: (sum of lengths,) int64."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    found: Rows = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    return found
 
 
 @dataclass(frozen=True)
@@ -151,14 +203,24 @@ class IdTable:
     row: npt.NDArray[np.uint32]
     bits: npt.NDArray[np.uint8]
 
+    def __post_init__(self) -> None:
+        arrays: list[tuple[npt.NDArray[Any], Any]] = [(self.hash, np.uint64), (self.row, np.uint32), (self.bits, np.uint8)]
+        right = all(array.dtype == dtype and array.ndim == 1 for array, dtype in arrays)
+        if not right or len(self.bits).bit_count() != 1:  # a power of two
+            raise Corruption("the table of ids is none", array="id.hash")
+
     @staticmethod
     def build(ids: IntIds | StrIds, hashes: Hashes) -> IdTable:
         order = np.argsort(hashes, kind="stable")
+        return IdTable.of(ids, hashes[order], order.astype(np.uint32))
+
+    @staticmethod
+    def of(ids: IntIds | StrIds, hashes: Hashes, rows: npt.NDArray[np.uint32]) -> IdTable:
+        """hashes (n,): sorted; rows (n,): the row of each."""
         width = max(3, (16 * max(1, len(hashes)) - 1).bit_length())
-        place = hashes >> np.uint64(64 - width)
         bits = np.zeros(1 << width, np.bool_)
-        bits[place] = True
-        return IdTable(ids, hashes[order], order.astype(np.uint32), np.packbits(bits, bitorder="little"))
+        bits[hashes >> np.uint64(64 - width)] = True
+        return IdTable(ids, hashes, rows, np.packbits(bits, bitorder="little"))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         return {"id.hash": self.hash, "id.row": self.row, "id.filter": self.bits}

@@ -15,6 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 
 import orjson
 
+from .errors import Corruption
+
+SUFFIX = ".seg"
+
 
 @dataclass(frozen=True)
 class SegmentEntry:
@@ -28,6 +32,11 @@ class SegmentEntry:
     seq: int | None
     bytes: int
     indexes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """Its own file, and those of its indexes."""
+        return [self.name + SUFFIX, *self.indexes.values()]
 
 
 @dataclass(frozen=True)
@@ -50,5 +59,15 @@ class Manifest:
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:
-        parsed = orjson.loads(data)
-        return Manifest(parsed["flushed"], tuple(SegmentEntry(**s) for s in parsed["segments"]))
+        """Raises Corruption. No name leads out of the collection's folder."""
+        try:
+            parsed = orjson.loads(data)
+            manifest = Manifest(parsed["flushed"], tuple(SegmentEntry(**s) for s in parsed["segments"]))
+            numbers = [manifest.flushed, *(n for s in manifest.segments for n in (s.rows, s.bytes, s.seq or 0))]
+            if not all(type(n) is int and n >= 0 for n in numbers):
+                raise ValueError("a number of it is none")
+            if any(not name or "/" in name or "\0" in name for s in manifest.segments for name in s.files):
+                raise ValueError("a name of it is none")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Corruption(f"a manifest cannot be right: {error!r}", array="manifest") from error
+        return manifest

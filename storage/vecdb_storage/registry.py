@@ -20,7 +20,7 @@ from .environment import Environment
 from .errors import InvalidInput, NotFound
 from .files import Files
 from .locks import WriterLock
-from .store import FORMAT, Store
+from .store import Store, described
 
 _open: dict[tuple[int, int], Store] = {}  # by device and inode
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
@@ -99,8 +99,7 @@ def _create(files: Files, folder: Path, *, sync: bool = True) -> None:
             environment.close()
         files.make_directory(folder / "segments")
         files.sync_directory(folder)
-        text = f"format {FORMAT}\nvecdb 0.1.0\nuuid {uuid.hex()}\nmeta {meta.name}\n"
-        files.replace(folder / "VECDB", text.encode())
+        files.replace(folder / "VECDB", described(uuid, meta.name))
         files.sync_directory(folder.parent)
     finally:
         lock.release()

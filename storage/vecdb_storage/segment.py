@@ -8,7 +8,7 @@ f32 and, where some row lacks it, `.present`. Rows ascend by seq. A Segment is r
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +24,10 @@ from .batch import Batch, FieldRows, field_arrays, pack_bits, payload_arrays
 from .columns import ColumnSet
 from .errors import Corruption
 from .files import Files
-from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds
+from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds, ranges
+from .manifest import SUFFIX
 from .memtable import GatheredField
 from .tombstones import Words
-
-SUFFIX = ".seg"
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,15 @@ class StoredField:
     vectors: npt.NDArray[Any]
     norms: npt.NDArray[np.float32]
     present: Words | None
+
+    def has(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """For each of `rows` (m,), whether it has the field."""
+        if self.present is None:
+            return np.ones(len(rows), np.bool_)
+        flags: npt.NDArray[np.bool_] = (self.present[rows >> 6] >> (rows & 63).astype(np.uint64) & np.uint64(1)).astype(
+            np.bool_
+        )
+        return flags
 
 
 class SegmentWriter:
@@ -83,14 +91,30 @@ class SegmentWriter:
     def finish(self, batch: Batch, hashes: Hashes, seqs: npt.NDArray[np.uint64] | None) -> int:
         """Ids, payloads, columns, directory; synced and named. Returns the file's length."""
         ids = ids_module.from_list(batch.keys)
+        payloads = payload_arrays(batch.payloads)
+        columns = batch.columns or columns_of(batch.payloads)
+        table = IdTable.build(ids, hashes)
+        return self.close(ids, table, seqs, payloads["payload.offsets"], [payloads["payload.bytes"]], columns)
+
+    def close(
+        self,
+        ids: IntIds | StrIds,
+        table: IdTable,
+        seqs: npt.NDArray[np.uint64] | None,
+        offsets: npt.NDArray[np.uint64],
+        payloads: Iterable[npt.NDArray[np.uint8]],
+        columns: tuple[Arrays, dict[str, Any]],
+    ) -> int:
+        """`finish`, from arrays. offsets (n+1,): of the payloads, whose bytes come in pieces."""
         self._add(ids.arrays())
-        self._add(IdTable.build(ids, hashes).arrays())
+        self._add(table.arrays())
         if seqs is not None:
             self._add({"seq": seqs})
-        self._add(payload_arrays(batch.payloads))
-        arrays, described = batch.columns or columns_of(batch.payloads)
+        self._add({"payload.offsets": offsets})
+        self._writer.add_parts("payload.bytes", np.dtype(np.uint8), (int(offsets[-1]),), payloads)
+        arrays, described = columns
         self._add(arrays)
-        self._meta |= {"rows": len(batch), "columns": described}
+        self._meta |= {"rows": len(ids), "columns": described}
         return self._writer.finish(self._meta)
 
     def _add(self, arrays: Arrays) -> None:
@@ -117,8 +141,8 @@ class Segment:
         self._arrays = CheckedArrays(self.file)
         self.rows = int(self.file.meta["rows"])
         self.ids: IntIds | StrIds = ids_module.from_arrays(self._arrays)
-        self._table = IdTable(self.ids, self._arrays["id.hash"], self._arrays["id.row"], self._arrays["id.filter"])
-        self._payload_offsets = self._arrays["payload.offsets"]
+        self.table = IdTable(self.ids, self._arrays["id.hash"], self._arrays["id.row"], self._arrays["id.filter"])
+        self.payload_offsets = self._arrays["payload.offsets"]
         self._payload_bytes = self.file.unchecked("payload.bytes")
         self._seqs = self._arrays["seq"] if seq is None else None
         self.min_seq = int(self._seqs[0]) if self._seqs is not None else int(seq or 0)
@@ -130,14 +154,14 @@ class Segment:
         self._check_shape()
 
     def _check_shape(self) -> None:
-        rows, offsets = self.rows, self._payload_offsets
-        right = len(self.ids) == rows == len(self._table.row) == len(self._table.hash) == len(offsets) - 1
-        if not right or (rows and int(self._table.row.max()) >= rows) or int(offsets[-1]) != len(self._payload_bytes):
+        rows, offsets = self.rows, self.payload_offsets
+        right = len(self.ids) == rows == len(self.table.row) == len(self.table.hash) == len(offsets) - 1
+        if not right or (rows and int(self.table.row.max()) >= rows) or int(offsets[-1]) != len(self._payload_bytes):
             raise Corruption("its arrays do not fit each other", file=str(self.file.path))
 
     def find(self, keys: Sequence[Id], hashes: Hashes) -> Rows:
         """The row of each id, (m,) int64, -1 where it is not here; dead rows are found too."""
-        return self._table.find(keys, hashes)
+        return self.table.find(keys, hashes)
 
     def keys(self, rows: Rows) -> list[Id]:
         return self.ids.at(rows)  # type: ignore[return-value]
@@ -148,9 +172,21 @@ class Segment:
 
     def payload(self, row: int) -> bytes:
         """The row's JSON, b"" when it has none."""
-        start, stop = int(self._payload_offsets[row]), int(self._payload_offsets[row + 1])
+        start, stop = int(self.payload_offsets[row]), int(self.payload_offsets[row + 1])
         self.file.check("payload.bytes", start, stop)
         return self._payload_bytes[start:stop].tobytes()
+
+    def payload_bytes(self, rows: Rows) -> npt.NDArray[np.uint8]:
+        """The JSON of ascending rows, end to end."""
+        starts = self.payload_offsets[rows].astype(np.int64)
+        lengths = self.payload_offsets[rows + 1].astype(np.int64) - starts
+        if not len(rows):
+            return self._payload_bytes[:0]
+        first, last = int(starts[0]), int(starts[-1] + lengths[-1])
+        self.file.check("payload.bytes", first, last)
+        if last - first == int(lengths.sum()):
+            return self._payload_bytes[first:last]
+        return self._payload_bytes[ranges(starts, lengths)]
 
     def field(self, name: str) -> StoredField | None:
         """The vectors of a field, checked; None when no row has one."""
@@ -188,9 +224,9 @@ class Segment:
         if damaged:
             return
         hashes = self.ids.hashes()
-        if not np.array_equal(hashes[self._table.row], self._table.hash):
+        if not np.array_equal(hashes[self.table.row], self.table.hash):
             yield Corruption("hashes do not belong to their ids", file=str(self.file.path), array="id.hash")
-        if np.any(self._table.hash[1:] < self._table.hash[:-1]):
+        if np.any(self.table.hash[1:] < self.table.hash[:-1]):
             yield Corruption("hashes are not sorted", file=str(self.file.path), array="id.hash")
         if self._seqs is not None and np.any(self._seqs[1:] < self._seqs[:-1]):
             yield Corruption("seqs do not ascend", file=str(self.file.path), array="seq")

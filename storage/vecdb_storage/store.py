@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 import uuid as uuid_module
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -54,16 +54,19 @@ from .errors import (
 )
 from .files import Files
 from .flush import Flusher
+from .garbage import Garbage
 from .growing import SUFFIX as GROWING_SUFFIX
 from .growing import GrowingFiles
 from .ids import Id, hashes_of
 from .locks import WriterLock
-from .manifest import Manifest, SegmentEntry
-from .segment import SUFFIX, Segment
+from .manifest import SUFFIX, Manifest, SegmentEntry
+from .merge import Merger
+from .segment import Segment
 from .snapshot import Snapshot
 from .state import CollectionState
 from .tombstones import Tombstones, from_chunks
 from .ulid import ulid
+from .vacuum import Progress, Vacuumed, clear_generations, vacuum
 from .verify import Report, verify
 
 FORMAT = 1
@@ -84,11 +87,15 @@ class Store:
         self.read_only = read_only
         self.references = 0
         self._forget = forget
-        self.closed: str | None = None
+        self.closed: str | None = None  # why it cannot be used any more
+        self._shut = False  # its files and its lock were let go of
         self._pid = os.getpid()
         self.commit_lock = threading.RLock()
         self.flusher = Flusher(self)
         self.growing = GrowingFiles(self)
+        self.merger = Merger(self)
+        self.garbage = Garbage(self)
+        self.generation_lock = threading.Lock()  # held while LMDB is copied, and taken before the commit lock
         self.listeners: list[Callable[[], None]] = []  # called under the commit lock after each commit; to be quick
         self._decoded: dict[tuple[bytes, int], Batch] = {}  # log records a reader has seen, by key
         self.states: dict[bytes, CollectionState] = {}
@@ -96,14 +103,11 @@ class Store:
         self._transaction = -1
         self._lock = None if read_only or temporary else WriterLock(path / "LOCK")
         try:
-            self.uuid, meta = self._identify()
-            self._meta = path / meta
-            self.environment = Environment(files, self._meta, read_only=read_only, sync=not temporary)
+            self.uuid, self.environment = self._open_environment(read_only)
             try:
                 self._load()
                 if not read_only:
-                    self.environment.reader_check()
-                    self._delete_leftovers()
+                    self._clear_up()
             except BaseException:
                 self.environment.close()
                 raise
@@ -131,13 +135,45 @@ class Store:
             raise Corruption(f"it names {meta!r} as its meta file", file=str(self.path / "VECDB"))
         return uuid, meta
 
+    def _open_environment(self, read_only: bool) -> tuple[bytes, Environment]:
+        """The store's uuid, and the generation that VECDB names; a reader may look while a vacuum goes to the next one."""
+        while True:
+            uuid, meta = self._identify()
+            try:
+                return uuid, Environment(self.files, self.path / meta, read_only=read_only, sync=not self.temporary)
+            except VecdbError:
+                if not read_only or self.meta_named() == meta:
+                    raise
+
+    def meta_named(self) -> str:
+        """The meta file that VECDB names now."""
+        return self._identify()[1]
+
+    def name_meta(self, name: str) -> None:
+        """VECDB names another meta file; see `vacuum.py`."""
+        self.files.replace(self.path / "VECDB", described(self.uuid, name))
+
+    def use(self, environment: Environment) -> None:
+        """Commits go to another generation. Whoever reads the old one may finish: it is closed when nobody holds it."""
+        self.environment, self._transaction = environment, environment.last_transaction()
+
+    def _clear_up(self) -> None:
+        """What processes that died have left."""
+        self.environment.reader_check()
+        clear_generations(self)
+        self._delete_leftovers()
+
     def _load(self) -> None:
         """Memory as the newest transaction says; what is already open and unchanged is kept."""
         for attempt in range(20):
             with self.environment.read() as txn:
+                superseded = self.read_only and self.environment.get(txn, "meta", b"superseded") is not None
+            if superseded:
+                _, self.environment = self._open_environment(True)
+            with self.environment.read() as txn:
                 stored = self.environment.get(txn, "meta", b"uuid")
                 if stored != self.uuid:
-                    raise Corruption("it belongs to another store than VECDB says", file=str(self._meta))
+                    raise Corruption("it belongs to another store than VECDB says", file=str(self.environment.path))
                 states, replays = self._read_catalog(txn)
                 seq = int.from_bytes(self.environment.get(txn, "meta", b"seq") or bytes(8), "big")
                 transaction = self.environment.transaction_of(txn)
@@ -156,6 +192,7 @@ class Store:
         for state in states.values():
             state.publish(seq)
         self.states, self.seq, self._transaction = states, seq, transaction
+        self.flusher.note(None, states)
 
     def _read_catalog(self, txn: Transaction) -> tuple[dict[bytes, CollectionState], list[Any]]:
         states: dict[bytes, CollectionState] = {}
@@ -238,7 +275,9 @@ class Store:
                 state.damage = error
                 return
             except (ValueError, KeyError, IndexError, TypeError) as error:
-                state.damage = Corruption(f"log record {seq} cannot be read: {error}", file=str(self._meta), array="log")
+                state.damage = Corruption(
+                    f"log record {seq} cannot be read: {error}", file=str(self.environment.path), array="log"
+                )
                 return
             if self.read_only:
                 self._decoded[state.uuid, seq] = records[seq]
@@ -258,8 +297,7 @@ class Store:
 
     def files_of(self, state: CollectionState) -> set[str]:
         """The names that files of a collection may have; a growing one may have been completed."""
-        segments = {e.name + SUFFIX for e in state.manifest.segments}
-        segments |= {file for e in state.manifest.segments for file in e.indexes.values()}
+        segments = {file for entry in state.manifest.segments for file in entry.files}
         growing = {name + suffix for name in state.extents for suffix in (GROWING_SUFFIX, SUFFIX)}
         return segments | growing | set(state.schema.get("attachments", {}).values())
 
@@ -269,6 +307,9 @@ class Store:
         A file is deleted only when it is of this store and was begun before the current transaction, so that a meta
         file put back by hand never eats newer segments. Anything else is left for `verify` to report.
         """
+        with self.environment.read() as txn:
+            self.garbage.load(key.decode() for key, _ in self.environment.scan(txn, "garbage", b""))
+        self.garbage.sweep()
         current = self.environment.last_transaction()
         root = self.path / "segments"
         for folder in self.files.names(root):
@@ -325,19 +366,19 @@ class Store:
             section.environment.delete_prefix(section.txn, "log", state.uuid)
             for entry in state.manifest.segments:
                 section.environment.delete_prefix(section.txn, "tombstones", entry.name.encode())
+            section.drop_files(f"segments/{state.uuid.hex()}/{name}" for name in sorted(self.files_of(state)))
             section.states = {key: kept for key, kept in section.states.items() if kept is not state}
+            section.touched.add(state.uuid)
             dropped.append(state)
 
         self._submit(ChangeCatalog(drop))
-        with suppress(VecdbError):  # what cannot be deleted now is deleted by the next open
-            folder = self.folder(dropped[0].uuid)
-            growing = self.growing.seal(dropped[0].uuid)
-            for name in self.files_of(dropped[0]) & set(self.files.names(folder)):
-                self.files.unlink(folder / name)
-            if growing is not None:
-                self.growing.delete_unnamed(dropped[0].uuid, {growing.name})
-            if self.files.exists(folder):
-                self.files.remove_directory(folder)
+        uuid = dropped[0].uuid
+        growing = self.growing.seal(uuid)
+        if growing is not None:
+            self.growing.delete_unnamed(uuid, {growing.name})
+        with suppress(VecdbError):  # a file may be held, or not want to go: the next writer to open the store looks again
+            if self.files.exists(self.folder(uuid)):
+                self.files.remove_directory(self.folder(uuid))
         self.flusher.make_room()
 
     def rename_collection(self, old: str, new: str) -> None:
@@ -370,7 +411,7 @@ class Store:
 
         Where change(schema) gives the schema back as it was, the arrays are not kept.
         """
-        self._check_open(writing=True)
+        self.check_writable()
         file = ulid() + ATTACHMENT
         path = self.folder(uuid) / file
         self.ensure_folder(path.parent)
@@ -399,11 +440,9 @@ class Store:
             state = self.states.get(uuid)
             # After an interrupt the commit may still be under way: the next open sees whether the file is named.
             if settled and (state is None or state.schema.get("attachments", {}).get(name) != file):
-                with suppress(VecdbError):
-                    self.files.unlink(path)
+                self.garbage.remove(path)
         if replaced is not None:
-            with suppress(VecdbError):  # what no schema names is removed at the next open
-                self.files.unlink(self.folder(uuid) / replaced)
+            self.garbage.remove(self.folder(uuid) / replaced)
 
     def attachment(self, uuid: bytes, name: str) -> Arrays:
         """Arrays that `attach` kept, mapped, and checked as they are asked for. Raises NotFound or Corruption."""
@@ -417,10 +456,13 @@ class Store:
 
         Raises NotFound when the segment has left the collection meanwhile; nothing is kept then.
         """
-        self._check_open(writing=True)
+        self._set_index(uuid, segment, name, self.write_index(uuid, segment, name, arrays, meta))
+
+    def write_index(self, uuid: bytes, segment: str, name: str, arrays: Arrays, meta: dict[str, Any]) -> str:
+        """The file of an index that nothing names yet."""
+        self.check_writable()
         file = f"{segment}.{name}.{ulid()}{INDEX}"
-        path = self.folder(uuid) / file
-        writer = ArrayWriter(self.files, path, self.uuid, self.environment.last_transaction())
+        writer = ArrayWriter(self.files, self.folder(uuid) / file, self.uuid, self.environment.last_transaction())
         try:
             for key, array in arrays.items():
                 writer.add(key, array)
@@ -428,24 +470,24 @@ class Store:
         except BaseException:
             writer.abandon()
             raise
-        self._set_index(uuid, segment, name, file)
+        return file
 
     def drop_index(self, uuid: bytes, segment: str, name: str) -> None:
         """The field of this segment has no index any more. Raises NotFound as above."""
         self._set_index(uuid, segment, name, None)
 
     def _set_index(self, uuid: bytes, segment: str, name: str, file: str | None) -> None:
-        before: list[str] = []
-
         def change(section: Section) -> None:
             state = section.state(uuid)
             entry = next((entry for entry in state.manifest.segments if entry.name == segment), None)
             if entry is None:
                 raise NotFound(f"segment {segment} is no part of the collection any more")
-            before.extend(kept for field, kept in entry.indexes.items() if field == name)
+            before = entry.indexes.get(name)
             section.put_manifest(state, state.manifest.with_index(segment, name, file))
+            if before is not None:
+                section.drop_files([f"segments/{uuid.hex()}/{before}"])
 
-        folder, settled = self.folder(uuid), False
+        settled = False
         try:
             self._submit(ChangeCatalog(change))
             settled = True
@@ -453,18 +495,14 @@ class Store:
             settled = getattr(error, "outcome", None) != "unknown"
             raise
         finally:
-            if settled:
-                state = self.states.get(uuid)
-                named = self.files_of(state) if state is not None else set()
-                for name in {*before, *([file] if file else [])} - named:
-                    with suppress(VecdbError):  # the next writer to open the store deletes it
-                        self.files.unlink(folder / name)
+            if settled and file is not None:
+                self._delete_unnamed(uuid, [file])
 
     # -- writing ------------------------------------------------------------------------------------
 
     def begin(self, uuid: bytes) -> Ahead:
         """For a batch that may be large: its fields can be on their way to disk before the rest of it is ready."""
-        self._check_open(writing=True)
+        self.check_writable()
         return Ahead(self, uuid)
 
     def write(self, uuid: bytes, batch: Batch, *, insert: bool = False, ahead: Ahead | None = None) -> int:
@@ -491,12 +529,17 @@ class Store:
         finally:
             ahead.release()
 
-    def discard(self, uuid: bytes, segment: Segment) -> None:
-        """Deletes the file of a segment that was not committed after all."""
+    def discard(self, uuid: bytes, segment: Segment, indexes: Iterable[str] = ()) -> None:
+        """Deletes the files of a segment that was not committed after all. indexes: its index files, if it has any."""
+        self._delete_unnamed(uuid, [segment.file.path.name, *indexes])
+
+    def _delete_unnamed(self, uuid: bytes, names: Iterable[str]) -> None:
+        """Deletes those of a collection's files that it does not name."""
         state = self.states.get(uuid)
-        if state is None or segment.file.path.name not in self.files_of(state):
-            with suppress(VecdbError):  # the next writer to open the store deletes it
-                self.files.unlink(segment.file.path)
+        named = self.files_of(state) if state is not None else set()
+        for name in names:
+            if name not in named:
+                self.garbage.remove(self.folder(uuid) / name)
 
     def ensure_folder(self, folder: Path) -> None:
         if self.files.exists(folder):
@@ -516,14 +559,17 @@ class Store:
         return int(self._submit(ChangePayloads(uuid, keys, change, as_of))) if keys else 0
 
     def _submit(self, operation: Operation) -> Any:
-        self._check_open(writing=True)
+        self.check_writable()
         self.flusher.wait_for_room()
-        return self.queue.submit(operation)
+        try:
+            return self.queue.submit(operation)
+        finally:
+            self.garbage.sweep()
 
     def _commit(self, group: list[Request]) -> None:
         """The commit section: runs a group of operations in one transaction and publishes what they did."""
         with self.commit_lock:
-            self._check_open(writing=True)
+            self.check_writable()
 
             def run(txn: Transaction) -> Section:
                 section = Section(self.environment, txn, self.states, self.seq)
@@ -543,8 +589,14 @@ class Store:
     def transact(self, room: int, run: Callable[[Transaction], Section]) -> None:
         """Commits and publishes; or, if that fails, puts memory back to what the disk says, and raises."""
         before = self.seq
+
+        def within(txn: Transaction) -> Section:
+            section = run(txn)
+            self.garbage.unlist(self.environment, txn)
+            return section
+
         try:
-            section = self.environment.commit(room, run)
+            section = self.environment.commit(room, within)
         except StorageError as error:
             self.recover(reopen=error.outcome == "unknown")
             if error.outcome == "unknown":
@@ -559,10 +611,13 @@ class Store:
             raise
         self.seq = section.seq
         changed = bool(section.touched)
+        self.flusher.note(section.touched, section.states)
         for uuid in section.touched & section.states.keys():
             section.states[uuid].publish(self.seq)
         self.states = section.states
+        self.garbage.add(section.dropped)
         if changed:
+            self.merger.wake(section.touched)
             for listener in list(self.listeners):
                 listener()
 
@@ -570,7 +625,7 @@ class Store:
         if reopen:
             self.environment.close()
             try:
-                self.environment = Environment(self.files, self._meta, read_only=False, sync=not self.temporary)
+                _, self.environment = self._open_environment(False)
             except BaseException as error:
                 self.closed = f"after a failed commit it could not be read again: {error}"
                 raise
@@ -610,9 +665,17 @@ class Store:
 
     # -- flushing and checking -----------------------------------------------------------------------------------
 
+    def merge(self, uuid: bytes) -> None:
+        """All segments of a collection become as few as may be; returns when that is on disk."""
+        self.merger.merge(uuid)
+
+    def vacuum(self, uuid: bytes | None = None, progress: Progress | None = None) -> Vacuumed:
+        """What was deleted or replaced is in no file afterwards, and its space given back. uuid: of one collection only."""
+        return vacuum(self, uuid, progress)
+
     def flush(self, uuid: bytes | None = None) -> None:
         """Moves memtables into segments; returns when they are on disk. uuid: of one collection only."""
-        self._check_open(writing=True)
+        self.check_writable()
         if uuid is not None:
             self.snapshot(uuid)  # raises what is wrong with it
         for one in [uuid] if uuid is not None else list(self.states):
@@ -635,12 +698,21 @@ class Store:
         """The length of the LMDB file."""
         return self.environment.size()
 
+    def bytes_on_disk(self) -> int:
+        """The lengths of all files of the database, those that are on their way out included."""
+        folders = [self.path, *(self.path / "segments" / name for name in self.files.names(self.path / "segments"))]
+        return sum(self.files.size_if_there(folder / name) for folder in folders for name in self.files.names(folder))
+
     # -- closing ------------------------------------------------------------------------------------
 
-    def _check_open(self, *, writing: bool = False) -> None:
+    def _check_open(self) -> None:
         if self.closed is not None:
             raise Closed(f"{self.path} is not usable: {self.closed}")
-        if writing and self.read_only:
+
+    def check_writable(self) -> None:
+        """Raises Closed or ReadOnly."""
+        self._check_open()
+        if self.read_only:
             raise ReadOnly(f"{self.path} is open read-only; open it without read_only to write")
 
     def retain(self) -> Store:
@@ -658,10 +730,12 @@ class Store:
         """Nothing needs to be written: what was acknowledged is durable. Harmless when closed."""
         with locks.opening:
             self._forget(self)
-        if self.closed is not None:
+        if self._shut:
             return
+        self._shut = True
+        self.merger.stop()
         with self.flusher.lock, self.commit_lock:
-            self.closed = "it was closed"
+            self.closed = self.closed or "it was closed"
             self.growing.close()
             self.environment.close()
             if self._lock is not None:
@@ -679,21 +753,28 @@ class Store:
             lock = WriterLock(self.path / "LOCK")
             self.environment.close()
             try:
-                self.environment = Environment(self.files, self._meta, read_only=False)
+                _, self.environment = self._open_environment(False)
+                self.read_only = False  # what is loaded now is no copy of another writer's
                 self._load()
-                self._delete_leftovers()
+                self._clear_up()
             except BaseException as error:
                 self.closed = f"it could not be reopened for writing: {error}"
                 lock.release()
                 raise
-            self._lock, self.read_only = lock, False
+            self._lock = lock
             self._decoded.clear()
 
     def after_fork(self) -> None:
         """In a forked child: its parent goes on with the store, and this process must not touch it."""
         self.closed = f"this process is a fork of process {self._pid}, which has it open; open it in each process after forking"
+        self._shut = True
         if self._lock is not None:
             self._lock.release()
+
+
+def described(uuid: bytes, meta: str) -> bytes:
+    """The content of VECDB."""
+    return f"format {FORMAT}\nvecdb 0.1.0\nuuid {uuid.hex()}\nmeta {meta}\n".encode()
 
 
 class _Vanished(Exception):

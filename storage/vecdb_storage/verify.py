@@ -15,6 +15,7 @@ from .errors import Corruption, NotFound, VecdbError
 from .growing import SUFFIX as GROWING_SUFFIX
 from .ids import Id
 from .snapshot import Snapshot
+from .vacuum import other_generations
 
 if TYPE_CHECKING:
     from .store import Store
@@ -83,7 +84,12 @@ def verify(store: Store, uuid: bytes | None = None) -> Report:
 
 
 def _strangers(store: Store) -> Iterator[VecdbError]:
-    """Files that no manifest names and that were too strange to delete."""
+    """Files that nothing names and that were too strange to delete."""
+    with store.generation_lock:
+        strange = [name for name in other_generations(store) if not name.endswith(".tmp")]
+    if store.meta_named() == store.environment.path.name:  # else this reader is about to move over
+        for name in strange:
+            yield Corruption("VECDB does not name this file", file=str(store.path / name))
     root = store.path / "segments"
     named = {store.folder(s.uuid) / name for s in store.states.values() for name in store.files_of(s)}
     for folder in store.files.names(root):

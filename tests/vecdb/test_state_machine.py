@@ -96,6 +96,14 @@ class Model(RuleBasedStateMachine):
     def flush(self) -> None:
         self.docs.flush()
 
+    @rule()
+    def merge(self) -> None:
+        self.docs.merge()
+
+    @rule(whole=st.booleans())
+    def vacuum(self, whole: bool) -> None:
+        (self.db if whole else self.docs).vacuum()
+
     @rule(read_only=st.booleans())
     def reopen(self, read_only: bool) -> None:
         self.db.close()

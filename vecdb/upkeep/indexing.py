@@ -2,10 +2,11 @@
 
 An Indexer belongs to one Store, however many databases of this process share it. It looks at the manifests after each
 commit: a segment that is to have an index and has none that can be used (new, lost, damaged, of other parameters) gets one,
-largest segments first. Until then, and whatever fails, the segment is searched exactly. What failed is tried again after a
-minute, then two, and so on up to an hour. Nothing is resumed half-way: a build that was cut short leaves no file, and begins
-again. When no index is missing, recall of whole searches is measured where that is due (`search.whole`). Everything may be
-called from any thread.
+largest segments first. Until then, and whatever fails, the segment is searched exactly. A merge is not committed before
+its segment has its indexes, so that searches go on with the old ones until then. What failed is tried again after a minute,
+then two, and so on up to an hour. Nothing is resumed half-way: a build that was cut short leaves no file, and begins again.
+When no index is missing, recall of whole searches is measured where that is due (`search.whole`). Everything may be called
+from any thread.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,10 +22,12 @@ from weakref import WeakKeyDictionary
 
 from vecdb_index import registry
 from vecdb_index.contract import Budget, Cancelled, Control, NeedsMemory, Rows
+from vecdb_storage.merge import Merged
+from vecdb_storage.segment import Segment
 from vecdb_storage.snapshot import SegmentPart
 from vecdb_storage.store import Store
 
-from ..errors import NotFound
+from ..errors import Closed, NotFound
 from ..memory import available
 from ..schema import Dense, Unregistered
 from ..search import whole
@@ -89,6 +93,7 @@ class Indexer:
         self._stopped = False
         self._current: tuple[Job, float] | None = None
         self._failed: dict[Job, _Failure] = {}
+        self._merged: deque[Merged] = deque()  # merges that wait for their indexes
         self._forced: set[tuple[bytes, str, str]] = set()
 
     # -- life ---------------------------------------------------------------------------------------
@@ -108,6 +113,7 @@ class Indexer:
                 return
             _indexers.pop(self._store, None)
         self._stopped = True
+        self._store.merger.finisher = None
         self._control.cancel()
         self._woken.set()
         if self.wake in self._store.listeners:
@@ -115,6 +121,7 @@ class Indexer:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
             thread.join()
+        self._give_merges_back()
 
     def pause(self) -> None:
         """Builds stand still, between two steps, until `resume`."""
@@ -134,8 +141,13 @@ class Indexer:
             self._woken.wait(self._until_again())
             self._woken.clear()
             try:
-                while not self._stopped and (job := self._next(None)) is not None:
-                    self._do(job)
+                while not self._stopped:
+                    if self._merged:
+                        self._finish(self._merged.popleft())
+                    elif (job := self._next(None)) is not None:
+                        self._do(job)
+                    else:
+                        break
                 # What is due and was not tried is of segments or parameters that are gone.
                 now = time.monotonic()
                 self._failed = {job: failure for job, failure in self._failed.items() if failure.again > now}
@@ -185,6 +197,8 @@ class Indexer:
             failure = self._failed.get(job)
             if failure is not None and failure.again > time.monotonic():
                 continue
+            if self._store.merger.is_planned(uuid, part.segment.name):
+                continue
             if params is None:
                 if name in part.indexes:
                     missing.append(job)
@@ -226,10 +240,15 @@ class Indexer:
         if job.params is None:
             store.drop_index(job.uuid, job.segment, job.field)
             return
-        stored = part.field(job.field)
-        if stored is None:
-            return
         declared = Dense.from_json(snapshot.schema["fields"][job.field])
+        if (built := self._built(job, part.segment, declared)) is not None:
+            store.add_index(job.uuid, job.segment, job.field, *built)
+
+    def _built(self, job: Job, segment: Segment, declared: Dense) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The arrays of an index and what is said of it; None when no row has the field."""
+        stored = segment.field(job.field)
+        if stored is None:
+            return None
         rows = Rows(stored.vectors, stored.norms, declared.metric, stored.present)
         backend = registry.backend(job.params.backend)
         budget = Budget(threads=self._threads, memory=self._memory_limit or available() // 2, control=self._control)
@@ -238,7 +257,7 @@ class Indexer:
 
         def progress(share: float) -> None:
             self._progress(job, share)
-            if not self._is_wanted(job, part.rows):
+            if not self._is_wanted(job, segment.rows):
                 raise _Abandoned
 
         arrays = backend.build(rows, trained, job.params, budget, progress, calibrating.trial)
@@ -246,14 +265,67 @@ class Indexer:
             "backend": backend.name, "version": backend.version, "params": asdict(job.params),
             "metric": declared.metric, "calibration": calibrating.calibration.to_json(),
         }  # fmt: skip
-        kept = {**arrays, **{TRAINED + name: array for name, array in trained.items()}}
-        store.add_index(job.uuid, job.segment, job.field, kept, meta)
+        return {**arrays, **{TRAINED + name: array for name, array in trained.items()}}, meta
 
     def _is_wanted(self, job: Job, rows: int) -> bool:
-        """Whether the collection is still there and its schema still asks for this index."""
+        """Whether the collection is still there, its schema still asks for this index, and its segment is in no merge."""
         state = self._store.states.get(job.uuid)
         declared = None if state is None else state.schema["fields"].get(job.field)
-        return declared is not None and wanted(Dense.from_json(declared), rows) == job.params
+        if declared is None or wanted(Dense.from_json(declared), rows) != job.params:
+            return False
+        return not self._store.merger.is_planned(job.uuid, job.segment)
+
+    # -- merges ---------------------------------------------------------------------------------------
+
+    def take(self, merged: Merged) -> bool:
+        """A merge that is to have indexes is committed when it has them. False: commit it as it is."""
+        if self._stopped or self.paused or not self._jobs_of(merged):
+            return False
+        self._merged.append(merged)
+        self.wake()
+        return True
+
+    def _jobs_of(self, merged: Merged) -> list[tuple[Job, Dense]]:
+        """The indexes that the segment of a merge is to have."""
+        jobs: list[tuple[Job, Dense]] = []
+        if merged.segment is None:
+            return jobs
+        for name, field in merged.schema["fields"].items():
+            declared = Dense.from_json(field)
+            if not isinstance(declared.index, Unregistered):
+                params = wanted(declared, merged.segment.rows)
+                if params is not None:
+                    jobs.append((Job(merged.uuid, merged.segment.name, name, params), declared))
+        return jobs
+
+    def _finish(self, merged: Merged) -> None:
+        """Builds the indexes of a merge and commits it; one that cannot be built is left for later."""
+        files: dict[str, str] = {}
+        assert merged.segment is not None
+        try:
+            for job, declared in self._jobs_of(merged):
+                with self._lock:
+                    self._current = (job, 0.0)
+                try:
+                    if (built := self._built(job, merged.segment, declared)) is not None:
+                        files[job.field] = self._store.write_index(job.uuid, job.segment, job.field, *built)
+                except (Cancelled, Closed):
+                    raise
+                except Exception as error:  # the merge is worth having without it, and the index is tried again
+                    if not isinstance(error, _Abandoned):
+                        _log.warning("index of field %r, merged segment %s: %s", job.field, job.segment, error)
+            self._store.merger.commit(merged, files)
+        except BaseException as error:
+            self._store.merger.give_up(merged, error, files)
+            raise
+        finally:
+            with self._lock:
+                self._current = None
+                self._lock.notify_all()
+
+    def _give_merges_back(self) -> None:
+        while self._merged:
+            self._store.merger.give_up(self._merged.popleft(), Closed("the database was closed"), {})
 
     def _progress(self, job: Job, share: float) -> None:
         with self._lock:
@@ -301,6 +373,7 @@ def indexer_of(store: Store, threads: int, memory_limit: int | None = None) -> I
         if indexer is None:
             indexer = _indexers[store] = Indexer(store, threads, memory_limit)
             store.listeners.append(indexer.wake)
+            store.merger.finisher = indexer.take
         indexer._users += 1
     with store.commit_lock:
         indexer.wake()

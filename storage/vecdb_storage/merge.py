@@ -1,0 +1,463 @@
+"""Merges segments: a few large ones are searched faster than many small ones, and rows that died give their space back.
+
+What is merged, and when, is decided by `choose` alone. A merge writes the live rows of its segments as one, beside all
+readers and writers; then whoever builds indexes may give it some (`finisher`), so that searches never find it without;
+then the commit puts it in their place: rows that died meanwhile are dead in it from the start, and the files that it
+replaces are garbage. A merge whose segments have left the manifest meanwhile is discarded, and one that was cut short
+leaves nothing but a file without a name.
+
+Memory: about 60 bytes a row beside the typed columns; vectors and payloads pass through in pieces. A Merger belongs to
+one Store; everything may be called from any thread. `lock` is held while rows are read and written, one merge at a time,
+and is taken before `flusher.lock` and the commit lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .column_merge import merge_columns
+from .commit import Section
+from .environment import Transaction
+from .errors import Closed, Corruption, DiskFull, StorageError, VecdbError
+from .ids import IdTable, Rows, concat
+from .manifest import Manifest, SegmentEntry
+from .memtable import GatheredField
+from .segment import Segment, SegmentWriter
+from .snapshot import SegmentPart, live_rows
+from .tombstones import Tombstones
+from .ulid import ulid
+
+if TYPE_CHECKING:
+    from .state import CollectionState
+    from .store import Store
+
+Layout = Mapping[str, tuple[int, np.dtype[Any]]]
+
+# -- the policy -------------------------------------------------------------------------------------------
+
+FAN = 8  # segments in a merge
+SPREAD = 4  # times that the largest of them may be as large as the smallest
+SMALLEST = 1 << 20  # bytes that the smallest segments count for
+LARGEST_BYTES, LARGEST_ROWS = 16 << 30, 8 << 20  # of what comes out; the rows bound the memory
+MOST_DEAD = 0.5  # share of a segment's rows from which it is written anew
+_AT_ONCE = 64 << 20  # live bytes that are written anew together in any case
+_PAUSE = 0.25  # seconds between two looks at what has changed
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A segment as the policy sees it. bytes: of its file. dead: of its rows."""
+
+    name: str
+    rows: int
+    dead: int
+    bytes: int
+
+    @property
+    def live_bytes(self) -> int:
+        return max(SMALLEST, self.bytes * (self.rows - self.dead) // max(1, self.rows))
+
+    @property
+    def share_dead(self) -> float:
+        return self.dead / self.rows if self.rows else 1.0
+
+
+def choose(segments: Sequence[Candidate]) -> list[str]:
+    """The segments to merge next, by name; none when all is well.
+
+    1. Those without a live row go, which writes nothing.
+    2. Those of which half is dead are written anew, the worst first: the space in use stays below twice what the live
+       rows take. A quarter of the collection at once, so that old and new together do not need much more.
+    3. FAN neighbours by size become one, if they are no further apart than SPREAD, the smallest first: each time that a
+       row is written again its segment is about eight times as large as before.
+    """
+    empty = [each.name for each in segments if each.dead == each.rows]
+    if empty:
+        return empty
+    allowed = max(_AT_ONCE, sum(each.live_bytes for each in segments) // 4)
+    worn: list[str] = []
+    for each in sorted(segments, key=lambda each: each.share_dead, reverse=True):
+        if each.share_dead < MOST_DEAD or len(worn) == FAN:
+            break
+        allowed -= each.live_bytes
+        if worn and allowed < 0:
+            break
+        worn.append(each.name)
+    if worn:
+        return worn
+    by_size = sorted(segments, key=lambda each: each.live_bytes)
+    for start in range(len(by_size) - FAN + 1):
+        window = by_size[start : start + FAN]
+        if window[-1].live_bytes <= SPREAD * window[0].live_bytes and fits(window):
+            return [each.name for each in window]
+    return []
+
+
+def fits(segments: Sequence[Candidate]) -> bool:
+    """Whether what comes out is no larger than a segment may be."""
+    live = sum(each.rows - each.dead for each in segments)
+    return live <= LARGEST_ROWS and sum(each.live_bytes for each in segments) <= LARGEST_BYTES
+
+
+def bins(segments: Sequence[Candidate]) -> list[list[str]]:
+    """As few merges as make as few segments as there can be; what is alone and has no dead rows stays as it is."""
+    groups: list[list[Candidate]] = []
+    for each in sorted(segments, key=lambda each: each.live_bytes, reverse=True):
+        group = next((group for group in groups if fits([*group, each])), None)
+        if group is None:
+            groups.append([each])
+        else:
+            group.append(each)
+    return [[each.name for each in group] for group in groups if len(group) > 1 or group[0].dead]
+
+
+def candidates(state: CollectionState) -> list[Candidate]:
+    """The segments of a collection, as they were published last."""
+    parts = state.snapshot.parts if state.snapshot is not None else []
+    segments = [part for part in parts if isinstance(part, SegmentPart)]
+    return [Candidate(p.segment.name, p.rows, p.tombstones.count, p.segment.file.size) for p in segments]
+
+
+# -- one merge ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Source:
+    """A segment that is merged. part: it with its tombstones, when the merge began. kept: its rows that were alive."""
+
+    part: SegmentPart
+    kept: Rows
+    into: Rows = field(default_factory=lambda: np.zeros(0, np.int64))  # the row that each row becomes, or -1
+
+    @property
+    def name(self) -> str:
+        return self.part.segment.name
+
+
+@dataclass
+class Merged:
+    """A segment that is written and not yet committed; None when no row was left. schema: as it was then.
+
+    done: set when it was committed or given up. error: why it was given up.
+    """
+
+    uuid: bytes
+    sources: list[_Source]
+    segment: Segment | None
+    length: int
+    schema: dict[str, Any]
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+
+    @property
+    def names(self) -> set[str]:
+        return {source.name for source in self.sources}
+
+
+class _Writer:
+    """Writes the live rows of some segments as one, by ascending seq."""
+
+    def __init__(self, sources: Sequence[_Source], layout: Layout, pause: Callable[[], None]) -> None:
+        """pause: called between pieces; it may wait, or raise to give up."""
+        self._sources, self._layout, self._pause = sources, layout, pause
+        counts = [len(source.kept) for source in sources]
+        self.rows = sum(counts)
+        seqs = np.concatenate([np.zeros(0, np.uint64), *(s.part.seqs(s.kept) for s in sources)])
+        self._order: Rows | None = None
+        self._runs = [(at, source.kept) for at, source in enumerate(sources)]
+        if np.any(seqs[1:] < seqs[:-1]):
+            self._order = np.argsort(seqs, kind="stable")
+            seqs = seqs[self._order]
+            owner = np.repeat(np.arange(len(sources)), counts)[self._order]
+            rows = np.concatenate([source.kept for source in sources])[self._order]
+            edges = np.flatnonzero(np.diff(owner)) + 1
+            owners = owner[np.concatenate([[0], edges])].tolist()
+            self._runs = list(zip(owners, np.split(rows, edges), strict=True))
+        self._seqs = seqs
+        places = np.arange(self.rows)
+        if self._order is not None:
+            places[self._order] = np.arange(self.rows)
+        for source, part in zip(sources, np.split(places, np.cumsum(counts)[:-1]), strict=True):
+            source.into = np.full(source.part.rows, -1, np.int64)
+            source.into[source.kept] = part
+
+    def write(self, writer: SegmentWriter) -> int:
+        """Returns the file's length."""
+        segments = [source.part.segment for source in self._sources]
+        writer.add_gathered({name: self._field(name, dim, dtype) for name, (dim, dtype) in self._layout.items()})
+        ids = concat([segments[at].ids.take(rows) for at, rows in self._runs])
+        self._pause()
+        hashes, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+        for source, segment in zip(self._sources, segments, strict=True):
+            new = source.into[segment.table.row]
+            hashes.append(segment.table.hash[new >= 0])
+            rows.append(new[new >= 0])
+        # Each source's hashes are sorted: a stable sort only merges them.
+        order = np.argsort(np.concatenate(hashes), kind="stable")
+        table = IdTable.of(ids, np.concatenate(hashes)[order], np.concatenate(rows)[order].astype(np.uint32))
+        self._pause()
+        columns = merge_columns([(s.part.segment.columns, s.kept) for s in self._sources], self._order)
+        self._pause()
+        lengths = [np.zeros(1, np.uint64), *(np.diff(segments[at].payload_offsets)[rows] for at, rows in self._runs)]
+        offsets = np.cumsum(np.concatenate(lengths), dtype=np.uint64)
+        return writer.close(ids, table, self._seqs, offsets, self._payloads(), columns)
+
+    def _field(self, name: str, dim: int, dtype: np.dtype[Any]) -> GatheredField:
+        norms, present = [np.zeros(0, np.float32)], [np.zeros(0, np.bool_)]
+        for at, rows in self._runs:
+            stored = self._sources[at].part.field(name)
+            norms.append(np.zeros(len(rows), np.float32) if stored is None else stored.norms[rows])
+            present.append(np.zeros(len(rows), np.bool_) if stored is None else stored.has(rows))
+        pieces = lambda: self._vectors(name, dim, dtype)  # noqa: E731
+        return GatheredField(dim, dtype, np.concatenate(norms), np.concatenate(present), pieces)
+
+    def _vectors(self, name: str, dim: int, dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
+        step = max(1, (4 << 20) // (dim * dtype.itemsize))
+        for at, rows in self._runs:
+            stored = self._sources[at].part.field(name)
+            for start in range(0, len(rows), step):
+                self._pause()
+                some = rows[start : start + step]
+                yield np.zeros((len(some), dim), dtype) if stored is None else stored.vectors[some]
+
+    def _payloads(self) -> Iterator[npt.NDArray[np.uint8]]:
+        for at, rows in self._runs:
+            for start in range(0, len(rows), 4096):
+                self._pause()
+                yield self._sources[at].part.segment.payload_bytes(rows[start : start + 4096])
+
+
+class Merger:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.lock = threading.Lock()
+        self._state = threading.Lock()  # guards `_busy`, for moments only
+        self._busy: set[str] = set()  # segments of merges that are not committed yet
+        self._damaged: set[str] = set()  # segments that could not be read
+        self.finisher: Callable[[Merged], bool] | None = None  # takes a merge over, to `commit` it later; see above
+        self.error: VecdbError | None = None  # why the last one in the background failed
+        self.seconds = 0.0  # spent on merges, indexes left out
+        self.count = 0
+        self._thread: threading.Thread | None = None
+        self._wanted = threading.Event()
+        self._touched: set[bytes] = set()  # collections that the thread has not looked at since they changed
+        self._stopping = threading.Event()
+
+    # -- on request -----------------------------------------------------------------------------------
+
+    def merge(self, uuid: bytes) -> None:
+        """All segments of a collection into as few as may be; returns when it is done."""
+        self._all(uuid, bins)
+
+    def rewrite(self, uuid: bytes) -> None:
+        """Drops the dead rows of a collection's segments; returns when it is done."""
+        self._all(uuid, lambda segments: bins([each for each in segments if each.dead]))
+
+    def _all(self, uuid: bytes, groups: Callable[[list[Candidate]], list[list[str]]]) -> None:
+        begun: list[Merged | None] = [None]
+        while None in begun:  # one in the background has taken a segment meanwhile, or the collection went
+            begun = [self._begin(uuid, names) for names in groups(self._free(uuid, wait=True))]
+        for merged in filter(None, begun):
+            merged.done.wait()
+            if merged.error is not None:
+                raise merged.error
+
+    def _free(self, uuid: bytes, *, wait: bool = False) -> list[Candidate]:
+        """The segments of a collection that are in no merge. wait: until those that are have been committed."""
+        while True:
+            self._store.check_writable()
+            state = self._store.states.get(uuid)
+            if state is None or state.damage is not None:
+                return []
+            found = candidates(state)
+            with self._state:
+                busy = self._busy & {each.name for each in found}
+            if not busy or not wait:
+                return [each for each in found if each.name not in busy]
+            time.sleep(0.01)
+
+    # -- a merge, from beginning to end ------------------------------------------------------------------
+
+    def _begin(self, uuid: bytes, names: Sequence[str]) -> Merged | None:
+        """Writes a merge and commits it, or hands it to the finisher. None when its segments are gone."""
+        store, started = self._store, time.perf_counter()
+        with self.lock:
+            with store.commit_lock:
+                store.check_writable()
+                state = store.states.get(uuid)
+                if state is None or state.damage is not None:
+                    return None
+                parts = [SegmentPart(s, state.tombstones[s.name], {}) for s in state.segments if s.name in set(names)]
+                schema, layout = state.schema, state.layout
+                with self._state:
+                    if len(parts) != len(set(names)) or self._busy & set(names):
+                        return None
+                    self._busy |= set(names)
+            sources = [_Source(p, live_rows(p)) for p in sorted(parts, key=lambda p: (p.segment.min_seq, p.segment.max_seq))]
+            merged = Merged(uuid, sources, None, 0, schema)
+            try:
+                self._write(merged, layout)
+            except BaseException as error:
+                self._settle(merged, error)
+                raise
+            self.seconds += time.perf_counter() - started
+            self.count += 1
+        if merged.segment is None or self.finisher is None or not self.finisher(merged):
+            self.commit(merged, {})
+        return merged
+
+    def _write(self, merged: Merged, layout: Layout) -> None:
+        store = self._store
+        work = _Writer(merged.sources, layout, self._pause)
+        if not work.rows:
+            return
+        path = store.segment_path(merged.uuid, ulid())
+        needed = sum(source.part.segment.file.size for source in merged.sources)
+        free = store.files.free_bytes(path.parent)
+        if free < needed + (64 << 20):
+            raise DiskFull(f"a merge may need {needed:,} bytes, and {free:,} are free; free some space", file=str(path))
+        writer = SegmentWriter(store.files, path, store.uuid, store.last_transaction())
+        try:
+            merged.length = work.write(writer)
+        except BaseException as error:
+            writer.abandon()
+            if isinstance(error, Corruption):
+                with self._state:
+                    self._damaged |= {name for name in merged.names if name in str(error)}
+            raise
+        merged.segment = Segment(store.files, path, store.uuid, None)
+
+    def _pause(self) -> None:
+        """Between two pieces of work: waits while writers are being held back, and gives up when the store is closed."""
+        while self._store.flusher.is_full and not self._stopping.is_set():
+            time.sleep(0.02)
+        if self._stopping.is_set():
+            raise Closed("the store was closed")
+
+    def commit(self, merged: Merged, indexes: Mapping[str, str]) -> bool:
+        """Puts a merge in the place of its segments. indexes: field -> file. False when they were no longer there."""
+        store, error = self._store, None
+        try:
+            with store.commit_lock:
+                store.check_writable()
+                state = store.states.get(merged.uuid)
+                there = state is not None and state.damage is None and merged.names <= state.tombstones.keys()
+                if state is not None and there:
+                    self._commit(state, merged, indexes)
+            return there
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._settle(merged, error, indexes)
+            store.garbage.sweep()
+
+    def _commit(self, state: CollectionState, merged: Merged, indexes: Mapping[str, str]) -> None:
+        store, names = self._store, merged.names
+        replaced = [entry for entry in state.manifest.segments if entry.name in names]
+        kept = [entry for entry in state.manifest.segments if entry.name not in names]
+        died = [np.zeros(0, np.int64)]
+        for source in merged.sources:
+            now = source.into[source.kept[state.tombstones[source.name].is_dead(source.kept)]]
+            died.append(now)
+            del state.tombstones[source.name]
+            state.committed.pop(source.name, None)
+        state.segments = [segment for segment in state.segments if segment.name not in names]
+        segment = merged.segment
+        if segment is not None:
+            dead = np.concatenate(died)
+            tombstones = Tombstones(segment.rows)
+            state.attach(segment, tombstones.with_dead(dead) if len(dead) else tombstones)
+            kept.append(SegmentEntry(segment.name, segment.rows, None, merged.length, dict(indexes)))
+        folder = f"segments/{state.uuid.hex()}"
+
+        def run(txn: Transaction) -> Section:
+            section = Section(store.environment, txn, store.states, store.seq)
+            section.put_manifest(state, Manifest(state.manifest.flushed, tuple(kept)))
+            for entry in replaced:
+                store.environment.delete_prefix(txn, "tombstones", entry.name.encode())
+                section.drop_files(f"{folder}/{file}" for file in entry.files)
+            return section
+
+        store.transact(1 << 20, run)
+
+    def _settle(self, merged: Merged, error: BaseException | None, indexes: Mapping[str, str] | None = None) -> None:
+        """The merge was committed, discarded or failed: its segments are free, and its file is deleted if nothing names it."""
+        store = self._store
+        if merged.segment is not None and getattr(error, "outcome", None) != "unknown" and store.closed is None:
+            store.discard(merged.uuid, merged.segment, (indexes or {}).values())
+        with self._state:
+            self._busy -= merged.names
+        merged.error = error
+        merged.done.set()
+
+    def give_up(self, merged: Merged, error: BaseException, indexes: Mapping[str, str]) -> None:
+        """For a finisher that could not, or will not, commit it. Harmless when it has been settled."""
+        if not merged.done.is_set():
+            self._settle(merged, error, indexes)
+
+    # -- in the background -----------------------------------------------------------------------------
+
+    def is_planned(self, uuid: bytes, name: str) -> bool:
+        """Whether a segment is being merged or is about to be, so that an index of it would be work for nothing."""
+        with self._state:
+            if name in self._busy:
+                return True
+        state = self._store.states.get(uuid)
+        return state is not None and name in choose(self._healthy(candidates(state)))
+
+    def _healthy(self, segments: list[Candidate]) -> list[Candidate]:
+        return [each for each in segments if each.name not in self._damaged]
+
+    def wake(self, touched: set[bytes]) -> None:
+        """Collections were changed. Called under the commit lock, so it only takes note."""
+        states = self._store.states
+        worth = [uuid for uuid in touched if uuid in states and _may_need_a_merge(states[uuid])]
+        if not worth or self._stopping.is_set():
+            return
+        with self._state:
+            self._touched.update(worth)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="vecdb-merge", daemon=True)
+            self._thread.start()
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_PAUSE):
+            self._wanted.wait()
+            self._wanted.clear()
+            with self._state:
+                touched, self._touched = self._touched, set()
+            try:
+                for uuid in touched:
+                    self._merge_what_should_be(uuid)
+                self.error = None
+            except Exception as error:  # kept for `info`; nothing is lost, and the next change tries again
+                if not self._stopping.is_set():
+                    self.error = error if isinstance(error, VecdbError) else StorageError(f"merge failed: {error}")
+
+    def _merge_what_should_be(self, uuid: bytes) -> None:
+        while not self._stopping.is_set():
+            names = choose(self._healthy(self._free(uuid)))
+            if not names or self._begin(uuid, names) is None:
+                return
+
+    def stop(self) -> None:
+        """The store is about to be closed: what is being written is given up."""
+        self._stopping.set()
+        self._wanted.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+def _may_need_a_merge(state: CollectionState) -> bool:
+    """Whether it is worth while to ask the policy."""
+    return len(state.segments) >= FAN or any(t.count >= MOST_DEAD * t.rows for t in state.tombstones.values())
