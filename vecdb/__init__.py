@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .collection import Collection
     from .database import Database
     from .database import open_database as open
+    from .database import restore_database as restore
     from .filters import F
     from .hits import BatchHits, Group, Hit, Hits
     from .info import IndexInfo, Info
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchHits", "Collection", "Database", "Dense", "F", "Group", "Hit", "Hits", "IndexInfo", "Info", "Point", "Sparse",
-    "errors", "open",
+    "errors", "open", "restore",
 ]  # fmt: skip
 
 _HOME = {
@@ -47,6 +48,7 @@ _HOME = {
     "Point": "points",
     "Sparse": "schema",
     "open": "database",
+    "restore": "database",
 }
 
 
@@ -58,7 +60,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'vecdb' has no attribute {name!r}")
     module = import_module("." + _HOME[name], __name__)
-    value = getattr(module, "open_database" if name == "open" else name)
+    value = getattr(module, f"{name}_database" if name in ("open", "restore") else name)
     globals()[name] = value
     return value
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vecdb_storage.backup import Backup, restore
 from vecdb_storage.registry import open_store, temporary_store
 from vecdb_storage.store import Store
 from vecdb_storage.vacuum import Vacuumed
@@ -67,6 +68,21 @@ def open_database(
             raise InvalidInput(f"{os.fspath(path)} is a file; a database is a directory")
         store = open_store(path, read_only=read_only)
     return Database(store, read_only, threads, memory_limit, recall_probe)
+
+
+def restore_database(
+    where: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Makes a database of a backup, in directory `path`, which is empty or not there; open it afterwards.
+
+    where: what was given to `Database.backup`. Every file is compared with its checksum, and the database is there when all
+    were right, not before. Raises NotFound, AlreadyExists, Corruption, NewerFormat, DiskFull, StorageError.
+    """
+    restore(where, path, options=options, progress=progress)
 
 
 class Database:
@@ -205,6 +221,25 @@ class Database:
         called with the bytes done, of all. Returns the bytes of the database before and after. Raises DiskFull, StorageError.
         """
         return self._writable().vacuum(None, progress)
+
+    def backup(
+        self,
+        where: str | os.PathLike[str],
+        earlier: str | os.PathLike[str] | None = None,
+        *,
+        link: bool = False,
+        options: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Backup:
+        """Copies the newest commit to an empty directory or a URL (`s3://…`, by fsspec), while the database is in use.
+
+        earlier: a backup of the same database; files that it has are taken from there, by hard links in directories and by
+        name elsewhere, so that only what is new is copied. link: hard links to the database's own segments, done at once, and
+        no protection against a disk that fails. options: for fsspec. progress: called with the bytes done, of all.
+
+        `vecdb.restore` is the way back. Raises AlreadyExists, NotFound, Corruption, InvalidInput, DiskFull, StorageError.
+        """
+        return self._store_open().backup(where, earlier, link=link, options=options, progress=progress)
 
     def flush(self) -> None:
         """Moves all rows that are only in memory and in the log into segments."""

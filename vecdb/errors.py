@@ -40,6 +40,7 @@ from vecdb_storage.errors import (
     NotFound,
     ReadOnly,
     StorageError,
+    Unsupported,
     VecdbError,
 )
 
@@ -70,10 +71,6 @@ class EncoderMismatch(InvalidInput):
 
 class DeadlineExceeded(VecdbError):
     """A search took longer than its `timeout`."""
-
-
-class Unsupported(VecdbError):
-    """This platform cannot do it, or an optional package is missing; the message says which."""
 
 
 __all__ = [

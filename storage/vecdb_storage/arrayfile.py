@@ -304,7 +304,8 @@ class ArrayFile:
         try:
             for entry in directory["arrays"]:
                 self._arrays[entry["name"]] = _view(self._map, entry)
-                self._checked[entry["name"]] = _Checked(entry, np.zeros(_blocks(entry), np.bool_))
+                blocks = _blocks(entry)
+                self._checked[entry["name"]] = _Checked(entry, np.zeros(blocks, np.bool_), complete=blocks == 0)
         except _STRANGE as error:
             self.close()
             raise Corruption(f"the directory of arrays cannot be right: {error!r}", file=str(path)) from error
@@ -363,7 +364,7 @@ class ArrayFile:
                     self._check_block(checked.entry, block)
                     checked.done[block] = True
             checked.complete = bool(checked.done.all())
-            if all(each.done.all() for each in self._checked.values()):
+            if all(each.complete for each in self._checked.values()):
                 self.close()  # the mapping has a descriptor of its own
 
     def _check_block(self, entry: dict[str, Any], block: int) -> None:
@@ -410,6 +411,13 @@ def _blocks(entry: dict[str, Any]) -> int:
     return len(sums)
 
 
+class _Absent(Corruption, KeyError):
+    """For whoever wants an array that belongs to every such file, damage; for a Mapping, a key that is not there."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
 class CheckedArrays(Mapping[str, Array]):
     """The file's arrays by name, each checked against its checksums when it is first asked for."""
 
@@ -418,7 +426,7 @@ class CheckedArrays(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._file:
-            raise KeyError(name)
+            raise _Absent("the file has no such array", file=str(self._file.path), array=name)
         return self._file.array(name)
 
     def __contains__(self, name: object) -> bool:

@@ -132,6 +132,12 @@ def _check_extent(extent: Extent) -> None:
         raise ValueError(f"{extent} is no place of vectors")
 
 
+def extent_of(record: bytes) -> Extent | None:
+    """Where the vectors of a log record lie, if not in it."""
+    meta, _ = unpack(record)
+    return Extent.from_json(meta["extent"]) if "extent" in meta else None
+
+
 def _fields(names: Sequence[str], arrays: Arrays, count: int) -> dict[str, FieldRows]:
     fields = {}
     for name in names:

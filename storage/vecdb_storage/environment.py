@@ -263,6 +263,19 @@ class Environment:
                     return
                 yield key, self._checked(table, key, value)
 
+    def records(self, txn: Transaction, table: str, prefix: bytes) -> Iterator[bytes]:
+        """What `put_parts` has put, whole, by key."""
+        parts: list[bytes] = []
+        last = b""
+        for key, part in self.scan(txn, table, prefix):
+            if key[:-4] != last and parts:
+                yield b"".join(parts)
+                parts = []
+            last = key[:-4]
+            parts.append(part)
+        if parts:
+            yield b"".join(parts)
+
     def delete_prefix(self, txn: Transaction, table: str, prefix: bytes, until: bytes | None = None) -> int:
         """Deletes the keys that begin with `prefix` (and sort before `until`, if given); returns how many."""
         count = 0

@@ -97,6 +97,10 @@ class DiskFull(StorageError):
     """No space is left on the device; the state is as before the call."""
 
 
+class Unsupported(VecdbError):
+    """This platform cannot do it, or an optional package is missing; the message says which."""
+
+
 class NewerFormat(VecdbError):
     """The files were written by a later version. needs: the version that can read them."""
 

@@ -117,6 +117,19 @@ class Files:
         with typed(old, "rename"):
             os.rename(old, new)
 
+    def link(self, old: Path, new: Path) -> bool:
+        """Another name for a file, in the place of any old one. False where the file system, or a limit of it, forbids that."""
+        with typed(old, "link"):
+            try:
+                if os.path.lexists(new):
+                    os.unlink(new)
+                os.link(old, new)
+            except OSError as error:
+                if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                    return False
+                raise
+            return True
+
     def unlink(self, path: Path) -> None:
         with typed(path, "delete"):
             os.unlink(path)

@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 import uuid as uuid_module
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +30,7 @@ import orjson
 from . import locks
 from .ahead import Ahead
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays, begun_at
+from .backup import Backup, backup
 from .batch import LEVEL0_BYTES, Batch
 from .commit import (
     ChangeCatalog,
@@ -335,7 +336,7 @@ class Store:
 
     def collections(self) -> dict[str, bytes]:
         """Name -> uuid, by name."""
-        self._refresh()
+        self.refresh()
         return {state.name: uuid for uuid, state in sorted(self.states.items(), key=lambda item: item[1].name)}
 
     def create_collection(self, name: str, schema: dict[str, Any]) -> bytes:
@@ -639,7 +640,7 @@ class Store:
 
     def snapshot(self, uuid: bytes) -> Snapshot:
         """The collection as of the newest commit. Raises NotFound, or Corruption if it could not be opened."""
-        self._refresh()
+        self.refresh()
         state = self.states.get(uuid)
         if state is None:
             raise NotFound("the collection was dropped")
@@ -650,14 +651,14 @@ class Store:
 
     def state(self, uuid: bytes) -> CollectionState:
         """For figures about the collection. Raises NotFound."""
-        self._refresh()
+        self.refresh()
         if uuid not in self.states:
             raise NotFound("the collection was dropped")
         return self.states[uuid]
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """A reader process follows the writer: when LMDB has a newer transaction, reads what changed."""
-        self._check_open()
+        self.check_open()
         if self.read_only and self.environment.last_transaction() != self._transaction:
             with self.commit_lock:
                 if self.environment.last_transaction() != self._transaction:
@@ -673,6 +674,18 @@ class Store:
         """What was deleted or replaced is in no file afterwards, and its space given back. uuid: of one collection only."""
         return vacuum(self, uuid, progress)
 
+    def backup(
+        self,
+        where: str | os.PathLike[str],
+        earlier: str | os.PathLike[str] | None = None,
+        *,
+        link: bool = False,
+        options: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> Backup:
+        """See `backup.py`."""
+        return backup(self, where, earlier, link=link, options=options, progress=progress)
+
     def flush(self, uuid: bytes | None = None) -> None:
         """Moves memtables into segments; returns when they are on disk. uuid: of one collection only."""
         self.check_writable()
@@ -683,7 +696,7 @@ class Store:
 
     def verify(self, uuid: bytes | None = None) -> Report:
         """Reads everything of the database, or of one collection, and reports what is not as it was written."""
-        self._refresh()
+        self.refresh()
         return verify(self, uuid)
 
     def check_tables(self) -> None:
@@ -705,13 +718,14 @@ class Store:
 
     # -- closing ------------------------------------------------------------------------------------
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises Closed."""
         if self.closed is not None:
             raise Closed(f"{self.path} is not usable: {self.closed}")
 
     def check_writable(self) -> None:
         """Raises Closed or ReadOnly."""
-        self._check_open()
+        self.check_open()
         if self.read_only:
             raise ReadOnly(f"{self.path} is open read-only; open it without read_only to write")
 
