@@ -34,6 +34,7 @@ from .search.calibrate import Report as RecallReport
 from .search.indexes import why_auto
 from .search.plan import PartPlan, Plan
 from .search.planner import Asked
+from .upkeep.verifying import index_problems
 
 if TYPE_CHECKING:
     from .embed import Embedding
@@ -478,9 +479,9 @@ class Collection:
             probed=None if self._prober is None else self._prober.of(self._uuid, name),
         )
 
-    def verify(self) -> Report:
-        """Reads every byte of the collection and compares it with its checksums; `report.damage` lists what is wrong."""
-        return self._open_store().verify(self._uuid)
+    def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
+        """As `Database.verify`, of this collection alone."""
+        return self._open_store().verify(self._uuid, progress, repair, index_problems)
 
     @property
     def name(self) -> str:

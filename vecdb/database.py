@@ -9,10 +9,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vecdb_storage.backup import Backup, restore
+from vecdb_storage.metrics import Metrics
 from vecdb_storage.registry import open_store, temporary_store
 from vecdb_storage.store import Store
 from vecdb_storage.vacuum import Vacuumed
@@ -24,6 +26,7 @@ from .schema import AUTO, Dense, Dtype, Metric, Sparse, checked_field, checked_n
 from .search.executor import Executor
 from .upkeep.indexing import indexer_of
 from .upkeep.probing import Prober
+from .upkeep.verifying import index_problems
 
 if TYPE_CHECKING:
     from .embed import Encoder
@@ -82,7 +85,12 @@ def restore_database(
     where: what was given to `Database.backup`. Every file is compared with its checksum, and the database is there when all
     were right, not before. Raises NotFound, AlreadyExists, Corruption, NewerFormat, DiskFull, StorageError.
     """
-    restore(where, path, options=options, progress=progress)
+    restore(_location(where), Path(path), options=options, progress=progress)
+
+
+def _location(where: str | os.PathLike[str]) -> str:
+    """A directory or URL as text."""
+    return os.fspath(where)
 
 
 class Database:
@@ -210,9 +218,14 @@ class Database:
         self.collection(collection)
         store.alter_schema(store.collections()[collection], add)
 
-    def verify(self) -> Report:
-        """Reads every byte of the database and compares it with its checksums; `report.damage` lists what is wrong."""
-        return self._store_open().verify()
+    def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Reads every byte of the database and compares it with its checksums, and every index with its rows.
+
+        `report.damage` lists what is wrong: file, array, block, what is lost and what to do. repair: makes again what can
+        be made again, and moves what is damaged to `quarantine/`; `ids` of each finding are then the points that are lost.
+        progress: called with the bytes done, of all. Safe beside readers and writers.
+        """
+        return self._store_open().verify(None, progress, repair, index_problems)
 
     def vacuum(self, progress: Callable[[int, int], None] | None = None) -> Vacuumed:
         """Gives back the space of what was deleted or replaced; afterwards those payloads and vectors are in no file.
@@ -239,7 +252,17 @@ class Database:
 
         `vecdb.restore` is the way back. Raises AlreadyExists, NotFound, Corruption, InvalidInput, DiskFull, StorageError.
         """
-        return self._store_open().backup(where, earlier, link=link, options=options, progress=progress)
+        return self._store_open().backup(
+            _location(where), None if earlier is None else _location(earlier), link=link, options=options, progress=progress
+        )
+
+    def info(self) -> Metrics:
+        """Figures about the database's files since it was opened: amplification, log, flushes, merges, readers, and more.
+
+        `info().flat()` has them by the names under which they are monitored, as "vecdb.storage.write_amplification". Those of a
+        collection are in `Collection.info`.
+        """
+        return self._store_open().metrics()
 
     def flush(self) -> None:
         """Moves all rows that are only in memory and in the log into segments."""

@@ -286,14 +286,17 @@ class _Checked:
 class ArrayFile:
     """An array file mapped into memory. Blocks are checked against their xxh3 before their first use."""
 
-    def __init__(self, files: Files, path: Path, store: bytes | None = None) -> None:
-        """store: the uuid the footer must carry. Raises NotFound, Corruption, NewerFormat or StorageError."""
+    def __init__(self, files: Files, path: Path, store: bytes | None = None, *, check_header: bool = True) -> None:
+        """store: the uuid the footer must carry. check_header: false to save what can be saved without it.
+
+        Raises NotFound, Corruption, NewerFormat or StorageError.
+        """
         self.path, self._files = path, files
         self._fd = files.open(path)
         self._lock = threading.Lock()
         try:
             self.size = files.size(path)
-            directory = self._read_directory(store)
+            directory = self._read_directory(store, check_header)
             self.meta: dict[str, Any] = directory["meta"]
             self._map = files.map(self._fd, self.size, path)
         except BaseException:
@@ -310,7 +313,7 @@ class ArrayFile:
             self.close()
             raise Corruption(f"the directory of arrays cannot be right: {error!r}", file=str(path)) from error
 
-    def _read_directory(self, store: bytes | None) -> dict[str, Any]:
+    def _read_directory(self, store: bytes | None, check_header: bool) -> dict[str, Any]:
         name = str(self.path)
         if self.size < _HEADER.size + _FOOTER.size:
             raise Corruption(f"{self.size} bytes are too few for an array file; it was cut short", file=name)
@@ -321,7 +324,7 @@ class ArrayFile:
         if version > VERSION:
             raise NewerFormat(f"{name} has format {version}; this vecdb reads up to {VERSION}", needs=f"format {version}")
         header = self._files.read_at(self._fd, 0, _HEADER.size, self.path)
-        if header != _header(uuid, _HEADER.unpack(header)[3]):
+        if check_header and header != _header(uuid, _HEADER.unpack(header)[3]):
             raise Corruption("the header is damaged", file=name)
         if store is not None and uuid != store:
             raise Corruption(f"it belongs to another store ({uuid.hex()})", file=name)
@@ -341,14 +344,21 @@ class ArrayFile:
     def names(self) -> Iterator[str]:
         return iter(self._arrays)
 
+    def entry(self, name: str) -> dict[str, Any]:
+        """What the directory says of an array."""
+        return self._checked[name].entry
+
     def unchecked(self, name: str) -> Array:
         """The array as it lies on disk; for arrays whose blocks the caller checks as it goes."""
+        if name not in self._arrays:
+            raise _Absent("the file has no such array", file=str(self.path), array=name)
         return self._arrays[name]
 
     def array(self, name: str) -> Array:
         """The array, all of its blocks checked. Raises Corruption naming file, array and block."""
-        self.check(name, 0, self._checked[name].entry["bytes"])
-        return self._arrays[name]
+        array = self.unchecked(name)
+        self.check(name, 0, array.nbytes)
+        return array
 
     def check(self, name: str, start: int, stop: int) -> None:
         """Compares the blocks under bytes start..stop of an array with their checksums, once each."""
@@ -425,8 +435,6 @@ class CheckedArrays(Mapping[str, Array]):
         self._file = file
 
     def __getitem__(self, name: str) -> Array:
-        if name not in self._file:
-            raise _Absent("the file has no such array", file=str(self._file.path), array=name)
         return self._file.array(name)
 
     def __contains__(self, name: object) -> bool:

@@ -14,7 +14,6 @@ Everything may be called from any thread, beside readers, writers, merges and va
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,8 +66,8 @@ class _Wanted:
 
 def backup(
     store: Store,
-    where: str | os.PathLike[str],
-    earlier: str | os.PathLike[str] | None = None,
+    where: str | Path,
+    earlier: str | Path | None = None,
     *,
     link: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -253,8 +252,8 @@ def _read(place: Place) -> _Manifest:
 
 
 def restore(
-    where: str | os.PathLike[str],
-    path: str | os.PathLike[str],
+    where: str | Path,
+    path: str | Path,
     *,
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -267,7 +266,7 @@ def restore(
     """
     files = files or Files()
     found = _read(place_of(files, where, options))
-    target = Folder(files, Path(os.fspath(path)).absolute())
+    target = Folder(files, Path(path).absolute())
     if kind := files.on_network(target.path):
         raise InvalidInput(
             f"{target.path} is on a network file system ({kind}), where locks cannot be trusted; use a local disk"

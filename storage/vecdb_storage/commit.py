@@ -90,6 +90,10 @@ class Operation(Protocol):
     def room(self) -> int:
         """About how many bytes `run` will put."""
 
+    @property
+    def size(self) -> int:
+        """About how many bytes of the user's it writes."""
+
     def run(self, section: Section) -> Any:
         """Raises a VecdbError before it has changed anything, or returns the caller's result."""
 
@@ -124,6 +128,10 @@ class WriteRows:
     @property
     def room(self) -> int:
         return len(self.record) if self.record is not None else 1 << 16
+
+    @property
+    def size(self) -> int:
+        return self.batch.nbytes
 
     def run(self, section: Section) -> int:
         state = section.state(self.uuid)
@@ -160,6 +168,8 @@ class DeleteRows:
     def room(self) -> int:
         return 64 * len(self.keys)
 
+    size = room
+
     def run(self, section: Section) -> int:
         state = section.state(self.uuid)
         keys = [key for key, _ in _chosen(state, self.keys, self.as_of)]
@@ -187,6 +197,10 @@ class ChangePayloads:
     def room(self) -> int:
         return 8192 * len(self.keys)
 
+    @property
+    def size(self) -> int:
+        return 64 * len(self.keys)
+
     def run(self, section: Section) -> int:
         state = section.state(self.uuid)
         chosen = _chosen(state, self.keys, self.as_of)
@@ -206,6 +220,7 @@ class ChangeCatalog:
 
     change: Callable[[Section], Any]
     room: int = 1 << 16
+    size: int = 0
 
     def run(self, section: Section) -> Any:
         return self.change(section)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,8 @@ TABLES = ("meta", "catalog", "manifest", "tombstones", "log", "garbage", "checkp
 MAP_SIZE = 1 << 40
 PART = 65_520 - 8  # with its checksum and LMDB's page header, a part fills sixteen pages exactly
 _MOST_SLACK = 16 << 20
+_PAGE = 4096
+_TREES = 8 * _PAGE  # that a commit writes anew: about a path in each of the trees that it changes, and a meta page
 _LOOKS = 10  # at a file that a writer changes meanwhile
 Transaction = Any
 _T = TypeVar("_T")
@@ -107,6 +109,7 @@ class Environment:
     ) -> None:
         """fresh: the file is new. copy_of: it is a copy that LMDB has just made, as of this transaction."""
         self._files, self.path, self.read_only = files, path, read_only
+        self.written = 0  # bytes, about: of what was put, and of the pages of the trees above it
         self.base = 0  # LMDB numbers the transactions of a copy from 1; ours go on from those of the generation before
         if not fresh:
             newest = check_before_open(files, path)
@@ -220,6 +223,7 @@ class Environment:
         except BaseException:
             txn.abort()
             raise
+        self.written += _TREES
         try:
             with self._typed():
                 txn.commit()
@@ -242,6 +246,10 @@ class Environment:
         """Frees the reader slots of processes that died; returns how many."""
         return int(self._env.reader_check())
 
+    def readers(self) -> int:
+        """Slots of the reader table that are in use, by all processes."""
+        return int(self._env.info()["num_readers"])
+
     def get(self, txn: Transaction, table: str, key: bytes) -> bytes | None:
         value = txn.get(key, db=self._tables[table])
         return None if value is None else self._checked(table, key, value)
@@ -249,6 +257,8 @@ class Environment:
     def put(self, txn: Transaction, table: str, key: bytes, value: bytes | memoryview) -> None:
         """Within `commit`, which types LMDB's errors."""
         txn.put(key, b"".join([_sum(key, value), value]), db=self._tables[table])
+        size = len(key) + len(value) + 24
+        self.written += size if size < _PAGE // 2 else -(-size // _PAGE) * _PAGE  # what is larger has pages of its own
 
     def delete(self, txn: Transaction, table: str, key: bytes) -> None:
         txn.delete(key, db=self._tables[table])
@@ -275,6 +285,33 @@ class Environment:
             parts.append(part)
         if parts:
             yield b"".join(parts)
+
+    def damaged(self, txn: Transaction, table: str) -> Iterator[tuple[bytes, str]]:
+        """Keys whose values are not what was written, with what is wrong."""
+        with txn.cursor(db=self._tables[table]) as cursor:
+            for key, value in cursor:
+                try:
+                    self._checked(table, key, value)
+                except Corruption as error:
+                    yield key, str(error)
+
+    def intact(self, txn: Transaction, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values that are what was written."""
+        with txn.cursor(db=self._tables[table]) as cursor:
+            for key, value in cursor:
+                with suppress(Corruption):
+                    yield key, self._checked(table, key, value)
+
+    def raw(self, txn: Transaction, table: str, prefix: bytes) -> bytes:
+        """Values as they lie, damaged or not, end to end."""
+        parts = []
+        with txn.cursor(db=self._tables[table]) as cursor:
+            if cursor.set_range(prefix):
+                for key, value in cursor:
+                    if not key.startswith(prefix):
+                        break
+                    parts.append(value)
+        return b"".join(parts)
 
     def delete_prefix(self, txn: Transaction, table: str, prefix: bytes, until: bytes | None = None) -> int:
         """Deletes the keys that begin with `prefix` (and sort before `until`, if given); returns how many."""

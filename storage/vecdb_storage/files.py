@@ -2,7 +2,7 @@
 
 `Files` is the real one. Tests hand the store a subclass that fails, cuts short, delays or loses the n-th
 call; so each method is one system call, or a loop of one, and nothing else in this package imports `os` for
-input or output. An OSError leaves as a typed error that names the file. Stateless, so safe in any thread.
+input or output. An OSError leaves as a typed error that names the file. Safe in any thread.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class typed:  # noqa: N801 (it reads as a verb; a class, since each small commit
 
 
 class Files:
-    """The operating system's files. Methods raise StorageError, DiskFull or NotFound."""
+    """The operating system's files. Methods raise StorageError, DiskFull or NotFound. written: bytes so far, for metrics."""
+
+    written = 0
 
     def create(self, path: Path) -> int:
         """A descriptor on a new empty file; an old one of that name is a leftover and is replaced."""
@@ -73,6 +75,7 @@ class Files:
     def write(self, fd: int, data: Buffer, path: Path) -> None:
         """All of `data` at the end of what was written."""
         view = memoryview(data).cast("B")
+        self.written += len(view)
         with typed(path, "write"):
             while len(view):
                 view = view[os.write(fd, view) :]
@@ -84,6 +87,7 @@ class Files:
             self.write(fd, view, path)
             self.sync(fd, path)
             return
+        self.written += len(view)
         with typed(path, "write"):
             while len(view):
                 view = view[os.pwritev(fd, [view], -1, os.RWF_DSYNC) :]  # -1: at the end of what was written

@@ -10,6 +10,7 @@ Belongs to one Store. `flush` and `wait_for_room` may be called from any thread;
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ class Flusher:
         self._total = 0  # their sum, kept, since there may be thousands of collections
         self._frozen = 0  # bytes of the one being flushed
         self._room = threading.Condition()  # writers wait here while the memtables are over their bound
+        self.count, self.seconds = 0, 0.0  # flushes done, and the time that they took
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
 
@@ -62,7 +64,7 @@ class Flusher:
         self.make_room()
 
     def _flush(self, uuid: bytes) -> None:
-        store = self._store
+        store, started = self._store, time.perf_counter()
         with self.lock:
             with store.commit_lock:
                 state = store.states.get(uuid)
@@ -91,6 +93,8 @@ class Flusher:
                     if written is not None:
                         store.discard(uuid, written.segment)
                 store.growing.delete_unnamed(uuid, extents)
+            self.count += 1
+            self.seconds += time.perf_counter() - started
 
     def _write(self, state: CollectionState, memtable: Memtable, seq: int, growing: Growing | None) -> _Flushed | None:
         """The rows alive at `seq` as a segment file, or None if there are none."""

@@ -66,7 +66,8 @@ class Manifest:
             numbers = [manifest.flushed, *(n for s in manifest.segments for n in (s.rows, s.bytes, s.seq or 0))]
             if not all(type(n) is int and n >= 0 for n in numbers):
                 raise ValueError("a number of it is none")
-            if any(not name or "/" in name or "\0" in name for s in manifest.segments for name in s.files):
+            names = [name for s in manifest.segments for name in s.files]
+            if not all(isinstance(name, str) and name and not {"/", "\0"} & {*name} for name in names):
                 raise ValueError("a name of it is none")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Corruption(f"a manifest cannot be right: {error!r}", array="manifest") from error

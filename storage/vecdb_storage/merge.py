@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -240,6 +241,7 @@ class Merger:
         self.lock = threading.Lock()
         self._state = threading.Lock()  # guards `_busy`, for moments only
         self._busy: set[str] = set()  # segments of merges that are not committed yet
+        self._written: set[Path] = set()  # their files
         self._damaged: set[str] = set()  # segments that could not be read
         self.finisher: Callable[[Merged], bool] | None = None  # takes a merge over, to `commit` it later; see above
         self.error: VecdbError | None = None  # why the last one in the background failed
@@ -333,6 +335,8 @@ class Merger:
                     self._damaged |= {name for name in merged.names if name in str(error)}
             raise
         merged.segment = Segment(store.files, path, store.uuid, None)
+        with self._state:
+            self._written.add(path)
 
     def _pause(self) -> None:
         """Between two pieces of work: waits while writers are being held back, and gives up when the store is closed."""
@@ -395,6 +399,8 @@ class Merger:
             store.discard(merged.uuid, merged.segment, (indexes or {}).values())
         with self._state:
             self._busy -= merged.names
+            if merged.segment is not None:
+                self._written.discard(merged.segment.file.path)
         merged.error = error
         merged.done.set()
 
@@ -412,6 +418,18 @@ class Merger:
                 return True
         state = self._store.states.get(uuid)
         return state is not None and name in choose(self._healthy(candidates(state)))
+
+    @property
+    def busy(self) -> int:
+        """Segments that are in a merge."""
+        with self._state:
+            return len(self._busy)
+
+    @property
+    def files(self) -> set[Path]:
+        """Files of merges that are written and not committed yet."""
+        with self._state:
+            return set(self._written)
 
     def _healthy(self, segments: list[Candidate]) -> list[Candidate]:
         return [each for each in segments if each.name not in self._damaged]

@@ -6,7 +6,7 @@ store's own promise. Safe in any thread.
 
 from __future__ import annotations
 
-import os
+import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,6 +99,7 @@ class Folder:
         return self._files.link(source, self.path / path)
 
     def finish(self, path: str, data: bytes) -> None:
+        self._make((self.path / path).parent)
         for folder in sorted(self._made):
             if folder == self.path or self.path in folder.parents:
                 self._files.sync_directory(folder)
@@ -114,7 +115,7 @@ class Folder:
     def leave(self, scratch: Path) -> None: ...
 
     def sibling(self, location: str) -> Folder:
-        return Folder(self._files, Path(os.path.normpath(self.path / location)))
+        return Folder(self._files, Path(posixpath.normpath(self.path / location)))
 
 
 class Remote:
@@ -165,7 +166,7 @@ class Remote:
     def sibling(self, location: str) -> Remote:
         if "://" not in location:
             scheme, _, path = self.location.partition("://")
-            location = f"{scheme}://{os.path.normpath(f'{path}/{location}')}"
+            location = f"{scheme}://{posixpath.normpath(f'{path}/{location}')}"
         return Remote(location, self._options)
 
 
@@ -184,9 +185,9 @@ class _typed:  # noqa: N801 (it reads as a verb)
             raise StorageError(f"cannot {self._verb} {self._name}: {error}", file=self._name) from error
 
 
-def place_of(files: Files, where: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Place:
+def place_of(files: Files, where: str | Path, options: Mapping[str, Any] | None = None) -> Place:
     """A directory, or a URL. options: for fsspec."""
-    text = os.fspath(where)
+    text = str(where)
     if not text:
         raise InvalidInput("the path of the backup is empty")
     if "://" in text:

@@ -7,6 +7,7 @@ snapshot's seq count. Safe in any thread; it blocks nobody. Files deleted meanwh
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -134,6 +135,7 @@ class Snapshot:
         memtables: Sequence[Memtable],
     ) -> None:
         self.seq, self.schema = seq, schema
+        self.published = time.monotonic()
         self._segments = segments
         self._memtables: list[tuple[int, Memtable]] = []
         self.parts: list[Part] = list(self._segments)

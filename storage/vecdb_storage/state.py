@@ -37,6 +37,7 @@ class CollectionState:
         self.last_seq = manifest.flushed
         self.snapshot: Snapshot | None = None
         self.damage: VecdbError | None = None  # what kept this collection from being opened
+        self.broken: dict[str, VecdbError] = {}  # segments that could not be opened
 
     @property
     def layout(self) -> dict[str, tuple[int, np.dtype[Any]]]:
@@ -69,11 +70,12 @@ class CollectionState:
         self.segments.append(segment)
         self.tombstones[segment.name] = tombstones
 
-    def publish(self, seq: int) -> None:
+    def publish(self, seq: int) -> Snapshot:
         """From now on readers see everything up to `seq`."""
         indexes = {entry.name: entry.indexes for entry in self.manifest.segments}
         parts = [SegmentPart(s, self.tombstones[s.name], indexes.get(s.name, {})) for s in self.segments]
         self.snapshot = Snapshot(seq, self.schema, parts, self.memtables)
+        return self.snapshot
 
     # -- the rule -----------------------------------------------------------------------------------
 

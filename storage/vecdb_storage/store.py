@@ -18,6 +18,7 @@ import shutil
 import threading
 import time
 import uuid as uuid_module
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,7 +43,7 @@ from .commit import (
     Section,
     WriteRows,
 )
-from .environment import TABLES, Environment, Transaction
+from .environment import Environment, Transaction
 from .errors import (
     AlreadyExists,
     Closed,
@@ -62,13 +63,14 @@ from .ids import Id, hashes_of
 from .locks import WriterLock
 from .manifest import SUFFIX, Manifest, SegmentEntry
 from .merge import Merger
+from .metrics import Metrics, metrics_of
 from .segment import Segment
 from .snapshot import Snapshot
 from .state import CollectionState
 from .tombstones import Tombstones, from_chunks
 from .ulid import ulid
-from .vacuum import Progress, Vacuumed, clear_generations, vacuum
-from .verify import Report, verify
+from .vacuum import Progress, Vacuumed, clear_generations, generation_of, vacuum
+from .verify import Also, Report, verify
 
 FORMAT = 1
 ATTACHMENT, INDEX = ".arr", ".idx"
@@ -101,6 +103,8 @@ class Store:
         self._decoded: dict[tuple[bytes, int], Batch] = {}  # log records a reader has seen, by key
         self.states: dict[bytes, CollectionState] = {}
         self.seq = 0
+        self.accepted = 0  # bytes of rows and deletes that commits took, for metrics
+        self.snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
         self._transaction = -1
         self._lock = None if read_only or temporary else WriterLock(path / "LOCK")
         try:
@@ -156,6 +160,7 @@ class Store:
 
     def use(self, environment: Environment) -> None:
         """Commits go to another generation. Whoever reads the old one may finish: it is closed when nobody holds it."""
+        environment.written += self.environment.written
         self.environment, self._transaction = environment, environment.last_transaction()
 
     def _clear_up(self) -> None:
@@ -191,7 +196,7 @@ class Store:
             if state.damage is None:
                 self._restore(state, tombstones, records)
         for state in states.values():
-            state.publish(seq)
+            self.snapshots.add(state.publish(seq))
         self.states, self.seq, self._transaction = states, seq, transaction
         self.flusher.note(None, states)
 
@@ -202,32 +207,48 @@ class Store:
         for name, value in list(self.environment.scan(txn, "catalog", b"")):
             parsed = orjson.loads(value)
             uuid = bytes.fromhex(parsed["uuid"])
-            manifest = Manifest.from_json(self.environment.get(txn, "manifest", uuid) or b"")
+            try:
+                manifest = Manifest.from_json(self.environment.get(txn, "manifest", uuid) or b"")
+            except (Corruption, ValueError, KeyError, TypeError) as error:
+                states[uuid] = CollectionState(uuid, name.decode(), parsed["schema"], Manifest())
+                states[uuid].damage = _as_corruption(
+                    error, "the manifest cannot be read", str(self.environment.path), "manifest"
+                )
+                continue
             state, applied = self._followed(uuid, name.decode(), parsed["schema"], manifest)
-            tombstones = {}
-            for entry in () if applied else manifest.segments:
-                chunks = {
-                    int.from_bytes(key[-4:], "big"): np.frombuffer(chunk, np.uint64)
-                    for key, chunk in self.environment.scan(txn, "tombstones", entry.name.encode())
-                }
-                tombstones[entry.name] = from_chunks(entry.rows, chunks)
+            tombstones: dict[str, Tombstones] = {}
             records: dict[int, list[bytes] | Batch] = {}
-            for key, part in self.environment.scan(txn, "log", uuid, (state.last_seq + 1).to_bytes(8, "big")):
-                seq = int.from_bytes(key[16:24], "big")
-                known = self._decoded.get((uuid, seq))
-                seen.add((uuid, seq))
-                if known is not None:
-                    records[seq] = known
-                else:
-                    parts = records.setdefault(seq, [])
-                    assert isinstance(parts, list)
-                    parts.append(part)
             states[uuid] = state
+            try:
+                for entry in () if applied else manifest.segments:
+                    tombstones[entry.name] = self._read_tombstones(txn, entry)
+                self._read_log(txn, state, records)
+            except Corruption as error:
+                state.damage = error
+            seen |= {(uuid, seq) for seq in records}
             replays.append((state, tombstones, records))
             if applied:
                 seen |= {key for key in self._decoded if key[0] == uuid}
         self._decoded = {key: batch for key, batch in self._decoded.items() if key in seen}
         return states, replays
+
+    def _read_tombstones(self, txn: Transaction, entry: SegmentEntry) -> Tombstones:
+        chunks = {}
+        for key, chunk in self.environment.scan(txn, "tombstones", entry.name.encode()):
+            chunks[int.from_bytes(key[-4:], "big")] = np.frombuffer(chunk, np.uint64)
+        return from_chunks(entry.rows, chunks)
+
+    def _read_log(self, txn: Transaction, state: CollectionState, records: dict[int, list[bytes] | Batch]) -> None:
+        """The parts of each record that is newer than the state, or the batch that a reader has made of it before."""
+        for key, part in self.environment.scan(txn, "log", state.uuid, (state.last_seq + 1).to_bytes(8, "big")):
+            seq = int.from_bytes(key[16:24], "big")
+            known = self._decoded.get((state.uuid, seq))
+            if known is not None:
+                records[seq] = known
+            else:
+                parts = records.setdefault(seq, [])
+                assert isinstance(parts, list)
+                parts.append(part)
 
     def _followed(self, uuid: bytes, name: str, schema: dict[str, Any], manifest: Manifest) -> tuple[CollectionState, bool]:
         """The state to bring up to date, and whether it is one that a reader has, and that only lacks the newest log."""
@@ -244,15 +265,17 @@ class Store:
             if old is state:
                 continue
             known = {segment.name: segment for segment in old.segments} if old else {}
-            try:
-                for entry in state.manifest.segments:
+            for entry in state.manifest.segments:
+                try:
                     state.attach(known.get(entry.name) or self._open_segment(uuid, entry), Tombstones(entry.rows))
-            except NotFound as error:
-                if not last_try and self.read_only:
-                    raise _Vanished from error
-                state.damage = Corruption(f"the manifest names it, but it is gone: {error}; restore it from a backup")
-            except Corruption as error:
-                state.damage = error
+                except NotFound as error:
+                    if not last_try and self.read_only:
+                        raise _Vanished from error
+                    path = str(self.segment_path(uuid, entry.name))
+                    state.broken[entry.name] = Corruption(f"the manifest names it, but it is gone: {error}", file=path)
+                except Corruption as error:
+                    state.broken[entry.name] = error
+            state.damage = state.damage or next(iter(state.broken.values()), None)
 
     def _open_segment(self, uuid: bytes, entry: SegmentEntry) -> Segment:
         segment = Segment(self.files, self.segment_path(uuid, entry.name), self.uuid, entry.seq)
@@ -585,6 +608,7 @@ class Store:
                 return section
 
             self.transact(sum(request.operation.room for request in group), run)
+            self.accepted += sum(request.operation.size for request in group if request.error is None)
         self.flusher.flush_if_large()
 
     def transact(self, room: int, run: Callable[[Transaction], Section]) -> None:
@@ -614,7 +638,7 @@ class Store:
         changed = bool(section.touched)
         self.flusher.note(section.touched, section.states)
         for uuid in section.touched & section.states.keys():
-            section.states[uuid].publish(self.seq)
+            self.snapshots.add(section.states[uuid].publish(self.seq))
         self.states = section.states
         self.garbage.add(section.dropped)
         if changed:
@@ -676,8 +700,8 @@ class Store:
 
     def backup(
         self,
-        where: str | os.PathLike[str],
-        earlier: str | os.PathLike[str] | None = None,
+        where: str | Path,
+        earlier: str | Path | None = None,
         *,
         link: bool = False,
         options: Mapping[str, Any] | None = None,
@@ -694,22 +718,30 @@ class Store:
         for one in [uuid] if uuid is not None else list(self.states):
             self.flusher.flush(one)
 
-    def verify(self, uuid: bytes | None = None) -> Report:
-        """Reads everything of the database, or of one collection, and reports what is not as it was written."""
-        self.refresh()
-        return verify(self, uuid)
-
-    def check_tables(self) -> None:
-        """Reads every value of the LMDB tables. Raises Corruption."""
-        with self.environment.read() as txn:
-            for table in TABLES:
-                for _ in self.environment.scan(txn, table, b""):
-                    pass
+    def verify(
+        self,
+        uuid: bytes | None = None,
+        progress: Progress | None = None,
+        repair: bool = False,
+        also: Also | None = None,
+    ) -> Report:
+        """Reads everything of the database, or of one collection, and reports what is wrong; see `verify.py`."""
+        return verify(self, uuid, progress, repair, also)
 
     @property
     def meta_bytes(self) -> int:
         """The length of the LMDB file."""
         return self.environment.size()
+
+    @property
+    def generation(self) -> int:
+        """How many LMDB files there have been, this one included."""
+        return generation_of(self.environment.path.name)
+
+    def metrics(self) -> Metrics:
+        """Figures for monitoring; see `metrics.py`."""
+        self.check_open()
+        return metrics_of(self)
 
     def bytes_on_disk(self) -> int:
         """The lengths of all files of the database, those that are on their way out included."""
@@ -784,6 +816,10 @@ class Store:
         self._shut = True
         if self._lock is not None:
             self._lock.release()
+
+
+def _as_corruption(error: Exception, message: str, file: str, array: str) -> Corruption:
+    return error if isinstance(error, Corruption) else Corruption(f"{message}: {error!r}", file=file, array=array)
 
 
 def described(uuid: bytes, meta: str) -> bytes:

@@ -61,7 +61,7 @@ def _next_generation(store: Store) -> None:
     with store.generation_lock, store.commit_lock:
         store.check_writable()
         old = store.environment
-        name = f"meta-{_generation(old.path.name) + 1}.mdb"
+        name = f"meta-{generation_of(old.path.name) + 1}.mdb"
         path = store.path / name
         temporary = store.path / (name + ".tmp")
         try:
@@ -119,7 +119,7 @@ def clear_generations(store: Store) -> None:
         with suppress(VecdbError):
             if name.endswith(".tmp"):
                 store.files.unlink(path)
-            elif _generation(name) < _generation(current.path.name):
+            elif generation_of(name) < generation_of(current.path.name):
                 with suppress(Corruption):
                     old = Environment(store.files, path, read_only=False)
                     supersede(old, current.path.name)
@@ -148,7 +148,8 @@ def _is_unused_copy(store: Store, path: Path) -> bool:
 COPIED = 2  # transactions of a copy: LMDB's own, and the one that stamps it
 
 
-def _generation(name: str) -> int:
+def generation_of(name: str) -> int:
+    """The number in the name of a meta file."""
     match = _META.fullmatch(name)
     return int(match[1]) if match else 0
 
