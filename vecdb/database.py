@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .ingest.hnswlib import Progress
 
 
+_NAMED = 20  # collections that an error names
+
+
 def open_database(
     path: str | os.PathLike[str],
     read_only: bool = False,
@@ -152,7 +155,7 @@ class Database:
         Until it is complete, the collection has the name with ".importing" added; on any error it is dropped. Raises
         AlreadyExists, NotFound, StorageError, ReadOnly; InvalidInput, InvalidVector, InvalidId, DuplicateId name the file.
         """
-        if checked_name(name) in self._writable().collections():
+        if self._writable().uuid_of(checked_name(name)) is not None:
             raise AlreadyExists(f"collection {name!r} exists; choose another name, or drop it first")
         from .ingest.hnswlib import import_file
 
@@ -163,10 +166,12 @@ class Database:
 
         Raises NotFound, or EncoderMismatch when its texts were embedded by another encoder.
         """
-        names = self._store_open().collections()
-        if name not in names:
-            raise NotFound(f"no collection {name!r}; there are: {', '.join(names) or 'none'}")
-        collection = self._collection(name, names[name])
+        uuid = self._store_open().uuid_of(name)
+        if uuid is None:
+            names = self.collections()
+            some = [*names[:_NAMED], *(["…"] if len(names) > _NAMED else [])]
+            raise NotFound(f"no collection {name!r}; there are: {', '.join(some) or 'none'}")
+        collection = self._collection(name, uuid)
         if embed is not None:
             collection.embedding.adopt(embed)
         return collection
@@ -175,7 +180,7 @@ class Database:
         return self.collection(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._store_open().collections()
+        return isinstance(name, str) and self._store_open().uuid_of(name) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.collections())
@@ -216,7 +221,9 @@ class Database:
 
         store = self._writable()
         self.collection(collection)
-        store.alter_schema(store.collections()[collection], add)
+        uuid = store.uuid_of(collection)
+        assert uuid is not None
+        store.alter_schema(uuid, add)
 
     def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
         """Reads every byte of the database and compares it with its checksums, and every index with its rows.

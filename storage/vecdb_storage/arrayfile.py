@@ -24,7 +24,7 @@ import numpy.typing as npt
 import orjson
 import xxhash
 
-from .errors import Corruption, NewerFormat
+from .errors import Corruption, NewerFormat, NotFound
 from .files import Buffer, Files
 
 Array = npt.NDArray[Any]
@@ -292,16 +292,15 @@ class ArrayFile:
         Raises NotFound, Corruption, NewerFormat or StorageError.
         """
         self.path, self._files = path, files
-        self._fd = files.open(path)
         self._lock = threading.Lock()
+        fd = files.open(path)
         try:
             self.size = files.size(path)
-            directory = self._read_directory(store, check_header)
+            directory = self._read_directory(fd, store, check_header)
             self.meta: dict[str, Any] = directory["meta"]
-            self._map = files.map(self._fd, self.size, path)
-        except BaseException:
-            self.close()
-            raise
+            self._map = files.map(fd, self.size, path)
+        finally:
+            files.close(fd)
         self._arrays: dict[str, Array] = {}
         self._checked: dict[str, _Checked] = {}
         try:
@@ -310,27 +309,26 @@ class ArrayFile:
                 blocks = _blocks(entry)
                 self._checked[entry["name"]] = _Checked(entry, np.zeros(blocks, np.bool_), complete=blocks == 0)
         except _STRANGE as error:
-            self.close()
             raise Corruption(f"the directory of arrays cannot be right: {error!r}", file=str(path)) from error
 
-    def _read_directory(self, store: bytes | None, check_header: bool) -> dict[str, Any]:
+    def _read_directory(self, fd: int, store: bytes | None, check_header: bool) -> dict[str, Any]:
         name = str(self.path)
         if self.size < _HEADER.size + _FOOTER.size:
             raise Corruption(f"{self.size} bytes are too few for an array file; it was cut short", file=name)
-        footer = self._files.read_at(self._fd, self.size - _FOOTER.size, _FOOTER.size, self.path)
+        footer = self._files.read_at(fd, self.size - _FOOTER.size, _FOOTER.size, self.path)
         magic, version, _, offset, length, expected, uuid, own = _FOOTER.unpack(footer)
         if magic != _END or own != checksum(footer[:-8]):
             raise Corruption("the footer is damaged or missing; the file was cut short or overwritten", file=name)
         if version > VERSION:
             raise NewerFormat(f"{name} has format {version}; this vecdb reads up to {VERSION}", needs=f"format {version}")
-        header = self._files.read_at(self._fd, 0, _HEADER.size, self.path)
+        header = self._files.read_at(fd, 0, _HEADER.size, self.path)
         if check_header and header != _header(uuid, _HEADER.unpack(header)[3]):
             raise Corruption("the header is damaged", file=name)
         if store is not None and uuid != store:
             raise Corruption(f"it belongs to another store ({uuid.hex()})", file=name)
         if offset + length > self.size:
             raise Corruption("the directory of arrays reaches past the end of the file", file=name)
-        directory = self._files.read_at(self._fd, offset, length, self.path)
+        directory = self._files.read_at(fd, offset, length, self.path)
         if checksum(directory) != expected:
             raise Corruption("the directory of arrays is damaged", file=name)
         try:
@@ -374,14 +372,11 @@ class ArrayFile:
                     self._check_block(checked.entry, block)
                     checked.done[block] = True
             checked.complete = bool(checked.done.all())
-            if all(each.complete for each in self._checked.values()):
-                self.close()  # the mapping has a descriptor of its own
 
     def _check_block(self, entry: dict[str, Any], block: int) -> None:
         start = block * BLOCK
         length = min(BLOCK, entry["bytes"] - start)
-        # By pread and not through the mapping: a read error is then an error and not a SIGBUS.
-        data = self._files.read_at(self._fd, entry["offset"] + start, length, self.path)
+        data = self._read(entry["offset"] + start, length)
         if len(data) != length or checksum(data) != entry["xxh3"][block]:
             raise Corruption(
                 "the bytes are not what was written; restore this file from a backup, or quarantine the segment",
@@ -402,15 +397,16 @@ class ArrayFile:
         finally:
             self._files.close(fd)
 
-    def close(self) -> None:
-        """Gives the descriptor back. Arrays stay valid: they hold the mapping."""
-        if self._fd >= 0:
-            self._files.close(self._fd)
-            self._fd = -1
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
+    def _read(self, offset: int, length: int) -> bytes:
+        """By pread and not through the mapping, as a read error is then an error and not a SIGBUS."""
+        try:
+            fd = self._files.open(self.path)
+        except NotFound:  # it was deleted, and whoever holds it reads on
+            return bytes(self._map[offset : offset + length])
+        try:
+            return self._files.read_at(fd, offset, length, self.path)
+        finally:
+            self._files.close(fd)
 
 
 def _blocks(entry: dict[str, Any]) -> int:

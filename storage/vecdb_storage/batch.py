@@ -21,7 +21,7 @@ from .errors import Corruption, VecdbError
 from .growing import Extent
 from .ids import Id
 
-_MOST_DIM = 1 << 20  # far more than any field has
+_MOST_DIM = 1 << 16  # no field has more
 LEVEL0_BYTES = 8 << 20  # a batch this large is written once, as a level-0 segment, and not to the log
 
 
@@ -103,7 +103,7 @@ def _from_record(record: bytes, vectors_at: Callable[[Extent], npt.NDArray[Any]]
     extent = Extent.from_json(meta["extent"]) if "extent" in meta else None
     if extent is not None:
         (name,) = meta["fields"]
-        _check_extent(extent)
+        _check_extent(extent, len(arrays["payload.offsets"]) - 1)
         arrays[f"field.{name}.vectors"] = vectors_at(extent)
     deleted = {k.removeprefix("delete."): a for k, a in arrays.items() if k.startswith("delete.")}
     deletes = ids_module.from_arrays(deleted).tolist() if deleted else ()
@@ -119,16 +119,13 @@ def _from_record(record: bytes, vectors_at: Callable[[Extent], npt.NDArray[Any]]
     return Batch(keys, fields, payloads, deletes, owned=True, extent=extent)
 
 
-def _check_extent(extent: Extent) -> None:
-    """Raises ValueError or TypeError where an extent leads out of its folder, or to no vectors."""
+def _check_extent(extent: Extent, rows: int) -> None:
+    """Raises ValueError where an extent leads out of its folder, or not to the vectors of so many rows."""
     if not isinstance(extent.name, str) or "/" in extent.name or "\0" in extent.name:
         raise ValueError(f"{extent.name!r} is no file")
     numbers = extent.offset, extent.rows, extent.dim
-    if (
-        not all(type(n) is int and n >= 0 for n in numbers)
-        or extent.dim > _MOST_DIM
-        or extent.dtype not in ("<f4", "<f2", "|i1")
-    ):
+    right = all(type(n) is int and n >= 0 for n in numbers) and extent.rows == rows and extent.dim <= _MOST_DIM
+    if not right or extent.dtype not in ("<f4", "<f2", "|i1"):
         raise ValueError(f"{extent} is no place of vectors")
 
 

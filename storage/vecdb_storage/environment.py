@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from .arrayfile import checksum
-from .errors import Corruption, DiskFull, StorageError
+from .errors import Corruption, DiskFull, StorageError, VecdbError
 from .files import Files
 from .pages import check_tree, parse_meta
 
@@ -37,6 +37,10 @@ TABLES = ("meta", "catalog", "manifest", "tombstones", "log", "garbage", "checkp
 MAP_SIZE = 1 << 40
 PART = 65_520 - 8  # with its checksum and LMDB's page header, a part fills sixteen pages exactly
 _MOST_SLACK = 16 << 20
+_READERS = 1024
+_LOCK_BYTES = 64 * (_READERS - 1) + 192  # of the reader table: a slot is a cache line, and the first is in the header
+_RESERVE = 1 << 20  # bytes of the file that only commits that give space back may use
+_LEAST = _RESERVE // 16  # that is left even by those
 _PAGE = 4096
 _TREES = 8 * _PAGE  # that a commit writes anew: about a path in each of the trees that it changes, and a meta page
 _LOOKS = 10  # at a file that a writer changes meanwhile
@@ -156,19 +160,22 @@ class Environment:
         newest = self.last_transaction() if txn is None else self.transaction_of(txn)
         copied = Environment(self._files, path, read_only=False, copy_of=newest)
         try:
-            copied.commit(1 << 16, lambda new: copied.put(new, "meta", b"base", newest.to_bytes(8, "big")))
+            copied.commit(1 << 12, lambda new: copied.put(new, "meta", b"base", newest.to_bytes(8, "big")), frees=True)
         finally:
             copied.close()
 
     def _open(self, read_only: bool, sync: bool, *, lock: bool = True) -> Any:
-        size = MAP_SIZE
+        size, lock = MAP_SIZE, lock and (not read_only or os.access(self.path.parent, os.W_OK))
+        if lock:
+            # LMDB maps this file and writes to the map; without blocks on a full disk, that would be a SIGBUS.
+            self._files.reserve(self.path.with_name(self.path.name + "-lock"), _LOCK_BYTES)
         while True:
             try:
                 with self._typed():
                     return lmdb.open(
                         str(self.path), map_size=size, subdir=False, readonly=read_only, create=not read_only,
-                        max_dbs=16, max_readers=1024, sync=sync, metasync=sync, meminit=False,
-                        readahead=False, lock=lock and (not read_only or os.access(self.path.parent, os.W_OK)),
+                        max_dbs=16, max_readers=_READERS, sync=sync, metasync=sync, meminit=False,
+                        readahead=False, lock=lock,
                     )  # fmt: skip
             except StorageError as error:
                 if "Cannot allocate memory" not in str(error) or size <= 1 << 28:
@@ -203,19 +210,31 @@ class Environment:
             with txn:
                 yield txn
 
-    def commit(self, room: int, write: Callable[[Transaction], _T]) -> _T:
+    def commit(self, room: int, write: Callable[[Transaction], _T], *, frees: bool = False) -> _T:
         """Runs `write` in one durable transaction; room: about how many bytes it will put.
 
-        An error before LMDB's own commit leaves the disk as it was. One during it has an unknown outcome:
-        StorageError with outcome="unknown", after which the caller must reopen and look.
+        frees: it is to give space back, and may go into the reserve that other commits leave. An error before LMDB's own commit
+        leaves the disk as it was. One during it has an unknown outcome: StorageError or DiskFull with outcome="unknown", after
+        which the caller must reopen and look.
         """
         # The file is kept longer than its last page, so that a file that is shorter has been cut. Its space is taken ahead: a
         # full disk is then met before the commit, and syncs need not wait for the allocation of blocks.
-        needed = (self._env.info()["last_pgno"] + 1) * self._page + 2 * room + (1 << 20)
-        if self._files.size(self.path) < needed:
-            self._files.extend(self.path, needed + min(_MOST_SLACK, needed // 2))
-        with self._typed():
-            txn = self._env.begin(write=True)
+        used = (self._env.info()["last_pgno"] + 1) * self._page
+        needed, size = used + 2 * room + _RESERVE, self._files.size(self.path)
+        if size < needed:
+            try:
+                self._files.extend(self.path, needed + min(_MOST_SLACK, needed // 2))
+            except DiskFull:
+                least = used + 2 * min(room, _RESERVE // 8) + _LEAST
+                if not frees:
+                    raise
+                if size < least:
+                    self._files.extend(self.path, least)
+        try:
+            with self._typed():
+                txn = self._env.begin(write=True)
+        except StorageError as error:  # LMDB gives up for good after some failures
+            raise type(error)(str(error), outcome="unknown", file=str(self.path)) from error
         try:
             with self._typed():
                 result = write(txn)
@@ -224,16 +243,41 @@ class Environment:
             txn.abort()
             raise
         self.written += _TREES
+        before = b""
         try:
+            before = self._meta_pages()
             with self._typed():
                 txn.commit()
         except StorageError as error:
-            if isinstance(error, DiskFull):
-                raise  # pages could not be written, so no meta page names them
-            raise StorageError(f"commit failed: {error}", outcome="unknown", file=str(self.path)) from error
+            with suppress(VecdbError):  # if that fails, too, it is refused when it is opened again
+                self._put_back(before)
+            raise type(error)(f"commit failed: {error}", outcome="unknown", file=str(self.path)) from error
         finally:
             txn.abort()  # does nothing after a commit; after an interrupt before it, lets the next one begin
         return result
+
+    def trim(self) -> None:
+        """Gives back what was reserved ahead of need. For the commit section."""
+        self._files.truncate(self.path, (self._env.info()["last_pgno"] + 1) * self._page + _LEAST)
+
+    def _meta_pages(self) -> bytes:
+        fd = self._files.open(self.path)
+        try:
+            return self._files.read_at(fd, 0, 2 * self._page, self.path)
+        finally:
+            self._files.close(fd)
+
+    def _put_back(self, before: bytes) -> None:
+        """After a failed commit: a meta page that is not of this commit is again what it was.
+
+        Where its new meta page cannot be written, LMDB writes the number of the old one back, and not its roots.
+        """
+        now = self._meta_pages()
+        for number in (0, 1):
+            page = slice(number * self._page, (number + 1) * self._page)
+            same = [parse_meta(pages[page], number, str(self.path)).transaction for pages in (before, now)]
+            if same[0] == same[1] and before[page] != now[page]:
+                self._files.patch(self.path, page.start, before[page])
 
     def last_transaction(self) -> int:
         """The id of the newest commit, by any process."""

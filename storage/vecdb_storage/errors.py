@@ -16,6 +16,12 @@ class VecdbError(Exception):
     applied: int = 0
 
 
+def without_trace(error: VecdbError) -> VecdbError:
+    """An error to keep: its trace would keep alive what the frames held, files that are mapped among it."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
 class InvalidInput(VecdbError, ValueError):
     """The caller's data or arguments are wrong; nothing was written.
 

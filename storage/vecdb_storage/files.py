@@ -7,11 +7,13 @@ input or output. An OSError leaves as a typed error that names the file. Safe in
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
 import stat
 import sys
+import weakref
 from pathlib import Path
 
 from .errors import DiskFull, NotFound, StorageError
@@ -31,6 +33,13 @@ _NETWORK_FILE_SYSTEMS = {
     "lustre",
     "fuse.sshfs",
 }
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap, _munmap = _libc.mmap, _libc.munmap
+_mmap.restype, _MAP_FAILED = ctypes.c_void_p, ctypes.c_void_p(-1).value
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 class typed:  # noqa: N801 (it reads as a verb; a class, since each small commit passes here several times)
@@ -53,6 +62,13 @@ class typed:  # noqa: N801 (it reads as a verb; a class, since each small commit
         if error.errno == errno.ENOENT:
             raise NotFound(message) from error
         raise StorageError(message, file=str(path)) from error
+
+
+def _allocate(fd: int, length: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, length)
+    elif os.fstat(fd).st_size < length:
+        os.ftruncate(fd, length)
 
 
 class Files:
@@ -148,10 +164,11 @@ class Files:
 
     def names(self, path: Path) -> list[str]:
         """What a directory holds, sorted; nothing when it is not there."""
-        try:
-            return sorted(os.listdir(path))
-        except FileNotFoundError:
-            return []
+        with typed(path, "list"):
+            try:
+                return sorted(os.listdir(path))
+            except FileNotFoundError:
+                return []
 
     def exists(self, path: Path) -> bool:
         return os.path.exists(path)
@@ -173,14 +190,23 @@ class Files:
         with typed(path, "extend"):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                if os.fstat(fd).st_size >= length:
-                    return
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(fd, 0, length)
-                else:
-                    os.ftruncate(fd, length)
+                if os.fstat(fd).st_size < length:
+                    _allocate(fd, length)
             finally:
                 os.close(fd)
+
+    def reserve(self, path: Path, length: int) -> None:
+        """Space on the disk for the first bytes of a file that may be long enough, or not be there, and whose bytes stay."""
+        with typed(path, "extend"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                _allocate(fd, length)
+            finally:
+                os.close(fd)
+
+    def truncate(self, path: Path, length: int) -> None:
+        with typed(path, "shorten"):
+            os.truncate(path, length)
 
     def free_bytes(self, path: Path) -> int:
         """What an ordinary user may still write to the file system of `path`."""
@@ -201,9 +227,22 @@ class Files:
                 length -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def map(self, fd: int, length: int, path: Path, offset: int = 0) -> mmap.mmap:
+    def map(self, fd: int, length: int, path: Path, offset: int = 0) -> memoryview:
+        """Bytes of a file as memory that cannot be written to; unmapped when nobody refers to it any more.
+
+        offset: a multiple of mmap.ALLOCATIONGRANULARITY. Python's own mmap keeps a descriptor for each mapping, of which a
+        process may have no more than 1,024; this one keeps none.
+        """
+        if not length:
+            return memoryview(b"")
         with typed(path, "map"):
-            return mmap.mmap(fd, length, access=mmap.ACCESS_READ, offset=offset)
+            address = _mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
+            if address == _MAP_FAILED:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        memory = (ctypes.c_ubyte * length).from_address(address)
+        weakref.finalize(memory, _munmap, address, length).atexit = False  # at the end, threads may still read it
+        return memoryview(memory).toreadonly()
 
     def read(self, path: Path) -> bytes:
         fd = self.open(path)
@@ -211,6 +250,16 @@ class Files:
             return self.read_at(fd, 0, os.fstat(fd).st_size, path)
         finally:
             self.close(fd)
+
+    def patch(self, path: Path, offset: int, data: bytes) -> None:
+        """Changes bytes in the middle of a file, and syncs them."""
+        with typed(path, "write"):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.pwrite(fd, data, offset)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def replace(self, path: Path, data: Buffer) -> None:
         """The whole file anew: after a crash either the old bytes are there or the new."""

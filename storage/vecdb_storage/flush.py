@@ -20,7 +20,7 @@ import numpy as np
 from .batch import FieldRows
 from .commit import Section, log_key
 from .environment import Transaction
-from .errors import StorageError, VecdbError
+from .errors import StorageError, VecdbError, without_trace
 from .growing import Growing
 from .ids import hashes_of
 from .manifest import Manifest, SegmentEntry
@@ -184,13 +184,14 @@ class Flusher:
                     self.flush(largest.uuid)
                 self.error = None
             except Exception as error:  # kept for `info`; the rows are safe in the log, and the next commit tries again
-                self.error = error if isinstance(error, VecdbError) else StorageError(f"flush failed: {error}")
+                self.error = without_trace(error if isinstance(error, VecdbError) else StorageError(f"flush failed: {error}"))
             self.make_room()
 
     def wait_for_room(self) -> None:
         """Holds a writer back while a flush is behind by a whole memtable, so that memory stays bounded."""
         if not self.is_full:
             return
+        self.flush_if_large()  # after an open nobody may have begun one
         with self._room:
             self._room.wait_for(lambda: self._store.closed or self.error is not None or not self.is_full)
         if self.error is not None and not self._store.closed:

@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class WriterLock:
             os.close(self._fd)
             raise Locked(self._refusal(owner), pid=owner.get("pid"), host=owner.get("host")) from error
         note = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time(), "address": address}
-        with typed(path, "write"):
+        with suppress(OSError):  # on a full disk it is locked all the same
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, orjson.dumps(note), 0)
 

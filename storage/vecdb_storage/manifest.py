@@ -64,7 +64,7 @@ class Manifest:
             parsed = orjson.loads(data)
             manifest = Manifest(parsed["flushed"], tuple(SegmentEntry(**s) for s in parsed["segments"]))
             numbers = [manifest.flushed, *(n for s in manifest.segments for n in (s.rows, s.bytes, s.seq or 0))]
-            if not all(type(n) is int and n >= 0 for n in numbers):
+            if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
                 raise ValueError("a number of it is none")
             names = [name for s in manifest.segments for name in s.files]
             if not all(isinstance(name, str) and name and not {"/", "\0"} & {*name} for name in names):

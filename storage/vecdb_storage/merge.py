@@ -26,7 +26,7 @@ import numpy.typing as npt
 from .column_merge import merge_columns
 from .commit import Section
 from .environment import Transaction
-from .errors import Closed, Corruption, DiskFull, StorageError, VecdbError
+from .errors import Closed, Corruption, DiskFull, StorageError, VecdbError, without_trace
 from .ids import IdTable, Rows, concat
 from .manifest import Manifest, SegmentEntry
 from .memtable import GatheredField
@@ -109,14 +109,18 @@ def fits(segments: Sequence[Candidate]) -> bool:
 
 def bins(segments: Sequence[Candidate]) -> list[list[str]]:
     """As few merges as make as few segments as there can be; what is alone and has no dead rows stays as it is."""
+    empty = [each.name for each in segments if each.dead == each.rows]
     groups: list[list[Candidate]] = []
     for each in sorted(segments, key=lambda each: each.live_bytes, reverse=True):
+        if each.dead == each.rows:
+            continue
         group = next((group for group in groups if fits([*group, each])), None)
         if group is None:
             groups.append([each])
         else:
             group.append(each)
-    return [[each.name for each in group] for group in groups if len(group) > 1 or group[0].dead]
+    some = [[each.name for each in group] for group in groups if len(group) > 1 or group[0].dead]
+    return [empty, *some] if empty else some  # these first, as they need no room and give some
 
 
 def candidates(state: CollectionState) -> list[Candidate]:
@@ -262,6 +266,10 @@ class Merger:
         """Drops the dead rows of a collection's segments; returns when it is done."""
         self._all(uuid, lambda segments: bins([each for each in segments if each.dead]))
 
+    def drop_empty(self, uuid: bytes) -> None:
+        """Drops segments without a live row, for which nothing need be written."""
+        self._all(uuid, lambda segments: bins([each for each in segments if each.dead == each.rows]))
+
     def _all(self, uuid: bytes, groups: Callable[[list[Candidate]], list[list[str]]]) -> None:
         begun: list[Merged | None] = [None]
         while None in begun:  # one in the background has taken a segment meanwhile, or the collection went
@@ -321,9 +329,9 @@ class Merger:
         if not work.rows:
             return
         path = store.segment_path(merged.uuid, ulid())
-        needed = sum(source.part.segment.file.size for source in merged.sources)
+        needed = sum(s.part.segment.file.size * len(s.kept) // max(1, s.part.rows) for s in merged.sources)
         free = store.files.free_bytes(path.parent)
-        if free < needed + (64 << 20):
+        if free < needed:
             raise DiskFull(f"a merge may need {needed:,} bytes, and {free:,} are free; free some space", file=str(path))
         writer = SegmentWriter(store.files, path, store.uuid, store.last_transaction())
         try:
@@ -340,7 +348,8 @@ class Merger:
 
     def _pause(self) -> None:
         """Between two pieces of work: waits while writers are being held back, and gives up when the store is closed."""
-        while self._store.flusher.is_full and not self._stopping.is_set():
+        flusher = self._store.flusher
+        while flusher.is_full and flusher.error is None and not self._stopping.is_set():
             time.sleep(0.02)
         if self._stopping.is_set():
             raise Closed("the store was closed")
@@ -459,7 +468,9 @@ class Merger:
                 self.error = None
             except Exception as error:  # kept for `info`; nothing is lost, and the next change tries again
                 if not self._stopping.is_set():
-                    self.error = error if isinstance(error, VecdbError) else StorageError(f"merge failed: {error}")
+                    self.error = without_trace(
+                        error if isinstance(error, VecdbError) else StorageError(f"merge failed: {error}")
+                    )
 
     def _merge_what_should_be(self, uuid: bytes) -> None:
         while not self._stopping.is_set():

@@ -44,6 +44,9 @@ def open_store(path: str | os.PathLike[str], *, read_only: bool = False, files: 
         key = status.st_dev, status.st_ino
         store = _open.get(key)
         if store is None:
+            if not read_only:  # what is there may be so only since a sync that failed
+                files.sync_directory(folder)
+                files.sync_directory(folder.parent)
             store = _open[key] = Store(folder, read_only=read_only, files=files, forget=_forget)
             _stores.add(store)
         elif not read_only:
@@ -78,6 +81,7 @@ def _check_local(files: Files, folder: Path) -> None:
 
 def _create(files: Files, folder: Path, *, sync: bool = True) -> None:
     """An empty database. VECDB is written last: without it there is none, and a creation cut short begins again."""
+    made = [each for each in (folder, *folder.parents) if not files.exists(each)]
     files.make_directory(folder)
     _check_local(files, folder)
     strangers = set(files.names(folder)) - {"LOCK", "segments", "meta-1.mdb", "meta-1.mdb-lock", "VECDB.tmp"}
@@ -100,7 +104,8 @@ def _create(files: Files, folder: Path, *, sync: bool = True) -> None:
         files.make_directory(folder / "segments")
         files.sync_directory(folder)
         files.replace(folder / "VECDB", described(uuid, meta.name))
-        files.sync_directory(folder.parent)
+        for each in made or [folder]:
+            files.sync_directory(each.parent)
     finally:
         lock.release()
 

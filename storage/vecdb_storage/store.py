@@ -74,6 +74,7 @@ from .verify import Also, Report, verify
 
 FORMAT = 1
 ATTACHMENT, INDEX = ".arr", ".idx"
+_FREEING = (DeleteRows, ChangeCatalog)  # operations that may be what makes room
 
 
 class Store:
@@ -93,13 +94,15 @@ class Store:
         self.closed: str | None = None  # why it cannot be used any more
         self._shut = False  # its files and its lock were let go of
         self._pid = os.getpid()
+        self._known: set[Path] = set()  # folders of collections whose names are surely on the disk
         self.commit_lock = threading.RLock()
         self.flusher = Flusher(self)
         self.growing = GrowingFiles(self)
         self.merger = Merger(self)
         self.garbage = Garbage(self)
         self.generation_lock = threading.Lock()  # held while LMDB is copied, and taken before the commit lock
-        self.listeners: list[Callable[[], None]] = []  # called under the commit lock after each commit; to be quick
+        self.listeners: list[Callable[[set[bytes]], None]] = []  # told under the commit lock what a commit changed; to be quick
+        self._names: tuple[object, dict[str, bytes]] = (None, {})  # of the states that are there, and their uuids by name
         self._decoded: dict[tuple[bytes, int], Batch] = {}  # log records a reader has seen, by key
         self.states: dict[bytes, CollectionState] = {}
         self.seq = 0
@@ -336,8 +339,9 @@ class Store:
         self.garbage.sweep()
         current = self.environment.last_transaction()
         root = self.path / "segments"
+        folders = {uuid.hex(): state for uuid, state in self.states.items()}
         for folder in self.files.names(root):
-            state = next((s for uuid, s in self.states.items() if uuid.hex() == folder), None)
+            state = folders.get(folder)
             if state is not None and state.damage is not None:
                 continue
             named = self.files_of(state) if state else set()
@@ -361,6 +365,14 @@ class Store:
         """Name -> uuid, by name."""
         self.refresh()
         return {state.name: uuid for uuid, state in sorted(self.states.items(), key=lambda item: item[1].name)}
+
+    def uuid_of(self, name: str) -> bytes | None:
+        """The collection of that name."""
+        self.refresh()
+        states = self.states
+        if self._names[0] is not states:
+            self._names = states, {state.name: uuid for uuid, state in states.items()}
+        return self._names[1].get(name)
 
     def create_collection(self, name: str, schema: dict[str, Any]) -> bytes:
         """schema: {"fields": {name: {"dim", "dtype", …}}, …}, JSON; kept as it is. Raises AlreadyExists."""
@@ -414,6 +426,7 @@ class Store:
                 raise AlreadyExists(f"collection {new!r} exists")
             section.environment.delete(section.txn, "catalog", old.encode())
             state.name = new
+            section.states = dict(section.states)  # another set of names
             section.put_catalog(state)
 
         self._submit(ChangeCatalog(rename))
@@ -566,11 +579,12 @@ class Store:
                 self.garbage.remove(self.folder(uuid) / name)
 
     def ensure_folder(self, folder: Path) -> None:
-        if self.files.exists(folder):
+        if folder in self._known:
             return
         self.files.make_directory(folder)
         self.files.sync_directory(folder.parent)
         self.files.sync_directory(self.path)
+        self._known.add(folder)
 
     def delete(self, uuid: bytes, keys: Sequence[Id], as_of: int | None = None) -> int:
         """Deletes ids (only rows no newer than seq `as_of`, if given); returns how many there were."""
@@ -584,7 +598,8 @@ class Store:
 
     def _submit(self, operation: Operation) -> Any:
         self.check_writable()
-        self.flusher.wait_for_room()
+        if not isinstance(operation, _FREEING):  # these may be what gives room
+            self.flusher.wait_for_room()
         try:
             return self.queue.submit(operation)
         finally:
@@ -607,13 +622,17 @@ class Store:
                 self.environment.put(txn, "meta", b"seq", section.seq.to_bytes(8, "big"))
                 return section
 
-            self.transact(sum(request.operation.room for request in group), run)
+            room = sum(request.operation.room for request in group)
+            self.transact(room, run, frees=all(isinstance(request.operation, _FREEING) for request in group))
             self.accepted += sum(request.operation.size for request in group if request.error is None)
         self.flusher.flush_if_large()
 
-    def transact(self, room: int, run: Callable[[Transaction], Section]) -> None:
-        """Commits and publishes; or, if that fails, puts memory back to what the disk says, and raises."""
-        before = self.seq
+    def transact(self, room: int, run: Callable[[Transaction], Section], *, frees: bool = True) -> None:
+        """Commits and publishes; or, if that fails, puts memory back to what the disk says, and raises.
+
+        frees: it is of a kind that gives space back in the end, as upkeep is.
+        """
+        before = self.environment.last_transaction()
 
         def within(txn: Transaction) -> Section:
             section = run(txn)
@@ -621,12 +640,12 @@ class Store:
             return section
 
         try:
-            section = self.environment.commit(room, within)
+            section = self.environment.commit(room, within, frees=frees)
         except StorageError as error:
             self.recover(reopen=error.outcome == "unknown")
             if error.outcome == "unknown":
-                found = "is there" if self.seq != before else "is not there"
-                raise StorageError(
+                found = "is there" if self.environment.last_transaction() != before else "is not there"
+                raise type(error)(
                     f"{error}; the database was read again from disk, where the write {found}",
                     outcome="unknown", file=error.file,
                 ) from error  # fmt: skip
@@ -644,17 +663,20 @@ class Store:
         if changed:
             self.merger.wake(section.touched)
             for listener in list(self.listeners):
-                listener()
+                listener(section.touched)
 
     def recover(self, *, reopen: bool) -> None:
-        if reopen:
-            self.environment.close()
-            try:
+        """Memory as the disk has it; where that cannot be read, the store is as good as closed."""
+        try:
+            if reopen:
+                self.environment.close()
+                written = self.environment.written
                 _, self.environment = self._open_environment(False)
-            except BaseException as error:
-                self.closed = f"after a failed commit it could not be read again: {error}"
-                raise
-        self._load()
+                self.environment.written += written
+            self._load()
+        except BaseException as error:
+            self.closed = f"after a failure it could not be read again: {error}; open the database again"
+            raise
 
     def last_transaction(self) -> int:
         """The id of the newest LMDB transaction."""
@@ -784,6 +806,8 @@ class Store:
             self.closed = self.closed or "it was closed"
             self.growing.close()
             self.environment.close()
+            self.states = {}  # and with them the mappings of files that may be gone; snapshots keep their own
+            self._decoded.clear()
             if self._lock is not None:
                 self._lock.release()
         self.flusher.stop()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .environment import Environment
-from .errors import Corruption, StorageError, VecdbError
+from .errors import Corruption, DiskFull, StorageError, VecdbError
 
 if TYPE_CHECKING:
     from .store import Store
@@ -45,6 +45,8 @@ def vacuum(store: Store, uuid: bytes | None = None, progress: Progress | None = 
     sizes = {one: sum(entry.bytes for entry in store.states[one].manifest.segments) for one in chosen if one in store.states}
     done, total = 0, sum(sizes.values()) + store.meta_bytes
     for one, size in sizes.items():
+        store.merger.drop_empty(one)
+        store.garbage.sweep()
         store.flush(one)
         store.merger.rewrite(one)
         done += size
@@ -65,7 +67,11 @@ def _next_generation(store: Store) -> None:
         path = store.path / name
         temporary = store.path / (name + ".tmp")
         try:
-            old.copy(temporary)
+            try:
+                old.copy(temporary)
+            except DiskFull:
+                old.trim()
+                old.copy(temporary)
             store.files.rename(temporary, path)
         except BaseException:
             with suppress(VecdbError):
@@ -100,7 +106,7 @@ def _next_generation(store: Store) -> None:
 
 def supersede(environment: Environment, name: str) -> None:
     """The last commit of a generation, which says where its readers go."""
-    environment.commit(1 << 16, lambda txn: environment.put(txn, "meta", b"superseded", name.encode()))
+    environment.commit(1 << 12, lambda txn: environment.put(txn, "meta", b"superseded", name.encode()), frees=True)
 
 
 def clear_generations(store: Store) -> None:
@@ -109,6 +115,9 @@ def clear_generations(store: Store) -> None:
     A newer generation that has been written to was in use: somebody has put an older one back by hand, and it stays, for
     `verify` to report.
     """
+    unnamed = store.path / "VECDB.tmp"
+    if store.files.exists(unnamed):
+        store.files.unlink(unnamed)
     current = store.environment
     others = other_generations(store)
     if not others:

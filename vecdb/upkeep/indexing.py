@@ -25,6 +25,7 @@ from vecdb_index.contract import Budget, Cancelled, Control, NeedsMemory, Rows
 from vecdb_storage.merge import Merged
 from vecdb_storage.segment import Segment
 from vecdb_storage.snapshot import SegmentPart
+from vecdb_storage.state import CollectionState
 from vecdb_storage.store import Store
 
 from ..errors import Closed, NotFound
@@ -88,6 +89,7 @@ class Indexer:
         self._users = 0
         self._lock = threading.Condition()  # held for moments only; never while the store is called
         self._woken = threading.Event()
+        self._touched: set[bytes] = set()  # collections that have changed since they were looked at
         self._thread: threading.Thread | None = None
         self._control = _Pausable()
         self._stopped = False
@@ -98,10 +100,14 @@ class Indexer:
 
     # -- life ---------------------------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """Something was committed. Called under the store's commit lock, so it only takes note."""
+    def wake(self, touched: set[bytes] | None = None) -> None:
+        """Collections were changed; None: any may have been. Called under the store's commit lock, so it only takes note."""
+        states = self._store.states
+        worth = set(states) if touched is None else touched
+        with self._lock:
+            self._touched |= worth
         self._woken.set()
-        if self._thread is None and not self._stopped and any(s.manifest.segments for s in self._store.states.values()):
+        if self._thread is None and not self._stopped and any(u in states and states[u].manifest.segments for u in worth):
             self._thread = threading.Thread(target=self._run, name="vecdb-index", daemon=True)
             self._thread.start()
 
@@ -140,18 +146,20 @@ class Indexer:
         while not self._stopped:
             self._woken.wait(self._until_again())
             self._woken.clear()
+            looking: set[bytes] = set()
             try:
                 while not self._stopped:
+                    looking |= self._take()
                     if self._merged:
                         self._finish(self._merged.popleft())
-                    elif (job := self._next(None)) is not None:
+                    elif (job := self._next(looking)) is not None:
                         self._do(job)
                     else:
                         break
                 # What is due and was not tried is of segments or parameters that are gone.
                 now = time.monotonic()
                 self._failed = {job: failure for job, failure in self._failed.items() if failure.again > now}
-                self._measure()
+                self._measure(looking)
             except Cancelled:
                 break
             except Exception as error:
@@ -166,9 +174,16 @@ class Indexer:
         now = time.monotonic()
         return min((max(_SOONEST, failure.again - now) for failure in list(self._failed.values())), default=None)
 
-    def _measure(self) -> None:
+    def _take(self) -> set[bytes]:
+        """The collections that have changed, or of which something that failed is to be tried again."""
+        now = time.monotonic()
+        with self._lock:
+            touched, self._touched = self._touched, set()
+        return touched | {job.uuid for job, failure in self._failed.items() if failure.again <= now}
+
+    def _measure(self, uuids: set[bytes]) -> None:
         """Recall of whole searches, where it was not measured yet or no longer fits the collection."""
-        for uuid, state in list(self._store.states.items()):
+        for uuid, state in self._states(uuids):
             if state.damage is not None or state.snapshot is None:
                 continue
             for name in state.schema["fields"]:
@@ -176,11 +191,15 @@ class Indexer:
                     with suppress(NotFound):  # the collection went
                         whole.renew(Executor(1), self._store, uuid, name, self._control)
 
-    def _next(self, uuid: bytes | None) -> Job | None:
-        """The largest segment that lacks an index; of one collection, or of any."""
+    def _states(self, uuids: set[bytes]) -> list[tuple[bytes, CollectionState]]:
+        states = self._store.states
+        return [(uuid, states[uuid]) for uuid in uuids if uuid in states]
+
+    def _next(self, uuids: set[bytes]) -> Job | None:
+        """The largest segment of these collections that lacks an index."""
         jobs: list[tuple[int, Job]] = []
-        for one, state in list(self._store.states.items()):
-            if state.damage is not None or state.snapshot is None or (uuid is not None and one != uuid):
+        for one, state in self._states(uuids):
+            if state.damage is not None or state.snapshot is None:
                 continue
             for part in state.snapshot.parts:
                 if isinstance(part, SegmentPart):
@@ -336,7 +355,7 @@ class Indexer:
     def wait(self, uuid: bytes) -> None:
         """Returns when all of a collection's segments have the indexes that they are to have, or cannot get them."""
         self.wake()
-        while not self._stopped and self._next(uuid) is not None and self._control.going.is_set():
+        while not self._stopped and self._next({uuid}) is not None and self._control.going.is_set():
             self.wake()
             with self._lock:
                 self._lock.wait(0.05)
