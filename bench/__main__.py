@@ -2,6 +2,7 @@
 
 ingest, small: writing. flat, graph: searching, exactly and by a graph. recall: asked and delivered. filtered: searches with a filter.
 planner: its choices beside the best ones. threads: searches of several, and while somebody writes. overhead, open: what is around.
+endurance: space, write amplification, recovery, verify, and 20 minutes of mixed load; its parts are chosen by --parts.
 
 Each table is measured side by side in one run: rounds take turns, medians are reported, and so are ratios, because single
 figures of a shared machine mean little. Writing programs run in processes of their own; engines that are peers, in
@@ -46,13 +47,15 @@ SYNC_CALLS = "fsync,fdatasync,msync,sync_file_range"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     tables = {
-        "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening,
+        "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "endurance": endurance,
         **{name: partial(of_sets, name) for name in ("graph", "recall", "filtered", "planner", "threads")},
     }  # fmt: skip
     parser.add_argument("tables", nargs="*", choices=[*tables, []], help="which; all by default")
     parser.add_argument("--points", type=int, default=200_000, help="of the ingest table")
     parser.add_argument("--rounds", type=int, help="of each table but the peers' ingest: 5, or 3 of long ones")
     parser.add_argument("--sets", nargs="+", default=["images", "synthetic", "text"], help="of vectors (see bench/sets.py)")
+    parser.add_argument("--parts", nargs="+", default=None, help="of endurance (see bench/endurance.py); all by default")
+    parser.add_argument("--minutes", type=float, default=20, help="of sustained load")
     parser.add_argument("--rows", type=int, help="of each set, at most: to try a program out")
     options = parser.parse_args()
     print(
@@ -258,6 +261,12 @@ def flat(options: argparse.Namespace) -> None:
 def of_sets(name: str, options: argparse.Namespace) -> None:
     """A program that is a module of its own, and measures over sets of vectors."""
     import_module(f".{name}", __package__).measure(options.rounds, options.sets, options.rows)
+
+
+def endurance(options: argparse.Namespace) -> None:
+    from .endurance import PARTS, tables
+
+    tables(options.parts or list(PARTS), 10 * options.points, options.minutes)
 
 
 def overhead(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ large one becomes a level-0 segment. Values are not changed after construction.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,6 +91,16 @@ class Batch:
             raise
         except (ValueError, KeyError, TypeError) as error:
             raise Corruption(f"a log record cannot be right: {error!r}", array="log") from error
+
+    def check_layout(self, layout: Mapping[str, tuple[int, np.dtype[Any]]], kind: str | None) -> None:
+        """A batch from the log is of the fields and the kind of ids of its collection. Raises Corruption."""
+        right = all(
+            name in layout and (rows.vectors.shape[1:], rows.vectors.dtype) == ((layout[name][0],), layout[name][1])
+            for name, rows in self.fields.items()
+        )
+        kinds = {type(key).__name__ for keys in (self.keys, self.deletes) for key in keys[:1]}
+        if not right or not kinds <= ({"int", "str"} if kind is None else {kind}):
+            raise Corruption("a log record is not as the schema of its collection says", array="log")
 
     def kept_in(self, record: bytes) -> Batch:
         """The same batch with its vectors where they lie in its own log record, which nobody else can change."""

@@ -39,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from .errors import InvalidPayload
+from .errors import Corruption, InvalidPayload
 
 MISSING, NULL, BOOL, INT, FLOAT, STRING, ARRAY, OBJECT = range(8)
 MAX_PATHS = 256
@@ -151,7 +151,10 @@ def parse(stored: bytes) -> Payload | None:
     """The inverse of `encode`."""
     if not stored:
         return None
-    payload: Payload = orjson.loads(stored)
+    try:
+        payload: Payload = orjson.loads(stored)
+    except orjson.JSONDecodeError as error:
+        raise Corruption(f"a payload is no JSON: {error}") from error
     return payload
 
 
@@ -160,7 +163,10 @@ def parse_all(stored: Sequence[bytes]) -> list[Payload | None]:
     payloads: list[Payload | None] = []
     for start in range(0, len(stored), _PARSED):
         some = [text or b"null" for text in stored[start : start + _PARSED]]
-        payloads += orjson.loads(b"[" + b",".join(some) + b"]")
+        try:
+            payloads += orjson.loads(b"[" + b",".join(some) + b"]")
+        except orjson.JSONDecodeError as error:
+            raise Corruption(f"a payload is no JSON: {error}") from error
     return payloads
 
 
@@ -638,7 +644,10 @@ class ColumnSet:
         found = self._open.get(path)
         if found is None and path in self._metas:
             number, meta = self._metas[path]
-            found = self._open[path] = Column(meta, self._arrays, f"col.{number}.")
+            found = Column(meta, self._arrays, f"col.{number}.")
+            if found.rows != self.rows:
+                raise Corruption(f"its column of {path!r} has {found.rows} rows of {self.rows}")
+            self._open[path] = found
         return found
 
     def covers(self, path: str) -> bool:

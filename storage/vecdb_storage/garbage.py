@@ -4,7 +4,7 @@ The transaction that takes the last name from a file lists it in the `garbage` t
 leaves no orphan: the next writer deletes what is listed. While somebody `hold`s the garbage (a backup that is copying),
 nothing is deleted. Snapshots do not need to hold it, since a file that was mapped stays readable.
 
-Belongs to one Store; safe in any thread. Its lock is held for moments only, and nothing else is taken under it.
+Belongs to one Store; safe in any thread. Nothing of the store's is taken under its locks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Garbage:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
+        self._sweeping = threading.Lock()  # whoever sweeps may rely on it that nothing is left, by another thread neither
         self._waiting: set[str] = set()  # paths relative to the database
         self._gone: set[str] = set()  # deleted, and still listed in the table
         self._holders = 0
@@ -47,20 +48,21 @@ class Garbage:
 
     def sweep(self) -> None:
         """Deletes what may be deleted. Errors are left for the next time."""
-        with self._lock:
-            if self._holders:
-                return
-            waiting, self._waiting = self._waiting, set()
-        for path in sorted(waiting):
-            try:
-                self._store.files.unlink(self._store.path / path)
-            except NotFound:
-                pass
-            except VecdbError:
-                self.add([path])
-                continue
+        with self._sweeping:
             with self._lock:
-                self._gone.add(path)
+                if self._holders:
+                    return
+                waiting, self._waiting = self._waiting, set()
+            for path in sorted(waiting):
+                try:
+                    self._store.files.unlink(self._store.path / path)
+                except NotFound:
+                    pass
+                except VecdbError:
+                    self.add([path])
+                    continue
+                with self._lock:
+                    self._gone.add(path)
 
     def unlist(self, environment: Environment, txn: Transaction) -> None:
         """Takes deleted files off the table. If the transaction fails they stay listed, which does no harm."""

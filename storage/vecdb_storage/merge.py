@@ -369,8 +369,8 @@ class Merger:
             error = raised
             raise
         finally:
+            store.garbage.sweep()  # whoever waits for the merge may rely on it that its files are gone
             self._settle(merged, error, indexes)
-            store.garbage.sweep()
 
     def _commit(self, state: CollectionState, merged: Merged, indexes: Mapping[str, str]) -> None:
         store, names = self._store, merged.names

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from . import columns as columns_module
 from . import ids as ids_module
-from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
+from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays, check_ends
 from .batch import Batch, FieldRows, field_arrays, pack_bits, payload_arrays
 from .columns import ColumnSet
 from .errors import Corruption
@@ -139,25 +139,40 @@ class Segment:
         self.name = path.name.removesuffix(SUFFIX)
         self.file = ArrayFile(files, path, store)
         self._arrays = CheckedArrays(self.file)
-        self.rows = int(self.file.meta["rows"])
+        self.rows: int = self.file.meta.get("rows", -1)
         self.ids: IntIds | StrIds = ids_module.from_arrays(self._arrays)
         self.table = IdTable(self.ids, self._arrays["id.hash"], self._arrays["id.row"], self._arrays["id.filter"])
         self.payload_offsets = self._arrays["payload.offsets"]
         self._payload_bytes = self.file.unchecked("payload.bytes")
         self._seqs = self._arrays["seq"] if seq is None else None
+        self._check_shape()
         self.min_seq = int(self._seqs[0]) if self._seqs is not None else int(seq or 0)
         self.max_seq = int(self._seqs[-1]) if self._seqs is not None else int(seq or 0)
         self._fields: dict[str, StoredField] = {}
         self._files, self._store = files, store
         self._indexes: dict[str, ArrayFile] = {}
         self._lock = threading.Lock()
-        self._check_shape()
 
     def _check_shape(self) -> None:
-        rows, offsets = self.rows, self.payload_offsets
+        rows, offsets, seqs = self.rows, self.payload_offsets, self._seqs
+        check_ends(offsets, self._payload_bytes, "payload.offsets")
         right = len(self.ids) == rows == len(self.table.row) == len(self.table.hash) == len(offsets) - 1
-        if not right or (rows and int(self.table.row.max()) >= rows) or int(offsets[-1]) != len(self._payload_bytes):
+        right = right and (seqs is None or (seqs.dtype == np.uint64 and seqs.shape == (rows,) and rows > 0))
+        if not right or (rows and int(self.table.row.max()) >= rows):
             raise Corruption("its arrays do not fit each other", file=str(self.file.path))
+
+    def check_layout(self, layout: Mapping[str, tuple[int, np.dtype[Any]]]) -> None:
+        """The vectors of its fields are those of the schema: kernels rely on that. Raises Corruption."""
+        for field, (dim, dtype) in layout.items():
+            if f"field.{field}.vectors" in self.file:
+                shapes = {"vectors": ((self.rows, dim), dtype), "norms": ((self.rows,), np.dtype(np.float32))}
+                if f"field.{field}.present" in self.file:
+                    shapes["present"] = ((-(-self.rows // 64),), np.dtype(np.uint64))
+                for array, expected in shapes.items():
+                    name = f"field.{field}.{array}"
+                    found = self.file.unchecked(name) if name in self.file else None
+                    if found is None or (found.shape, found.dtype) != expected:
+                        raise Corruption("it is not as the schema says", file=str(self.file.path), array=name)
 
     def find(self, keys: Sequence[Id], hashes: Hashes) -> Rows:
         """The row of each id, (m,) int64, -1 where it is not here; dead rows are found too."""
@@ -215,7 +230,10 @@ class Segment:
 
     @cached_property
     def columns(self) -> ColumnSet:
-        return columns_module.open_columns(self.file.meta["columns"], self._arrays, self.rows)
+        try:
+            return columns_module.open_columns(self.file.meta["columns"], self._arrays, self.rows)
+        except (KeyError, TypeError) as error:
+            raise Corruption(f"the description of its columns is none: {error!r}", file=str(self.file.path)) from error
 
     def verify(self) -> Iterator[Corruption]:
         """Every byte against its checksum, then every id against its hash and its place in the table."""

@@ -270,7 +270,9 @@ class Store:
             known = {segment.name: segment for segment in old.segments} if old else {}
             for entry in state.manifest.segments:
                 try:
-                    state.attach(known.get(entry.name) or self._open_segment(uuid, entry), Tombstones(entry.rows))
+                    segment = known.get(entry.name) or self._open_segment(uuid, entry)
+                    segment.check_layout(state.layout)
+                    state.attach(segment, Tombstones(entry.rows))
                 except NotFound as error:
                     if not last_try and self.read_only:
                         raise _Vanished from error
@@ -292,7 +294,9 @@ class Store:
         for seq, record in records.items():
             try:
                 if not isinstance(record, Batch):
-                    records[seq] = Batch.from_record(b"".join(record), lambda extent: extent.read(self.files, folder))
+                    batch = Batch.from_record(b"".join(record), lambda extent: extent.read(self.files, folder))
+                    batch.check_layout(state.layout, state.schema["ids"])
+                    records[seq] = batch
             except NotFound as error:
                 if not last_try and self.read_only:
                     raise _Vanished from error

@@ -107,7 +107,7 @@ def test_a_damaged_block_costs_the_points_in_it_and_no_other(made: Path, tmp_pat
     file = segment_of(path)
     opened = ArrayFile(Files(), file)
     entry = opened.entry(array)
-    opened.close()
+
     assert len(entry["xxh3"]) > 1, "there must be blocks that are not damaged"
     flip(file, entry["offset"] + BLOCK + 10)
     with vecdb.open(path) as db:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from vecdb_storage.arrayfile import check_ends
 
-from ..errors import Unsupported
+from ..errors import Corruption, Unsupported
 
 _MOST_TERMS = 30_000
 _MOST_TEXTS = 50_000  # of a fit; a larger corpus is sampled evenly
@@ -151,7 +152,14 @@ class Tfidf:
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Tfidf:
-        """The inverse of `to_arrays`; the arrays may be mapped."""
+        """The inverse of `to_arrays`; the arrays may be mapped. Raises Corruption."""
+        check_ends(arrays["terms.offsets"], arrays["terms.bytes"], "terms.offsets")
         data, offsets = arrays["terms.bytes"].tobytes(), arrays["terms.offsets"].tolist()
-        terms = [data[a:b].decode() for a, b in itertools.pairwise(offsets)]
+        try:
+            terms = [data[a:b].decode() for a, b in itertools.pairwise(offsets)]
+        except UnicodeDecodeError as error:
+            raise Corruption(f"a term is no UTF-8: {error}", array="terms.bytes") from error
+        shapes = arrays["idf"].shape, arrays["components"].shape[:1], arrays["components"].ndim, arrays["dim"].shape
+        if shapes != ((len(terms),), (len(terms),), 2, (1,)):
+            raise Corruption("an encoder's arrays do not fit each other")
         return Tfidf(terms, arrays["idf"], arrays["components"], int(arrays["dim"][0]))

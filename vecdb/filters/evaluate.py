@@ -225,11 +225,14 @@ def _contains(column: Column, value: Any) -> _Truth:
     if isinstance(value, str) and column.has(STRING):
         result = _spread(column, STRING, column.text.containing(value)[column.array("codes")])
     if column.has(ARRAY):
-        offsets = column.array("item.offsets")
-        count = np.zeros(int(offsets[-1]) + 1, np.int64)
-        item = column.item
+        offsets, item = column.array("item.offsets"), column.item
+        holds = np.zeros(len(offsets) - 1, np.bool_)
         if item is not None:
+            if int(offsets[-1]) != item.rows:
+                raise ValueError(f"arrays of {int(offsets[-1])} elements, of which there are {item.rows}")
             equal, _ = _is_kind(item, NULL) if value is None else _compare(item, "==", value)
+            count = np.zeros(item.rows + 1, np.int64)
             np.cumsum(np.broadcast_to(equal, item.rows), out=count[1:])
-        result = _either(result, _spread(column, ARRAY, count[offsets[1:]] > count[offsets[:-1]]))
+            holds = count[offsets[1:]] > count[offsets[:-1]]
+        result = _either(result, _spread(column, ARRAY, holds))
     return result

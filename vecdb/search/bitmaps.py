@@ -17,6 +17,7 @@ from vecdb_storage.segment import Segment
 from vecdb_storage.snapshot import Part, SegmentPart
 from vecdb_storage.tombstones import Words
 
+from ..errors import Corruption, VecdbError
 from ..filters import Expression, evaluate, matches
 
 _KEPT_PER_SEGMENT = 64
@@ -52,7 +53,12 @@ def _of_segment(segment: Segment, where: Expression) -> Words:
         if found is not None:
             kept.move_to_end(where)
             return found
-    words = evaluate(where, segment.columns, lambda row: parse(segment.payload(row)))
+    try:
+        words = evaluate(where, segment.columns, lambda row: parse(segment.payload(row)))
+    except VecdbError:
+        raise
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise Corruption(f"its columns contradict each other: {error!r}", file=str(segment.file.path)) from error
     with _lock:
         kept[where] = words
         while len(kept) > _KEPT_PER_SEGMENT:

@@ -127,9 +127,10 @@ class Calibration:
     def from_json(value: Mapping[str, Any]) -> Calibration:
         curves = []
         for each in value["curves"]:
-            lists = (tuple(each[name]) for name in ("efforts", "recalls", "lows", "seconds"))
+            lists = (tuple(map(float, each[name])) for name in ("efforts", "recalls", "lows", "seconds"))
             curves.append(Curve(each["k"], each["selectivity"], each["queries"], *lists))
-        exact, single = (tuple(tuple(each) for each in value[name]) for name in ("exact", "single"))
+        exact = tuple((float(each), int(asked), float(spent)) for each, asked, spent in value["exact"])
+        single = tuple((float(at), float(tried), float(spent)) for at, tried, spent in value["single"])
         return Calibration(tuple(curves), exact, single)
 
 

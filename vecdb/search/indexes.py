@@ -92,7 +92,7 @@ def index_of(part: SegmentPart, name: str, rows: Rows | None) -> Index:
         if rows is None:
             stored = part.field(name)
             assert stored is not None
-            rows = Rows(stored.vectors, stored.norms, part.segment.index(file).meta["metric"], stored.present)
+            rows = Rows(stored.vectors, stored.norms, part.segment.index(file).meta.get("metric", ""), stored.present)
         found = _opened(part, file, rows)
         with _lock:
             kept[name] = file, found
@@ -110,6 +110,6 @@ def _opened(part: SegmentPart, file: str, rows: Rows) -> Index:
         trained = {name.removeprefix(TRAINED): arrays[name] for name in arrays if name.startswith(TRAINED)}
         searcher = backend.open(arrays, trained, rows, backend.params(**meta["params"]))
         return Index(searcher, Calibration.from_json(meta["calibration"]))
-    except (VecdbError, Damaged, KeyError, ValueError) as error:
+    except (VecdbError, Damaged, LookupError, ValueError, TypeError, AttributeError) as error:
         _log.warning("an index cannot be used, and is searched around until it is built again: %s", error)
         return Index(None, Calibration(()), f"its index cannot be used: {error}")

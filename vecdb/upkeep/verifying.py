@@ -24,6 +24,9 @@ _EFFORT = 0.3  # at which any index finds most rows by themselves, and none look
 
 def index_problems(schema: dict[str, Any], part: SegmentPart, name: str, file: ArrayFile) -> Iterator[str]:
     """What is wrong with the index of a field, whose bytes are as they were written."""
+    if name not in schema["fields"] or part.field(name) is None:
+        yield f"{file.path}: the segment has no field {name!r} for it to be an index of"
+        return
     if isinstance(Dense.from_json(schema["fields"][name]).index, Unregistered):
         return  # only a process that knows the backend can tell
     found = index_of(part, name, None)

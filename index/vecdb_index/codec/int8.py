@@ -95,6 +95,8 @@ class Codes:
         n, d = rows.vectors.shape
         if codes.shape != (n, width_of(d)) or codes.dtype != np.int8 or centre.shape != (d,) or scale.shape != (2,):
             raise Damaged(f"the codes are of other rows than the {n:,} of {d} numbers in the segment")
+        if centre.dtype != np.float32 or not 0 < scale.min() <= scale.max() <= 2.0**62:
+            raise Damaged("the codes have a scale that no rows have")
         return Codes(codes, centre, float(scale[0]), float(scale[1]), rows.metric)
 
     def part(self, first: int, last: int) -> Codes:

@@ -60,6 +60,8 @@ class HNSWSearcher:
     def _check(self) -> None:
         """No link or degree leads a kernel outside its arrays."""
         n = len(self.rows)
+        if any(array.dtype.kind != "u" for array in (self._adj, self._deg, self._entries)):
+            raise Damaged("its links are no row numbers")
         if self._adj.ndim != 2 or len(self._adj) != n or self._deg.shape != (n,) or self._entries.ndim != 1:
             raise Damaged(f"the graph is of {len(self._adj)} rows, the segment of {n}")
         if n and (int(self._deg.max()) > self._adj.shape[1] or int(self._adj.max(initial=0)) >= n):
