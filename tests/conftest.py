@@ -29,6 +29,25 @@ def db(tmp_path: Path) -> Iterator[vecdb.Database]:
         yield opened
 
 
+_COUNT = "count: "
+
+
+@pytest.fixture
+def counted(record_property: Callable[[str, Any], None]) -> Callable[[str, int], None]:
+    """counted(what, how many): is summed over all tests and shown at the end of the run."""
+    return lambda what, number: record_property(_COUNT + what, number)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    totals: dict[str, int] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name.startswith(_COUNT):
+                totals[name.removeprefix(_COUNT)] = totals.get(name.removeprefix(_COUNT), 0) + int(value)
+    for what, number in sorted(totals.items()):
+        terminalreporter.write_line(f"{number:>10,} {what}")
+
+
 class Reader:
     """A process of its own that has a database open read-only; `ask` is an expression over `store` and `held`."""
 

@@ -161,6 +161,7 @@ class Environment:
         copied = Environment(self._files, path, read_only=False, copy_of=newest)
         try:
             copied.commit(1 << 12, lambda new: copied.put(new, "meta", b"base", newest.to_bytes(8, "big")), frees=True)
+            copied.trim()
         finally:
             copied.close()
 

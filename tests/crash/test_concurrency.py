@@ -263,7 +263,8 @@ class Run:
             self.history[key].append(Operation("read", point and point.payload["value"], called, time.perf_counter()))
 
 
-def test_answers_are_explained_while_everything_goes_on(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_explained_while_everything_goes_on(scratch: Path, monkeypatch: pytest.MonkeyPatch, counted: Any) -> None:
+    counted("seeds of concurrent use", 1)
     run = Run(scratch / "db", seed=1, rounds=60, patched=monkeypatch)
     run.go()
     assert run.scans and run.upkeep
@@ -271,7 +272,10 @@ def test_answers_are_explained_while_everything_goes_on(scratch: Path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 22))
-def test_answers_are_explained_with_other_seeds(scratch: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_answers_are_explained_with_other_seeds(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, counted: Any, seed: int
+) -> None:
+    counted("seeds of concurrent use", 1)
     Run(scratch / "db", seed, rounds=250, patched=monkeypatch).go()
 
 

@@ -62,19 +62,23 @@ def befall(scratch: Path, chosen: list[Point], patched: pytest.MonkeyPatch) -> C
     return failed
 
 
-def test_a_fault_at_any_call_leaves_the_state_before_or_after(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_at_any_call_leaves_the_state_before_or_after(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, counted: Any
+) -> None:
     every = points(scratch, monkeypatch)
     befall(scratch, random.Random(1).sample(every, 75), monkeypatch)
+    counted("faults in calls to the file system", 75)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", range(8))
 def test_a_fault_at_every_call_leaves_the_state_before_or_after(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch, share: int
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, counted: Any, share: int
 ) -> None:
     every = points(scratch, monkeypatch)
     assert len(every) >= 1600, "the workload must reach many calls"
     failed = befall(scratch, every[share::8], monkeypatch)
+    counted("faults in calls to the file system", len(every[share::8]))
     assert {"create", "write", "write_through", "sync", "sync_directory", "rename", "map", "read_at", "unlink"} <= failed.keys()
 
 

@@ -182,7 +182,7 @@ def check_space(path: Path, fresh: Path) -> None:
     assert sizes[0] <= 1.5 * sizes[1], "space was not given back"
 
 
-def rounds(tmp_path: Path, count: int, seed: int) -> None:
+def rounds(tmp_path: Path, count: int, seed: int, counted: Any) -> None:
     path, journal, backups = tmp_path / "db", tmp_path / "journal", tmp_path / "db-backups"
     chance = random.Random(seed)
     possible = Possible()
@@ -236,16 +236,17 @@ def rounds(tmp_path: Path, count: int, seed: int) -> None:
         assert state == possible.now, f"round {number}: an acknowledged batch is lost, or one is torn; pending {pending}"
     assert acknowledged > count, "the rounds must have done some work"
     check_space(path, tmp_path / "fresh")
+    counted("SIGKILLs of a writer", count)
 
 
-def test_a_killed_writer_loses_no_acknowledged_batch(tmp_path: Path) -> None:
-    rounds(tmp_path, 24, seed=1)
+def test_a_killed_writer_loses_no_acknowledged_batch(tmp_path: Path, counted: Any) -> None:
+    rounds(tmp_path, 24, 1, counted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 8))
-def test_killed_writers_lose_no_acknowledged_batch_in_many_rounds(tmp_path: Path, seed: int) -> None:
-    rounds(tmp_path, 100, seed)
+def test_killed_writers_lose_no_acknowledged_batch_in_many_rounds(tmp_path: Path, seed: int, counted: Any) -> None:
+    rounds(tmp_path, 100, seed, counted)
 
 
 def test_a_database_may_be_made_by_a_process_that_is_killed_while_it_makes_it(tmp_path: Path) -> None:

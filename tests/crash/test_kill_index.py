@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,10 +84,12 @@ def check(docs: vecdb.Collection) -> None:
         assert len(docs.search(query, k=5, recall=0.9)) == len(wanted)
 
 
-def test_a_killed_build_costs_no_answer(tmp_path: Path) -> None:
+def test_a_killed_build_costs_no_answer(tmp_path: Path, counted: Any) -> None:
     rounds(tmp_path, 6, seed=1)
+    counted("SIGKILLs of a process that builds indexes", 6)
 
 
 @pytest.mark.slow
-def test_killed_builds_cost_no_answer_in_many_rounds(tmp_path: Path) -> None:
+def test_killed_builds_cost_no_answer_in_many_rounds(tmp_path: Path, counted: Any) -> None:
     rounds(tmp_path, 30, seed=2)
+    counted("SIGKILLs of a process that builds indexes", 30)

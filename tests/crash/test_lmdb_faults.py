@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from vecdb_storage.registry import open_store
@@ -145,19 +146,21 @@ def inject(strace: str, scratch: Path, chosen: Iterable[Injection]) -> None:
             raise
 
 
-def test_a_failed_call_under_lmdb_loses_nothing(strace: str, scratch: Path) -> None:
+def test_a_failed_call_under_lmdb_loses_nothing(strace: str, scratch: Path, counted: Any) -> None:
     every, metas = injections(strace, scratch)
     middle = metas[len(metas) // 2]
     chosen = [each for each in every if each[0] == "pwrite64" and each[2] in (middle - 1, middle)]
     inject(strace, scratch, [*chosen, *random.Random(3).sample(every, 4)])
+    counted("system calls that failed under LMDB", len(chosen) + 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", range(SHARES))
-def test_failed_calls_under_lmdb_lose_nothing(strace: str, scratch: Path, share: int) -> None:
+def test_failed_calls_under_lmdb_lose_nothing(strace: str, scratch: Path, counted: Any, share: int) -> None:
     every, _ = injections(strace, scratch)
     assert len(every) >= 400
     inject(strace, scratch, every[share::SHARES])
+    counted("system calls that failed under LMDB", len(every[share::SHARES]))
 
 
 # -- a limit on the length of files ----------------------------------------------------------------------
@@ -168,11 +171,15 @@ def refused(scratch: Path, limits: Iterable[int]) -> int:
     return sum("error" in entry for limit in limits for entry in run_child(scratch / str(limit), limit=limit))
 
 
-def test_a_limit_on_the_length_of_files_loses_nothing(scratch: Path) -> None:
-    assert refused(scratch, [700, 300_000, 1_100_000]) > 10
+def test_a_limit_on_the_length_of_files_loses_nothing(scratch: Path, counted: Any) -> None:
+    steps = refused(scratch, [700, 300_000, 1_100_000])
+    assert steps > 10
+    counted("steps that a limit on the length of files refused", steps)
 
 
 @pytest.mark.slow
-def test_limits_on_the_length_of_files_lose_nothing(scratch: Path) -> None:
+def test_limits_on_the_length_of_files_lose_nothing(scratch: Path, counted: Any) -> None:
     limits = [*range(64, 4096, 331), *range(4096, 40_000, 1777), *range(40_000, 4_000_000, 97_777)]
-    assert refused(scratch, limits) > 500
+    steps = refused(scratch, limits)
+    assert steps > 500
+    counted("steps that a limit on the length of files refused", steps)

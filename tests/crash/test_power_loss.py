@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from disk import Disk, FailingSync, Found, Image, Note, Recorder, Unsynced
@@ -137,23 +138,29 @@ def survive(
     return count
 
 
-def test_a_power_cut_at_any_moment_loses_nothing(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_power_cut_at_any_moment_loses_nothing(scratch: Path, monkeypatch: pytest.MonkeyPatch, counted: Any) -> None:
     assert survive(scratch, "db", monkeypatch, several=4, most=100) >= 1000
+    counted("power cuts", 100)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", range(SHARES))
-def test_a_power_cut_at_every_moment_loses_nothing(scratch: Path, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
-    assert survive(scratch, "db", monkeypatch, several=12, share=share) >= 5000
+def test_a_power_cut_at_every_moment_loses_nothing(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, counted: Any, share: int
+) -> None:
+    count = survive(scratch, "db", monkeypatch, several=12, share=share)
+    assert count >= 5000
+    counted("power cuts", len(range(share, count, SHARES)))
 
 
 def test_a_power_cut_does_not_take_the_folders_that_were_made_for_a_database(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, counted: Any
 ) -> None:
     survive(scratch, "some/where/db", monkeypatch, several=0, most=40)
+    counted("power cuts", 40)
 
 
-def test_what_a_failed_sync_left_behind_is_synced_later(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_failed_sync_left_behind_is_synced_later(scratch: Path, monkeypatch: pytest.MonkeyPatch, counted: Any) -> None:
     """The n-th sync fails, the step is tried again, and at the end the power goes."""
     work = [
         Step("open", lambda subject: subject.store),
@@ -184,3 +191,4 @@ def test_what_a_failed_sync_left_behind_is_synced_later(scratch: Path, monkeypat
         if recorder.syncs < fails_at:
             break
     assert fails_at > 10
+    counted("syncs that failed, and a power cut later", fails_at)

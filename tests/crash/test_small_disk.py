@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,12 +164,14 @@ def fill_up(folder: Path, kind: str, seed: int, memtable: int, then: str = "dele
     assert child.stdout.endswith("finished\n")
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_loses_nothing(tmp_path: Path, counted: Any) -> None:
+    counted("disks that were filled", 1)
     fill_up(tmp_path, "tmpfs", seed=1, memtable=64 << 20, then="no deletes")
 
 
 @pytest.mark.parametrize("memtable", [1 << 20, 64 << 20])
-def test_deletes_and_vacuum_give_a_full_disk_room_again(tmp_path: Path, memtable: int) -> None:
+def test_deletes_and_vacuum_give_a_full_disk_room_again(tmp_path: Path, counted: Any, memtable: int) -> None:
+    counted("disks that were filled", 1)
     fill_up(tmp_path, "tmpfs", seed=1, memtable=memtable)
 
 
@@ -176,5 +179,6 @@ def test_deletes_and_vacuum_give_a_full_disk_room_again(tmp_path: Path, memtable
 @pytest.mark.parametrize("kind", MOUNTS)
 @pytest.mark.parametrize("memtable", [1 << 20, 64 << 20])
 @pytest.mark.parametrize("seed", range(2, 8))
-def test_full_disks_lose_nothing(tmp_path: Path, kind: str, seed: int, memtable: int) -> None:
+def test_full_disks_lose_nothing(tmp_path: Path, counted: Any, kind: str, seed: int, memtable: int) -> None:
+    counted("disks that were filled", 1)
     fill_up(tmp_path, kind, seed, memtable)

@@ -27,7 +27,7 @@ def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("example", ["quickstart.py", "own_encoder.py"])
+@pytest.mark.parametrize("example", ["quickstart.py", "own_encoder.py", "nightly.py"])
 def test_examples_run(example: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", ROOT / "examples" / example], cwd=tmp_path, check=True, capture_output=True
