@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -27,8 +27,13 @@ Order = npt.NDArray[np.int64] | None  # None: as they are
 _NAMES = {BOOL: ("bools", np.uint8), INT: ("ints", np.int64), FLOAT: ("floats", np.float64)}
 
 
-def merge_columns(parts: Sequence[tuple[ColumnSet, Rows]], order: Order) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The columns of the kept rows of all parts: (arrays, meta), as `columns.build` gives them. order: (n,) or None."""
+def merge_columns(
+    parts: Sequence[tuple[ColumnSet, Rows]], order: Order, pause: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The columns of the kept rows of all parts: (arrays, meta), as `columns.build` gives them.
+
+    order: (n,) or None. pause: called before each column.
+    """
     parts = [(columns, rows) for columns, rows in parts if len(rows)]
     arrays: dict[str, Array] = {}
     described: list[dict[str, Any]] = []
@@ -41,6 +46,7 @@ def merge_columns(parts: Sequence[tuple[ColumnSet, Rows]], order: Order) -> tupl
         if len(described) >= MAX_PATHS:
             complete = False
             continue
+        pause()
         column, meta = _merged(f"col.{len(described)}.", [(columns.column(path), rows) for columns, rows in parts], order)
         if meta["kind"] != MISSING:
             arrays |= column

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arrayfile import begun_at
 from .errors import NotFound, VecdbError
+from .growing import SUFFIX as GROWING_SUFFIX
 
 if TYPE_CHECKING:
     from .environment import Environment, Transaction
@@ -30,11 +32,6 @@ class Garbage:
         self._waiting: set[str] = set()  # paths relative to the database
         self._gone: set[str] = set()  # deleted, and still listed in the table
         self._holders = 0
-
-    def load(self, listed: Iterable[str]) -> None:
-        """What the table lists, when the store is opened."""
-        with self._lock:
-            self._waiting |= set(listed)
 
     def add(self, paths: Iterable[str]) -> None:
         """A transaction has listed these."""
@@ -88,3 +85,36 @@ class Garbage:
         """Files that will be deleted."""
         with self._lock:
             return set(self._waiting)
+
+    def clear_up(self) -> None:
+        """Files that no manifest names: half-written ones, and those of transactions that did not commit.
+
+        A file is deleted only when it is of this store and was begun before the current transaction, so that a meta
+        file put back by hand never eats newer segments. Anything else is left for `verify` to report.
+        """
+        store = self._store
+        with store.environment.read() as txn:
+            self.add(key.decode() for key, _ in store.environment.scan(txn, "garbage", b""))
+        self.sweep()
+        current = store.environment.last_transaction()
+        root = store.path / "segments"
+        folders = {uuid.hex(): state for uuid, state in store.states.items()}
+        for folder in store.files.names(root):
+            state = folders.get(folder)
+            if state is not None and state.damage is not None:
+                continue
+            named = store.files_of(state) if state else set()
+            for name in store.files.names(root / folder):
+                if name not in named and (name.endswith(".tmp") or self._is_leftover(root / folder / name, current)):
+                    store.files.unlink(root / folder / name)
+            if state is None and not store.files.names(root / folder):
+                store.files.remove_directory(root / folder)
+
+    def _is_leftover(self, path: Path, current: int) -> bool:
+        store = self._store
+        try:
+            begun = begun_at(store.files, path, store.uuid)
+        except VecdbError:
+            return False
+        # What has no header holds nothing; it can only be a growing file, as segments appear under their names when finished.
+        return begun is not None and begun <= current and (begun > 0 or path.suffix == GROWING_SUFFIX)

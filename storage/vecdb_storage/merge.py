@@ -208,7 +208,7 @@ class _Writer:
         order = np.argsort(np.concatenate(hashes), kind="stable")
         table = IdTable.of(ids, np.concatenate(hashes)[order], np.concatenate(rows)[order].astype(np.uint32))
         self._pause()
-        columns = merge_columns([(s.part.segment.columns, s.kept) for s in self._sources], self._order)
+        columns = merge_columns([(s.part.segment.columns, s.kept) for s in self._sources], self._order, self._pause)
         self._pause()
         lengths = [np.zeros(1, np.uint64), *(np.diff(segments[at].payload_offsets)[rows] for at, rows in self._runs)]
         offsets = np.cumsum(np.concatenate(lengths), dtype=np.uint64)

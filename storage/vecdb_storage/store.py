@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
 import uuid as uuid_module
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,12 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
 from . import locks
 from .ahead import Ahead
-from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays, begun_at
+from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
 from .backup import Backup, backup
 from .batch import LEVEL0_BYTES, Batch
 from .commit import (
@@ -60,14 +58,14 @@ from .garbage import Garbage
 from .growing import SUFFIX as GROWING_SUFFIX
 from .growing import GrowingFiles
 from .ids import Id, hashes_of
+from .load import Loader
 from .locks import WriterLock
-from .manifest import SUFFIX, Manifest, SegmentEntry
+from .manifest import SUFFIX, Manifest
 from .merge import Merger
 from .metrics import Metrics, metrics_of
 from .segment import Segment
 from .snapshot import Snapshot
 from .state import CollectionState
-from .tombstones import Tombstones, from_chunks
 from .ulid import ulid
 from .vacuum import Progress, Vacuumed, clear_generations, generation_of, vacuum
 from .verify import Also, Report, verify
@@ -103,7 +101,7 @@ class Store:
         self.generation_lock = threading.Lock()  # held while LMDB is copied, and taken before the commit lock
         self.listeners: list[Callable[[set[bytes]], None]] = []  # told under the commit lock what a commit changed; to be quick
         self._names: tuple[object, dict[str, bytes]] = (None, {})  # of the states that are there, and their uuids by name
-        self._decoded: dict[tuple[bytes, int], Batch] = {}  # log records a reader has seen, by key
+        self._loader = Loader(self)
         self.states: dict[bytes, CollectionState] = {}
         self.seq = 0
         self.accepted = 0  # bytes of rows and deletes that commits took, for metrics
@@ -124,6 +122,8 @@ class Store:
                 self._lock.release()
             raise
         self.queue = CommitQueue(self._commit)
+        if not read_only:
+            self.merger.wake(set(self.states))  # what was being merged when the last process ended
         self.writing = ThreadPoolExecutor(1, thread_name_prefix="vecdb-write")
 
     # -- opening ------------------------------------------------------------------------------------
@@ -161,6 +161,14 @@ class Store:
         """VECDB names another meta file; see `vacuum.py`."""
         self.files.replace(self.path / "VECDB", described(self.uuid, name))
 
+    def follow(self) -> None:
+        """In a reader's process: on to the next generation, if the writer has gone there."""
+        if self.read_only:
+            with self.environment.read() as txn:
+                superseded = self.environment.get(txn, "meta", b"superseded") is not None
+            if superseded:
+                _, self.environment = self._open_environment(True)
+
     def use(self, environment: Environment) -> None:
         """Commits go to another generation. Whoever reads the old one may finish: it is closed when nobody holds it."""
         environment.written += self.environment.written
@@ -170,155 +178,15 @@ class Store:
         """What processes that died have left."""
         self.environment.reader_check()
         clear_generations(self)
-        self._delete_leftovers()
+        self.garbage.clear_up()
 
     def _load(self) -> None:
-        """Memory as the newest transaction says; what is already open and unchanged is kept."""
-        for attempt in range(20):
-            with self.environment.read() as txn:
-                superseded = self.read_only and self.environment.get(txn, "meta", b"superseded") is not None
-            if superseded:
-                _, self.environment = self._open_environment(True)
-            with self.environment.read() as txn:
-                stored = self.environment.get(txn, "meta", b"uuid")
-                if stored != self.uuid:
-                    raise Corruption("it belongs to another store than VECDB says", file=str(self.environment.path))
-                states, replays = self._read_catalog(txn)
-                seq = int.from_bytes(self.environment.get(txn, "meta", b"seq") or bytes(8), "big")
-                transaction = self.environment.transaction_of(txn)
-            try:
-                self._open_segments(states, last_try=attempt == 19)
-                for state, _, records in replays:
-                    if state.damage is None:
-                        self._decode(state, records, last_try=attempt == 19)
-            except _Vanished:
-                time.sleep(0.01)  # a flush or merge replaced a file between our two looks: look again
-                continue
-            break
-        for state, tombstones, records in replays:
-            if state.damage is None:
-                self._restore(state, tombstones, records)
-        for state in states.values():
-            self.snapshots.add(state.publish(seq))
-        self.states, self.seq, self._transaction = states, seq, transaction
-        self.flusher.note(None, states)
-
-    def _read_catalog(self, txn: Transaction) -> tuple[dict[bytes, CollectionState], list[Any]]:
-        states: dict[bytes, CollectionState] = {}
-        replays = []
-        seen = set()
-        for name, value in list(self.environment.scan(txn, "catalog", b"")):
-            parsed = orjson.loads(value)
-            uuid = bytes.fromhex(parsed["uuid"])
-            try:
-                manifest = Manifest.from_json(self.environment.get(txn, "manifest", uuid) or b"")
-            except (Corruption, ValueError, KeyError, TypeError) as error:
-                states[uuid] = CollectionState(uuid, name.decode(), parsed["schema"], Manifest())
-                states[uuid].damage = _as_corruption(
-                    error, "the manifest cannot be read", str(self.environment.path), "manifest"
-                )
-                continue
-            state, applied = self._followed(uuid, name.decode(), parsed["schema"], manifest)
-            tombstones: dict[str, Tombstones] = {}
-            records: dict[int, list[bytes] | Batch] = {}
-            states[uuid] = state
-            try:
-                for entry in () if applied else manifest.segments:
-                    tombstones[entry.name] = self._read_tombstones(txn, entry)
-                self._read_log(txn, state, records)
-            except Corruption as error:
-                state.damage = error
-            seen |= {(uuid, seq) for seq in records}
-            replays.append((state, tombstones, records))
-            if applied:
-                seen |= {key for key in self._decoded if key[0] == uuid}
-        self._decoded = {key: batch for key, batch in self._decoded.items() if key in seen}
-        return states, replays
-
-    def _read_tombstones(self, txn: Transaction, entry: SegmentEntry) -> Tombstones:
-        chunks = {}
-        for key, chunk in self.environment.scan(txn, "tombstones", entry.name.encode()):
-            chunks[int.from_bytes(key[-4:], "big")] = np.frombuffer(chunk, np.uint64)
-        return from_chunks(entry.rows, chunks)
-
-    def _read_log(self, txn: Transaction, state: CollectionState, records: dict[int, list[bytes] | Batch]) -> None:
-        """The parts of each record that is newer than the state, or the batch that a reader has made of it before."""
-        for key, part in self.environment.scan(txn, "log", state.uuid, (state.last_seq + 1).to_bytes(8, "big")):
-            seq = int.from_bytes(key[16:24], "big")
-            known = self._decoded.get((state.uuid, seq))
-            if known is not None:
-                records[seq] = known
-            else:
-                parts = records.setdefault(seq, [])
-                assert isinstance(parts, list)
-                parts.append(part)
-
-    def _followed(self, uuid: bytes, name: str, schema: dict[str, Any], manifest: Manifest) -> tuple[CollectionState, bool]:
-        """The state to bring up to date, and whether it is one that a reader has, and that only lacks the newest log."""
-        known = self.states.get(uuid) if self.read_only else None
-        if known is None or known.damage is not None or known.manifest != manifest or known.schema != schema:
-            return CollectionState(uuid, name, schema, manifest), False
-        known.name = name
-        return known, True
-
-    def _open_segments(self, states: dict[bytes, CollectionState], *, last_try: bool) -> None:
-        """Opens what the manifests name. Damage is kept with its collection: the others stay usable."""
-        for uuid, state in states.items():
-            old = self.states.get(uuid)
-            if old is state:
-                continue
-            known = {segment.name: segment for segment in old.segments} if old else {}
-            for entry in state.manifest.segments:
-                try:
-                    segment = known.get(entry.name) or self._open_segment(uuid, entry)
-                    segment.check_layout(state.layout)
-                    state.attach(segment, Tombstones(entry.rows))
-                except NotFound as error:
-                    if not last_try and self.read_only:
-                        raise _Vanished from error
-                    path = str(self.segment_path(uuid, entry.name))
-                    state.broken[entry.name] = Corruption(f"the manifest names it, but it is gone: {error}", file=path)
-                except Corruption as error:
-                    state.broken[entry.name] = error
-            state.damage = state.damage or next(iter(state.broken.values()), None)
-
-    def _open_segment(self, uuid: bytes, entry: SegmentEntry) -> Segment:
-        segment = Segment(self.files, self.segment_path(uuid, entry.name), self.uuid, entry.seq)
-        if segment.rows != entry.rows:
-            raise Corruption(f"it has {segment.rows} rows; its manifest says {entry.rows}", file=str(segment.file.path))
-        return segment
-
-    def _decode(self, state: CollectionState, records: dict[int, Any], *, last_try: bool) -> None:
-        """Log records as batches, in place, with the vectors that lie in growing files."""
-        folder = self.folder(state.uuid)
-        for seq, record in records.items():
-            try:
-                if not isinstance(record, Batch):
-                    batch = Batch.from_record(b"".join(record), lambda extent: extent.read(self.files, folder))
-                    batch.check_layout(state.layout, state.schema["ids"])
-                    records[seq] = batch
-            except NotFound as error:
-                if not last_try and self.read_only:
-                    raise _Vanished from error
-                state.damage = Corruption(f"log record {seq} names a file that is gone: {error}; restore it from a backup")
-                return
-            except Corruption as error:
-                state.damage = error
-                return
-            except (ValueError, KeyError, IndexError, TypeError) as error:
-                state.damage = Corruption(
-                    f"log record {seq} cannot be read: {error}", file=str(self.environment.path), array="log"
-                )
-                return
-            if self.read_only:
-                self._decoded[state.uuid, seq] = records[seq]
-
-    def _restore(self, state: CollectionState, tombstones: dict[str, Tombstones], records: dict[int, Batch]) -> None:
-        """Tombstones as committed, then the log on top of the segments, in the order of commits."""
-        state.tombstones |= tombstones
-        state.committed |= tombstones
-        for seq, batch in records.items():
-            state.replay(batch, seq)
+        """Memory as the newest transaction says."""
+        loaded = self._loader.load()
+        for state in loaded.states.values():
+            self.snapshots.add(state.publish(loaded.seq))
+        self.states, self.seq, self._transaction = loaded.states, loaded.seq, loaded.transaction
+        self.flusher.note(None, self.states)
 
     def folder(self, uuid: bytes) -> Path:
         return self.path / "segments" / uuid.hex()
@@ -331,37 +199,6 @@ class Store:
         segments = {file for entry in state.manifest.segments for file in entry.files}
         growing = {name + suffix for name in state.extents for suffix in (GROWING_SUFFIX, SUFFIX)}
         return segments | growing | set(state.schema.get("attachments", {}).values())
-
-    def _delete_leftovers(self) -> None:
-        """Files that no manifest names: half-written ones, and those of transactions that did not commit.
-
-        A file is deleted only when it is of this store and was begun before the current transaction, so that a meta
-        file put back by hand never eats newer segments. Anything else is left for `verify` to report.
-        """
-        with self.environment.read() as txn:
-            self.garbage.load(key.decode() for key, _ in self.environment.scan(txn, "garbage", b""))
-        self.garbage.sweep()
-        current = self.environment.last_transaction()
-        root = self.path / "segments"
-        folders = {uuid.hex(): state for uuid, state in self.states.items()}
-        for folder in self.files.names(root):
-            state = folders.get(folder)
-            if state is not None and state.damage is not None:
-                continue
-            named = self.files_of(state) if state else set()
-            for name in self.files.names(root / folder):
-                if name not in named and (name.endswith(".tmp") or self._is_leftover(root / folder / name, current)):
-                    self.files.unlink(root / folder / name)
-            if state is None and not self.files.names(root / folder):
-                self.files.remove_directory(root / folder)
-
-    def _is_leftover(self, path: Path, current: int) -> bool:
-        try:
-            begun = begun_at(self.files, path, self.uuid)
-        except VecdbError:
-            return False
-        # What has no header holds nothing; it can only be a growing file, as segments appear under their names when finished.
-        return begun is not None and begun <= current and (begun > 0 or path.suffix == GROWING_SUFFIX)
 
     # -- collections --------------------------------------------------------------------------------
 
@@ -811,7 +648,7 @@ class Store:
             self.growing.close()
             self.environment.close()
             self.states = {}  # and with them the mappings of files that may be gone; snapshots keep their own
-            self._decoded.clear()
+            self._loader.forget()
             if self._lock is not None:
                 self._lock.release()
         self.flusher.stop()
@@ -836,7 +673,7 @@ class Store:
                 lock.release()
                 raise
             self._lock = lock
-            self._decoded.clear()
+            self._loader.forget()
 
     def after_fork(self) -> None:
         """In a forked child: its parent goes on with the store, and this process must not touch it."""
@@ -846,17 +683,9 @@ class Store:
             self._lock.release()
 
 
-def _as_corruption(error: Exception, message: str, file: str, array: str) -> Corruption:
-    return error if isinstance(error, Corruption) else Corruption(f"{message}: {error!r}", file=file, array=array)
-
-
 def described(uuid: bytes, meta: str) -> bytes:
     """The content of VECDB."""
     return f"format {FORMAT}\nvecdb 0.1.0\nuuid {uuid.hex()}\nmeta {meta}\n".encode()
-
-
-class _Vanished(Exception):
-    """A file that a manifest named was replaced before it could be opened."""
 
 
 def _by_name(states: dict[bytes, CollectionState], name: str) -> CollectionState:

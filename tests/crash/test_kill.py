@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vecdb_storage.merge import Merger
 
 import vecdb
 from vecdb import Dense
@@ -103,6 +104,12 @@ while True:
         assert point.payload["mark"].count("-") == 1
     print(len(seen), flush=True)
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_merges_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that this process, which only looks, finds the files as they were left."""
+    monkeypatch.setattr(Merger, "wake", lambda *_: None)
 
 
 class Possible:

@@ -625,3 +625,74 @@ def test_a_failure_of_what_is_gone_does_not_keep_the_indexer_busy(
         monkeypatch.setattr(indexing.Indexer, "_next", lambda *a: (looks.append(1), look(*a))[1])
         time.sleep(0.5)
         assert len(looks) < 5
+
+
+def segments_of(docs: vecdb.Collection, vectors: np.ndarray, count: int) -> None:
+    for part in np.array_split(np.arange(len(vectors)), count):
+        docs.upsert(ids=part.tolist(), vectors=vectors[part])
+        docs.flush()
+
+
+def test_a_merge_has_its_index_before_searches_find_it(
+    db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index=HNSW()))
+    segments_of(docs, vectors, 3)
+    docs.delete(range(0, 6000, 50))
+    built = indexing.Indexer._built
+    seen: list[list[str]] = []
+
+    def looking(indexer: Any, job: Any, segment: Any, declared: Any, control: Any) -> Any:
+        seen.append(ways(docs, vectors[7]))
+        docs.delete([11])  # while it is built
+        return built(indexer, job, segment, declared, control)
+
+    monkeypatch.setattr(indexing.Indexer, "_built", looking)
+    docs.merge()
+    assert seen == [["index"] * 3], "until it is built, the old segments serve"
+    assert [way.split()[0] for way in ways(docs, vectors[7])] == ["index"]
+    assert docs.info().segments == 1 and docs.info().dead == 1
+    true = docs.search_batch(vectors[:100], k=10, exact=True)
+    found = docs.search_batch(vectors[:100], k=10, recall=0.95)
+    assert 11 not in found.ids and np.mean([len(set(a) & set(b)) / 10 for a, b in zip(true.ids, found.ids, strict=True)]) > 0.9
+    assert db.verify().damage == []
+
+
+def test_a_merge_waits_for_no_index_while_indexing_is_paused(db: vecdb.Database, vectors: np.ndarray) -> None:
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index=HNSW()))
+    segments_of(docs, vectors, 3)
+    started = threading.Event()
+    taken = indexing.Indexer._finish
+
+    def late(indexer: Any, merged: Any) -> None:
+        db.pause_indexing()  # just as it is about to be built
+        started.set()
+        taken(indexer, merged)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexing.Indexer, "_finish", late)
+        docs.merge()
+    assert started.is_set() and docs.info().segments == 1
+    assert ways(docs, vectors[7]) == ["exact scan"]
+    docs.delete(range(0, 6000, 3))
+    docs.vacuum()
+    assert docs.count() == 4000 and docs.info().dead == 0
+    db.resume_indexing()
+    docs.flush()
+    assert [way.split()[0] for way in ways(docs, vectors[7])] == ["index"]
+
+
+def test_a_merge_whose_index_cannot_be_built_is_made_without(
+    db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index=HNSW()))
+    segments_of(docs, vectors, 3)
+
+    def failing(*arguments: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(indexing.Indexer, "_built", failing)
+    with caplog.at_level(logging.WARNING, "vecdb"):
+        docs.merge()
+    assert docs.info().segments == 1 and ways(docs, vectors[7]) == ["exact scan"]
+    assert any("merged segment" in record.message for record in caplog.records)

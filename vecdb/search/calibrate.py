@@ -34,7 +34,7 @@ _LEAST, _POINT = 300, 0.2  # a point of a curve is made of so many queries at le
 _WIDTH = 50  # characters of a bar
 _FEWEST = 20  # queries, below which nothing is measured
 ENOUGH = 0.9995  # recall beyond which no more effort is tried
-_HOPELESS = 4.0  # times that a search may take longer than an exact one in a trial; a busy machine may mislead it by less
+_HOPELESS = 2  # efforts one after the other at which a search took longer than an exact one; one may be a busy machine's
 _Z = 1.645  # of the lower bound
 _K, _USUAL, _REPEATS, _TOGETHER = 10, 0.95, 19, 256  # of searches whose time is taken
 FEW = 8  # queries up to which exact searches stream over the rows one by one
@@ -275,20 +275,21 @@ class Calibrating:
 def curve_of(
     k: int, selectivity: float, queries: npt.NDArray[np.float32], kth: Keys, find: Callable[[float, Any], Hits], most: float
 ) -> Curve:
-    """Recall of `find` at rising efforts, until it is as good as complete, or much slower than an exact search: `most` seconds.
+    """Recall of `find` at rising efforts, until it is as good as complete, or slower than an exact search: `most` seconds.
 
     kth: (m,) the k-th best key of each query. Where queries take long, a point is made of fewer of them.
     """
-    per = 0.0
+    per, slower = 0.0, 0
 
     def measure(effort: float) -> tuple[npt.NDArray[np.float64], float] | None:
-        nonlocal per
-        if per > _HOPELESS * most:
+        nonlocal per, slower
+        if slower >= _HOPELESS:
             return None
         some = len(queries) if per == 0 else min(len(queries), max(_LEAST, int(_POINT / per)))
         started = time.perf_counter()
         found = find(effort, queries[:some])
         per = (time.perf_counter() - started) / some
+        slower = slower + 1 if per > most else 0
         return np.minimum(1.0, np.count_nonzero(found.keys >= kth[:some, None], axis=1) / k), per
 
     return curve(k, selectivity, measure)

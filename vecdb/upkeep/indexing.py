@@ -60,6 +60,21 @@ class _Pausable(Control):
         self.going.set()
 
 
+class _Unless(Control):
+    """The Control of builds for merges: these do not wait while it is paused, but give up, for somebody may wait for them."""
+
+    __slots__ = ("_pausable",)
+
+    def __init__(self, pausable: _Pausable) -> None:
+        super().__init__()
+        self._pausable = pausable
+
+    def poll(self) -> None:
+        if not self._pausable.going.is_set():
+            raise _Abandoned
+        super().poll()
+
+
 @dataclass(frozen=True)
 class Job:
     """One index to build."""
@@ -92,6 +107,7 @@ class Indexer:
         self._touched: set[bytes] = set()  # collections that have changed since they were looked at
         self._thread: threading.Thread | None = None
         self._control = _Pausable()
+        self._merging = _Unless(self._control)
         self._stopped = False
         self._current: tuple[Job, float] | None = None
         self._failed: dict[Job, _Failure] = {}
@@ -121,6 +137,7 @@ class Indexer:
         self._stopped = True
         self._store.merger.finisher = None
         self._control.cancel()
+        self._merging.cancel()
         self._woken.set()
         if self.wake in self._store.listeners:
             self._store.listeners.remove(self.wake)
@@ -130,8 +147,11 @@ class Indexer:
         self._give_merges_back()
 
     def pause(self) -> None:
-        """Builds stand still, between two steps, until `resume`."""
+        """Builds stand still, between two steps, until `resume`; merges go without indexes meanwhile."""
         self._control.going.clear()
+        while self._merged:  # the thread that would see to them may be standing still
+            with suppress(IndexError):
+                self._store.merger.commit(self._merged.popleft(), {})
 
     def resume(self) -> None:
         self._control.going.set()
@@ -260,19 +280,21 @@ class Indexer:
             store.drop_index(job.uuid, job.segment, job.field)
             return
         declared = Dense.from_json(snapshot.schema["fields"][job.field])
-        if (built := self._built(job, part.segment, declared)) is not None:
+        if (built := self._built(job, part.segment, declared, self._control)) is not None:
             store.add_index(job.uuid, job.segment, job.field, *built)
 
-    def _built(self, job: Job, segment: Segment, declared: Dense) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def _built(
+        self, job: Job, segment: Segment, declared: Dense, control: Control
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """The arrays of an index and what is said of it; None when no row has the field."""
         stored = segment.field(job.field)
         if stored is None:
             return None
         rows = Rows(stored.vectors, stored.norms, declared.metric, stored.present)
         backend = registry.backend(job.params.backend)
-        budget = Budget(threads=self._threads, memory=self._memory_limit or available() // 2, control=self._control)
+        budget = Budget(threads=self._threads, memory=self._memory_limit or available() // 2, control=control)
         trained = backend.train(rows, job.params, budget)
-        calibrating = Calibrating(rows, threads=self._threads, control=self._control)
+        calibrating = Calibrating(rows, threads=self._threads, control=control)
 
         def progress(share: float) -> None:
             self._progress(job, share)
@@ -326,7 +348,7 @@ class Indexer:
                 with self._lock:
                     self._current = (job, 0.0)
                 try:
-                    if (built := self._built(job, merged.segment, declared)) is not None:
+                    if (built := self._built(job, merged.segment, declared, self._merging)) is not None:
                         files[job.field] = self._store.write_index(job.uuid, job.segment, job.field, *built)
                 except (Cancelled, Closed):
                     raise
