@@ -1,6 +1,6 @@
 """What a nightly job does: verify, an incremental backup, a drill that restores it, and the figures to watch.
 
-    python examples/nightly.py [folder]
+python examples/nightly.py [folder]
 """
 
 from __future__ import annotations

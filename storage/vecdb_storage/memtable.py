@@ -57,7 +57,7 @@ class Block:
         self.previous = np.full(capacity, -1, np.int64)
         self.raw: Raw | None = None  # the payloads' values by key, if they are ordinary; see columns.Prepared
         self.extent: Extent | None = None  # where its vectors lie on disk, if all of them do
-        self.stripes: dict[int, Any] = {}  # typed columns of finished runs of rows, built when first asked for
+        self.stripes: dict[tuple[int, int], Any] = {}  # typed columns of finished runs of rows, built when first asked for
         self.deaths = 0  # rows that have died, at whatever seq
         self.full = set(layout)  # fields that every row has
         self.fields = {

@@ -64,7 +64,7 @@ class SegmentPart:
         yield 0, self.rows, self.segment.columns
 
 
-_STRIPE = 1024
+_STRIPES = (1024, 64)  # rows of memory that have columns together
 
 
 class BlockPart:
@@ -110,18 +110,26 @@ class BlockPart:
         return self.block.seq[rows]
 
     def column_sets(self) -> Iterator[tuple[int, int, ColumnSet | None]]:
-        # Full stripes of a block never change again, so their columns are built once and kept on the block.
-        for start in range(0, self.rows, _STRIPE):
-            stop = min(start + _STRIPE, self.rows)
-            number = start // _STRIPE
-            if stop - start < _STRIPE:
-                yield start, stop, None
-                continue
-            columns = self.block.stripes.get(number)
-            if columns is None:
-                arrays, meta = columns_module.build(columns_module.parse_all(self.block.payloads[start:stop]))
-                columns = self.block.stripes[number] = columns_module.open_columns(meta, arrays, _STRIPE)
-            yield start, stop, columns
+        # Full stripes of a block never change again, so their columns are built once and kept on the block. The rest goes in
+        # smaller ones, until it is a stripe itself, so that few rows are left to be looked at one by one.
+        start = 0
+        for size in _STRIPES:
+            while start + size <= self.rows:
+                yield start, start + size, self._stripe(start, size)
+                start += size
+        if start < self.rows:
+            yield start, self.rows, None
+
+    def _stripe(self, start: int, size: int) -> ColumnSet:
+        kept = self.block.stripes
+        columns = kept.get((start, size))
+        if columns is None:
+            arrays, meta = columns_module.build(columns_module.parse_all(self.block.payloads[start : start + size]))
+            columns = kept[start, size] = columns_module.open_columns(meta, arrays, size)
+            for smaller in range(start, start + size, _STRIPES[-1]):
+                if size > _STRIPES[-1]:
+                    kept.pop((smaller, _STRIPES[-1]), None)
+        return columns
 
 
 class Snapshot:

@@ -37,6 +37,7 @@ from ..search.executor import Executor
 from ..search.indexes import TRAINED, is_current, wanted
 
 _AGAIN, _LONGEST = 60.0, 3600.0  # seconds after which what failed is tried again
+_MOST_WAITING = 2  # merges that wait for their indexes
 _SOONEST = 0.5  # that pass at least before it is looked for
 _log = logging.getLogger("vecdb")
 
@@ -319,8 +320,11 @@ class Indexer:
     # -- merges ---------------------------------------------------------------------------------------
 
     def take(self, merged: Merged) -> bool:
-        """A merge that is to have indexes is committed when it has them. False: commit it as it is."""
-        if self._stopped or self.paused or not self._jobs_of(merged):
+        """A merge that is to have indexes is committed when it has them. False: commit it as it is.
+
+        So it is where many wait already: indexes cannot keep up with what is written, and dead rows must not pile up.
+        """
+        if self._stopped or self.paused or len(self._merged) >= _MOST_WAITING or not self._jobs_of(merged):
             return False
         self._merged.append(merged)
         self.wake()
