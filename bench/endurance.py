@@ -274,11 +274,23 @@ def verified(path: str) -> None:
 # -- sustained load -------------------------------------------------------------------------------------------
 
 
+RATE = 500  # points a second that are written under sustained load
+CENTRES = 2000
+
+
+def clustered(rng: np.random.Generator, centres: np.ndarray, ids: Any) -> dict[str, Any]:
+    """Points around centres, as embeddings lie, and not all over the space."""
+    points = batch(rng, ids)
+    points["vectors"] = centres[rng.integers(0, len(centres), len(ids))] + 0.5 * points["vectors"]
+    return points
+
+
 def sustained(work: Path, minutes: float) -> None:
-    print(f"### {minutes:g} minutes of mixed load on 1,000,000 points x {DIM} f32, HNSW\n")
+    print(f"### {minutes:g} minutes of mixed load on 1,000,000 points x {DIM} f32 around {CENTRES:,} centres, HNSW\n")
     print(
-        "One thread inserts, overwrites (half of the time) and deletes batches of 100, as many as are inserted; another searches (k=10, "
-        "recall 0.95, every other one with a filter that a tenth of the points pass). Quiet: the same searches before, and nothing else.\n"
+        f"One thread writes {RATE} points a second in batches of 100: half of them overwrite, the others are new, and as many old ones are "
+        "deleted. Another searches (k=10, recall 0.95, every other one with a filter that a tenth of the points pass). Quiet: the same "
+        "searches before, and nothing else.\n"
     )
     figures = child("mixed", work / "mixed", minutes)
     head(
@@ -318,11 +330,15 @@ def mixed(path: str, minutes: str) -> None:
     rng, rows = np.random.default_rng(4), 1_000_000
     db = vecdb.open(path)
     docs = db.create_collection("docs", Dense(DIM, index=HNSW()))
+    db.pause_indexing()
+    centres = rng.standard_normal((CENTRES, DIM), np.float32)
     for start in range(0, rows, 20_000):
-        docs.upsert(**batch(rng, range(start, start + 20_000)))
-    docs.merge()
+        docs.upsert(**clustered(rng, centres, range(start, start + 20_000)))
     docs.flush()
-    queries = rng.standard_normal((2000, DIM), np.float32)
+    docs.merge()
+    db.resume_indexing()
+    docs.flush()
+    queries = clustered(rng, centres, range(2000))["vectors"]
     tenth = F("score") < 1000 / 7 / 10
 
     def searches(until: float, into: list[float]) -> None:
@@ -339,16 +355,19 @@ def mixed(path: str, minutes: str) -> None:
     quiet: list[float] = []
     searches(time.monotonic() + 20, quiet)
     report: dict[str, Any] = {"quiet": {**percentiles(quiet), "rss": anonymous()}, "minutes": []}
+    print(json.dumps(report), file=sys.stderr, flush=True)
     stop, written, longest = threading.Event(), [0], [0.0]
 
     def write() -> None:
         chance, newest, oldest = np.random.default_rng(5), rows, 0
+        due = time.monotonic()
         while not stop.is_set():
+            due = max(due + 100 / RATE, time.monotonic() - 1)
             started = time.perf_counter()
             if chance.random() < 0.5:
-                docs.upsert(**batch(chance, np.unique(chance.integers(oldest, newest, 100))))
+                docs.upsert(**clustered(chance, centres, np.unique(chance.integers(oldest, newest, 100))))
             else:
-                docs.upsert(**batch(chance, range(newest, newest + 100)))
+                docs.upsert(**clustered(chance, centres, range(newest, newest + 100)))
                 newest += 100
                 longest[0] = max(longest[0], time.perf_counter() - started)
                 started = time.perf_counter()
@@ -356,7 +375,7 @@ def mixed(path: str, minutes: str) -> None:
                 oldest += 100
             longest[0] = max(longest[0], time.perf_counter() - started)
             written[0] += 100
-            time.sleep(0.02)
+            time.sleep(max(0.0, due - time.monotonic()))
 
     writer = threading.Thread(target=write)
     writer.start()
