@@ -320,14 +320,14 @@ def sustained(work: Path, minutes: float) -> None:
     )
 
 
-def mixed(path: str, minutes: str) -> None:
+def mixed(path: str, minutes: str, points: str = "1000000") -> None:
     import threading
 
     import vecdb
     from vecdb import Dense, F
     from vecdb.index import HNSW
 
-    rng, rows = np.random.default_rng(4), 1_000_000
+    rng, rows = np.random.default_rng(4), int(points)
     db = vecdb.open(path)
     docs = db.create_collection("docs", Dense(DIM, index=HNSW()))
     db.pause_indexing()
