@@ -149,7 +149,8 @@ def _is_unused_copy(store: Store, path: Path) -> bool:
         copy = Environment(store.files, path, read_only=True)
     except Corruption:
         return False
-    unused = copy.base == store.environment.last_transaction() and copy.last_transaction() <= copy.base + COPIED
+    # Of a copy that was never written to, all is in the generation that it was made from, which has gone on since.
+    unused = copy.base <= store.environment.last_transaction() and copy.last_transaction() <= copy.base + COPIED
     copy.close()
     return unused
 
