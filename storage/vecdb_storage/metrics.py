@@ -23,9 +23,9 @@ class Metrics:
     of segments, as far as their rows are alive, and of the log. space_amplification: the first by the second. log_records,
     log_bytes: not flushed yet. flushes, merges, flush_seconds, merge_seconds: done, and the time that they took. merging:
     segments that are in a merge. commits, operations: LMDB transactions, and writes that shared them. readers: slots of
-    LMDB's reader table that are taken now, of this process too. oldest_snapshot_seconds: age of the oldest one that this process holds and that is no longer the
-    newest; 0 when there is none. garbage_files: waiting to be deleted. generation: of the LMDB file. flush_error,
-    merge_error: why the last one in the background failed.
+    LMDB's reader table that are taken now, of this process too. oldest_snapshot_seconds: age of the oldest one that this
+    process holds and that is no longer the newest; 0 when there is none. garbage_files: waiting to be deleted. generation:
+    of the LMDB file. flush_error, merge_error: why the last one in the background failed.
     """
 
     bytes_accepted: int
