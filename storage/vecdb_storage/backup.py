@@ -14,7 +14,7 @@ Everything may be called from any thread, beside readers, writers, merges and va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ import xxhash
 from .arrayfile import ArrayFile
 from .batch import extent_of
 from .errors import AlreadyExists, Corruption, InvalidInput, NewerFormat, NotFound, VecdbError
-from .files import Buffer, Files
+from .files import Buffer, Files, Progress
 from .growing import SUFFIX as GROWING_SUFFIX
 from .manifest import SUFFIX, Manifest
 from .places import Folder, Place, place_of
@@ -40,7 +40,6 @@ NAME = "BACKUP"
 _FORMAT = 1
 _VERSION = "0.1.0"
 _ATTEMPTS = 10
-Progress = Callable[[int, int], None]  # bytes done, of all
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ import os
 import stat
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import DiskFull, NotFound, StorageError
 
 Buffer = bytes | bytearray | memoryview
+Progress = Callable[[int, int], None]  # of long work: bytes done, of all
 
 _NETWORK_FILE_SYSTEMS = {
     "nfs",

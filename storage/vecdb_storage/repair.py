@@ -57,10 +57,9 @@ def repaired(store: Store, damage: Sequence[Damage]) -> list[Damage]:
                 done[number] = _without_index(store, found)
         for numbers in segments.values():
             done |= zip(numbers, _without_segment(store, [damage[n] for n in numbers]), strict=True)
-        if any(found.kind == "log" and found.array == "log" for found in damage):
-            for number, found in enumerate(damage):
-                if found.kind == "log" and found.array == "log":
-                    done[number] = _without_records(store, found)
+        for number, found in enumerate(damage):
+            if found.kind == "log" and found.array == "log" and found.collection is not None:
+                done[number] = _without_records(store, found)
     return [done.get(number, found) for number, found in enumerate(damage)]
 
 

@@ -52,7 +52,7 @@ from .errors import (
     StorageError,
     VecdbError,
 )
-from .files import Files
+from .files import Files, Progress
 from .flush import Flusher
 from .garbage import Garbage
 from .growing import SUFFIX as GROWING_SUFFIX
@@ -67,7 +67,7 @@ from .segment import Segment
 from .snapshot import Snapshot
 from .state import CollectionState
 from .ulid import ulid
-from .vacuum import Progress, Vacuumed, clear_generations, generation_of, vacuum
+from .vacuum import Vacuumed, clear_generations, generation_of, vacuum
 from .verify import Also, Report, verify
 
 FORMAT = 1

@@ -13,7 +13,6 @@ Safe in any thread, beside readers and writers; these wait while LMDB is copied.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from .environment import Environment
 from .errors import Corruption, DiskFull, StorageError, VecdbError
+from .files import Progress
 
 if TYPE_CHECKING:
     from .store import Store
 
 _META = re.compile(r"meta-(\d+)\.mdb")
-Progress = Callable[[int, int], None]  # bytes done, of all
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import orjson
 from .arrayfile import ArrayFile, begun_at
 from .environment import TABLES
 from .errors import Corruption, NotFound, ReadOnly, VecdbError
+from .files import Progress
 from .growing import SUFFIX as GROWING_SUFFIX
 from .ids import Id, hashes_of
 from .manifest import Manifest
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from .state import CollectionState
     from .store import Store
 
-Progress = Callable[[int, int], None]  # bytes done, of all
 _THREADS = 4  # that read segments; a disk with several queues is read faster so
 _PARTITION = 4 << 20  # rows whose hashes are compared at once
 
@@ -183,10 +183,9 @@ class Verifier:
             if entry is not None and entry.bytes != part.segment.file.size:
                 problem = f"it has {part.segment.file.size} bytes; its manifest says {entry.bytes}"
                 yield Damage(f"{part.segment.file.path}: {problem}", "segment", _BACKUP, file=str(part.segment.file.path))
-            for found in damage:
-                yield replace(found, collection=name, segment=part.segment.name)
-            for found in self._indexes(state, part, whole=not damage):
-                yield replace(found, collection=name, segment=part.segment.name)
+            for found in (*damage, *self._indexes(state, part, whole=not damage)):
+                if not self._is_replaced(state, found):
+                    yield replace(found, collection=name, segment=part.segment.name)
         if state.damage is not None:
             return
         assert state.snapshot is not None
@@ -205,6 +204,15 @@ class Verifier:
             yield from (replace(_of(each, "attachment", _BACKUP, f"the {label}"), collection=name) for each in problems)
         yield from _against_the_rule(state.snapshot, name)
 
+    def _is_replaced(self, state: CollectionState, found: Damage) -> bool:
+        """In a reader's process, which cannot hold files: whether the writer has deleted this one since it was looked up."""
+        store = self._store
+        if not store.read_only or found.file is None or store.files.exists(Path(found.file)):
+            return False
+        store.refresh()
+        now = store.states.get(state.uuid)
+        return now is None or Path(found.file).name not in store.files_of(now)
+
     def _indexes(self, state: CollectionState, part: SegmentPart, *, whole: bool) -> Iterator[Damage]:
         """The index files of one segment. whole: its rows are as they were written, so that they can be compared."""
         remedy = "verify(repair=True) or rebuild_index(); until then the segment is searched exactly"
@@ -219,7 +227,8 @@ class Verifier:
                     problems = [Corruption(text, file=path) for text in self._also(state.schema, part, name, index)]
             except (Corruption, NotFound) as error:
                 problems = [error]
-            yield from (_of(problem, "index", remedy) for problem in problems)
+            path = str(part.segment.file.path.with_name(file))
+            yield from (replace(_of(problem, "index", remedy), file=path) for problem in problems)
 
 
 def _of(error: VecdbError, kind: str, remedy: str, lost: str = "nothing") -> Damage:
@@ -233,7 +242,8 @@ def _segment(part: SegmentPart) -> list[Damage]:
     try:
         return [_of(error, "segment", _REPAIR, _what_is_lost(part.segment, error)) for error in part.segment.verify()]
     except VecdbError as error:
-        return [_of(error, "segment", _REPAIR, "points of this segment")]
+        found = _of(error, "segment", _REPAIR, "points of this segment")
+        return [replace(found, file=found.file or str(part.segment.file.path))]
 
 
 def _what_is_lost(segment: Segment, error: Corruption) -> str:
