@@ -29,7 +29,7 @@ from .batch import extent_of
 from .errors import AlreadyExists, Corruption, InvalidInput, NewerFormat, NotFound, VecdbError
 from .files import Buffer, Files, Progress
 from .growing import SUFFIX as GROWING_SUFFIX
-from .manifest import SUFFIX, Manifest
+from .manifest import READABLE_BY, SUFFIX, Manifest
 from .places import Folder, Place, place_of
 from .ulid import ulid
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 NAME = "BACKUP"
 _FORMAT = 1
-_VERSION = "0.1.0"
 _ATTEMPTS = 10
 
 
@@ -94,8 +93,9 @@ def backup(
                 # In a reader's process nothing holds the writer's garbage: what is named now is there now.
                 if not store.read_only or attempt + 1 == _ATTEMPTS:
                     raise
+    made = datetime.now(UTC).isoformat(timespec="seconds")
     described = {
-        "format": _FORMAT, "vecdb": _VERSION, "uuid": store.uuid.hex(), "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "format": _FORMAT, "vecdb": READABLE_BY, "uuid": store.uuid.hex(), "made": made,
         "transaction": transaction, "meta": meta, "files": list(copying.entries.values()),
     }  # fmt: skip
     place.finish(NAME, orjson.dumps(described, option=orjson.OPT_INDENT_2))

@@ -18,6 +18,7 @@ import orjson
 from .errors import Corruption
 
 SUFFIX = ".seg"
+READABLE_BY = "0.1.0"  # the first version that can read what this one writes
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ from .growing import GrowingFiles
 from .ids import Id, hashes_of
 from .load import Loader
 from .locks import WriterLock
-from .manifest import SUFFIX, Manifest
+from .manifest import READABLE_BY, SUFFIX, Manifest
 from .merge import Merger
 from .metrics import Metrics, metrics_of
 from .segment import Segment
@@ -685,7 +685,7 @@ class Store:
 
 def described(uuid: bytes, meta: str) -> bytes:
     """The content of VECDB."""
-    return f"format {FORMAT}\nvecdb 0.1.0\nuuid {uuid.hex()}\nmeta {meta}\n".encode()
+    return f"format {FORMAT}\nvecdb {READABLE_BY}\nuuid {uuid.hex()}\nmeta {meta}\n".encode()
 
 
 def _by_name(states: dict[bytes, CollectionState], name: str) -> CollectionState:
