@@ -30,6 +30,7 @@ from .errors import Closed, Corruption, DiskFull, StorageError, VecdbError, with
 from .ids import IdTable, Rows, concat
 from .manifest import Manifest, SegmentEntry
 from .memtable import GatheredField
+from .priority import give_way
 from .segment import Segment, SegmentWriter
 from .snapshot import SegmentPart, live_rows
 from .tombstones import Tombstones
@@ -457,6 +458,7 @@ class Merger:
         self._wanted.set()
 
     def _run(self) -> None:
+        give_way()
         while not self._stopping.wait(_PAUSE):
             self._wanted.wait()
             self._wanted.clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -696,3 +698,10 @@ def test_a_merge_whose_index_cannot_be_built_is_made_without(
         docs.merge()
     assert docs.info().segments == 1 and ways(docs, vectors[7]) == ["exact scan"]
     assert any("merged segment" in record.message for record in caplog.records)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads exist on Linux only")
+def test_builds_run_at_a_lower_priority_than_the_application(docs: vecdb.Collection) -> None:
+    builder = next(each.native_id for each in threading.enumerate() if each.name == "vecdb-index")
+    assert builder is not None
+    assert os.getpriority(os.PRIO_PROCESS, builder) > os.getpriority(os.PRIO_PROCESS, 0)

@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 from vecdb_index import registry
 from vecdb_index.contract import Budget, Cancelled, Control, NeedsMemory, Rows
 from vecdb_storage.merge import Merged
+from vecdb_storage.priority import give_way
 from vecdb_storage.segment import Segment
 from vecdb_storage.snapshot import SegmentPart
 from vecdb_storage.state import CollectionState
@@ -164,6 +165,7 @@ class Indexer:
     # -- work ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        give_way()
         while not self._stopped:
             self._woken.wait(self._until_again())
             self._woken.clear()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from vecdb_storage.priority import give_way
 from vecdb_storage.snapshot import Snapshot
 
 from ..search.executor import Answer, Executor
@@ -105,6 +106,7 @@ class Prober:
             return None if sums is None else _probed(sums)
 
     def _run(self) -> None:
+        give_way()
         while True:
             self._woken.wait()
             self._woken.clear()
