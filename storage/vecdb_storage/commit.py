@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -29,6 +29,8 @@ from .memtable import ADOPTED_BYTES, Memtable
 from .segment import Segment
 from .state import CollectionState
 from .tombstones import Tombstones
+
+Checkpoints = Mapping[bytes, bytes | None]
 
 
 @dataclass
@@ -68,6 +70,14 @@ class Section:
                 self.environment.put(self.txn, "tombstones", key, chunk.tobytes())
             state.committed[name] = tombstones
         self.touched.add(state.uuid)
+
+    def put_checkpoints(self, uuid: bytes, checkpoints: Checkpoints) -> None:
+        """How far something is that feeds the collection, by its token; None: it is not needed any more."""
+        for token, value in checkpoints.items():
+            if value is None:
+                self.environment.delete(self.txn, "checkpoint", uuid + token)
+            else:
+                self.environment.put(self.txn, "checkpoint", uuid + token, value)
 
     def drop_files(self, paths: Iterable[str]) -> None:
         """Files, relative to the database, that nothing names once this transaction is committed."""
@@ -114,7 +124,8 @@ class WriteRows:
     """Rows that replace those of the same ids, or with `insert` refuse to.
 
     record: the batch as a log record, made outside the section; or segment and length: the batch was written as a
-    level-0 segment, to be committed by reference. Result: how many rows were replaced.
+    level-0 segment, to be committed by reference. checkpoints: kept in the same transaction. Result: how many rows were
+    replaced.
     """
 
     uuid: bytes
@@ -124,10 +135,13 @@ class WriteRows:
     segment: Segment | None = None
     length: int = 0
     hashes: Hashes | None = None
+    checkpoints: Checkpoints = field(default_factory=dict)
 
     @property
     def room(self) -> int:
-        return len(self.record) if self.record is not None else 1 << 16
+        return (len(self.record) if self.record is not None else 1 << 16) + sum(
+            len(v or b"") for v in self.checkpoints.values()
+        )
 
     @property
     def size(self) -> int:
@@ -141,6 +155,7 @@ class WriteRows:
             for key, place in zip(keys, state.alive(keys, self.hashes), strict=True):
                 if place is not None:
                     raise AlreadyExists(f"point {key!r} exists in {state.name!r}; use upsert to replace it")
+        section.put_checkpoints(self.uuid, self.checkpoints)
         seq = section.next_seq(state)
         if self.segment is None:
             assert self.record is not None

@@ -9,7 +9,7 @@ Tables and keys (all integers big-endian, so that keys sort by them):
     tombstones  segment (26) chunk (u32)      8 KiB bitmap, see tombstones.py
     log         uuid (16) seq (u64) part (u32)   a slice of a log record
     garbage     file path relative to the store  the transaction id that dropped it
-    checkpoint  token                         progress of ingests
+    checkpoint  uuid (16) token               how far an ingest is
 
 Every value begins with the xxh3 of key and rest. LMDB itself has no checksums and, when its newest meta page is
 damaged, falls back to the commit before without a word: `check_before_open` refuses that. It also follows damaged pages

@@ -40,8 +40,8 @@ class Part(Protocol):
     def keys(self, rows: Rows) -> list[Id]: ...
     def payload(self, row: int) -> bytes: ...
     def seqs(self, rows: Rows) -> npt.NDArray[np.uint64]: ...
-    def column_sets(self) -> Iterator[tuple[int, int, ColumnSet | None]]:
-        """(start, stop, columns) for runs of rows; None where no columns were built yet."""
+    def column_sets(self, after: int = 0) -> Iterator[tuple[int, int, ColumnSet | None]]:
+        """(start, stop, columns) for runs of rows of which some are >= after; None where no columns were built yet."""
 
 
 class SegmentPart:
@@ -60,8 +60,9 @@ class SegmentPart:
     def live_rows(self) -> int:
         return self.rows - self.tombstones.count
 
-    def column_sets(self) -> Iterator[tuple[int, int, ColumnSet | None]]:
-        yield 0, self.rows, self.segment.columns
+    def column_sets(self, after: int = 0) -> Iterator[tuple[int, int, ColumnSet | None]]:
+        if after < self.rows:
+            yield 0, self.rows, self.segment.columns
 
 
 _STRIPES = (1024, 64)  # rows of memory that have columns together
@@ -109,16 +110,18 @@ class BlockPart:
     def seqs(self, rows: Rows) -> npt.NDArray[np.uint64]:
         return self.block.seq[rows]
 
-    def column_sets(self) -> Iterator[tuple[int, int, ColumnSet | None]]:
+    def column_sets(self, after: int = 0) -> Iterator[tuple[int, int, ColumnSet | None]]:
         # Full stripes of a block never change again, so their columns are built once and kept on the block. The rest goes in
         # smaller ones, until it is a stripe itself, so that few rows are left to be looked at one by one.
         start = 0
         for size in _STRIPES:
             while start + size <= self.rows:
-                yield start, start + size, self._stripe(start, size)
+                if start + size > after:
+                    yield start, start + size, self._stripe(start, size)
                 start += size
-        if start < self.rows:
-            yield start, self.rows, None
+        if max(start, after) < self.rows:
+            columns = self._stripe(start, self.rows - start) if self.rows == self.block.capacity else None
+            yield start, self.rows, columns
 
     def _stripe(self, start: int, size: int) -> ColumnSet:
         kept = self.block.stripes

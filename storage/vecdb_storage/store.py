@@ -34,6 +34,7 @@ from .batch import LEVEL0_BYTES, Batch
 from .commit import (
     ChangeCatalog,
     ChangePayloads,
+    Checkpoints,
     CommitQueue,
     DeleteRows,
     Operation,
@@ -72,6 +73,7 @@ from .verify import Also, Report, verify
 
 FORMAT = 1
 ATTACHMENT, INDEX = ".arr", ".idx"
+_NO_CHECKPOINTS: Checkpoints = {}
 _FREEING = (DeleteRows, ChangeCatalog)  # operations that may be what makes room
 
 
@@ -240,7 +242,8 @@ class Store:
             state = _by_name(section.states, collection)
             section.environment.delete(section.txn, "catalog", collection.encode())
             section.environment.delete(section.txn, "manifest", state.uuid)
-            section.environment.delete_prefix(section.txn, "log", state.uuid)
+            for table in ("log", "checkpoint"):
+                section.environment.delete_prefix(section.txn, table, state.uuid)
             for entry in state.manifest.segments:
                 section.environment.delete_prefix(section.txn, "tombstones", entry.name.encode())
             section.drop_files(f"segments/{state.uuid.hex()}/{name}" for name in sorted(self.files_of(state)))
@@ -383,29 +386,57 @@ class Store:
         self.check_writable()
         return Ahead(self, uuid)
 
-    def write(self, uuid: bytes, batch: Batch, *, insert: bool = False, ahead: Ahead | None = None) -> int:
+    def write(
+        self,
+        uuid: bytes,
+        batch: Batch,
+        *,
+        insert: bool = False,
+        ahead: Ahead | None = None,
+        checkpoints: Checkpoints = _NO_CHECKPOINTS,
+    ) -> int:
         """Rows, all or none of them; returns how many they replaced. With insert: AlreadyExists if one would be.
 
-        ahead: from `begin`, if some of the batch was handed to it; it is released.
+        ahead: from `begin`, if some of the batch was handed to it; it is released. checkpoints: see `set_checkpoints`; they
+        are durable when the rows are, and not otherwise.
         """
         ahead = ahead or self.begin(uuid)
         try:
             if not batch.keys:
+                if checkpoints:
+                    self.set_checkpoints(uuid, checkpoints)
                 return 0
             if ahead.is_segment or batch.nbytes >= LEVEL0_BYTES:
                 hashes = hashes_of(batch.keys)
                 segment, length = ahead.finish(batch, hashes)
                 try:
-                    return int(self._submit(WriteRows(uuid, batch, insert, None, segment, length, hashes)))
+                    return int(self._submit(WriteRows(uuid, batch, insert, None, segment, length, hashes, checkpoints)))
                 except BaseException:
                     self.discard(uuid, segment)
                     raise
             if not ahead.begun:
                 ahead.add_fields(batch.fields)
             batch = ahead.place(batch)
-            return int(self._submit(WriteRows(uuid, batch, insert, record=batch.to_record())))
+            return int(self._submit(WriteRows(uuid, batch, insert, record=batch.to_record(), checkpoints=checkpoints)))
         finally:
             ahead.release()
+
+    def checkpoints(self, uuid: bytes, prefix: bytes = b"") -> dict[bytes, bytes]:
+        """Those of a collection whose tokens begin with `prefix`."""
+        self.check_open()
+        with self.commit_lock, self.environment.read() as txn:
+            return {key[len(uuid) :]: value for key, value in self.environment.scan(txn, "checkpoint", uuid + prefix)}
+
+    def set_checkpoints(self, uuid: bytes, checkpoints: Checkpoints) -> None:
+        """How far something is that feeds the collection, by a token of at most 400 bytes; None takes it away.
+
+        They go with the collection. Raises NotFound, StorageError.
+        """
+
+        def change(section: Section) -> None:
+            section.put_checkpoints(section.state(uuid).uuid, checkpoints)
+
+        self._submit(ChangeCatalog(change))
 
     def discard(self, uuid: bytes, segment: Segment, indexes: Iterable[str] = ()) -> None:
         """Deletes the files of a segment that was not committed after all. indexes: its index files, if it has any."""

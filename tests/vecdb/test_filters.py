@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from vecdb_storage.columns import build, encode, join_path, open_columns
 from vecdb_storage.columns import parse as parse_payload
 
-from vecdb import F
+import vecdb
+from vecdb import Dense, F
 from vecdb.errors import InvalidFilter
 from vecdb.filters import Expression, dict_of, evaluate, matches, parse, text_of
 from vecdb.filters.expression import And, Compare, Contains, Exists, In, IsNull, Not, Or, StartsWith
@@ -344,3 +345,33 @@ def test_numpy_scalars_and_dates_are_literals() -> None:
     assert (F("a") >= np.int64(3)) == (F("a") >= 3)
     assert (F("a") == np.float32(0.5)) == (F("a") == 0.5)
     assert (F("t") == date(2024, 1, 2)) == (F("t") == datetime(2024, 1, 2, tzinfo=UTC))
+
+
+def test_what_is_kept_of_rows_in_memory_stays_right_as_they_grow(db: vecdb.Database) -> None:
+    """Bitmaps of blocks that fill up, of snapshots from before, and of rows that die, beside an evaluation of each row."""
+    docs = db.create_collection("docs", Dense(2, metric="l2"))
+    rng, model = np.random.default_rng(3), {}
+    where = [F("a") < 3, (F("a") >= 2) & (F("b") == "x"), ~(F("b") == "y")]
+    scrolls = []
+    for step in range(60):
+        ids = rng.integers(0, 6000, int(rng.integers(1, 300)))
+        ids = np.unique(ids)
+        rows = [{"a": int(rng.integers(10)), "b": "xy"[int(rng.integers(2))], "long": "z" * 100} for _ in ids]
+        docs.upsert(ids=ids, vectors=rng.standard_normal((len(ids), 2)), payloads=rows)
+        model.update(zip(ids.tolist(), rows, strict=True))
+        if step % 7 == 0:
+            for gone in list(model)[:5]:
+                docs.delete([gone])
+                del model[gone]
+        if step % 10 == 0:
+            scrolls.append((docs.scroll(where[0]), {key for key, row in model.items() if row["a"] < 3}))
+        true = [
+            {key for key, row in model.items() if row["a"] < 3},
+            {key for key, row in model.items() if row["a"] >= 2 and row["b"] == "x"},
+            {key for key, row in model.items() if row["b"] != "y"},
+        ]
+        for one, expected in zip(where, true, strict=True):
+            assert {point.id for point in docs.scroll(one)} == expected
+            assert docs.count(one) == len(expected)
+    for scroll, expected in scrolls:
+        assert {point.id for point in scroll} == expected

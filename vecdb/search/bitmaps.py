@@ -1,8 +1,8 @@
 """Which rows of a part a search may return: live rows, and those that pass the filter.
 
 A filter is evaluated once per segment over its typed columns; the bitmap is kept with the segment, whose rows never
-change, so that the next search with the same filter finds it. Memtable rows are evaluated stripe by stripe, and the
-last, unfinished stripe payload by payload. Bitmaps are uint64 words, bit i % 64 of word i // 64. Safe in any thread.
+change, so that the next search with the same filter finds it. So it is with the blocks of a memtable, which only grow: stripes
+of rows that have columns are evaluated once, and the last, unfinished one payload by payload. Bitmaps are uint64 words, bit i % 64 of word i // 64. Safe in any thread.
 """
 
 from __future__ import annotations
@@ -13,29 +13,63 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from vecdb_storage.columns import parse
+from vecdb_storage.memtable import Block
 from vecdb_storage.segment import Segment
-from vecdb_storage.snapshot import Part, SegmentPart
+from vecdb_storage.snapshot import BlockPart, Part, SegmentPart
 from vecdb_storage.tombstones import Words
 
 from ..errors import Corruption, VecdbError
 from ..filters import Expression, evaluate, matches
 
-_KEPT_PER_SEGMENT = 64
+_KEPT = 64  # bitmaps of a segment or block
 _lock = threading.Lock()
-_kept: WeakKeyDictionary[Segment, OrderedDict[Expression, Words]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Segment | Block, OrderedDict[Expression, Words]] = WeakKeyDictionary()
 
 
 def passing(part: Part, where: Expression) -> Words:
-    """The rows of a part for which `where` is true, dead ones included."""
+    """The rows of a part for which `where` is true, dead ones included. Not to be changed."""
     if isinstance(part, SegmentPart):
-        return _of_segment(part.segment, where)
+        found = _known(part.segment, where)
+        return _of_segment(part.segment, where) if found is None else found
+    assert isinstance(part, BlockPart)
+    return _of_block(part, where)
+
+
+def _known(rows: Segment | Block, where: Expression) -> Words | None:
+    with _lock:
+        kept = _kept.setdefault(rows, OrderedDict())
+        found = kept.get(where)
+        if found is not None:
+            kept.move_to_end(where)
+        return found
+
+
+def _keep(rows: Segment | Block, where: Expression, words: Words) -> None:
+    with _lock:
+        kept = _kept.setdefault(rows, OrderedDict())
+        if len(kept.get(where, ())) <= len(words):  # of a block, another thread may know more
+            kept[where] = words
+        while len(kept) > _KEPT:
+            kept.popitem(last=False)
+
+
+def _of_block(part: BlockPart, where: Expression) -> Words:
+    """What is kept are whole words of rows that have columns."""
     words = np.zeros(-(-part.rows // 64), np.uint64)
-    for start, stop, columns in part.column_sets():
+    found = _known(part.block, where)
+    known = 0 if found is None else min(len(found), len(words) if part.rows == part.block.capacity else part.rows // 64)
+    if found is not None:
+        words[:known] = found[:known]
+    whole = known
+    for start, stop, columns in part.column_sets(after=64 * known):
         if columns is not None:
             here = evaluate(where, columns, lambda row, start=start: parse(part.payload(start + row)))  # type: ignore[misc]
+            whole = -(-stop // 64)
         else:
             here = _one_by_one(part, where, start, stop)
         words[start // 64 : start // 64 + len(here)] = here
+    if whole > known:
+        _keep(part.block, where, words[:whole].copy())
     return words
 
 
@@ -47,22 +81,13 @@ def _one_by_one(part: Part, where: Expression, start: int, stop: int) -> Words:
 
 
 def _of_segment(segment: Segment, where: Expression) -> Words:
-    with _lock:
-        kept = _kept.setdefault(segment, OrderedDict())
-        found = kept.get(where)
-        if found is not None:
-            kept.move_to_end(where)
-            return found
     try:
         words = evaluate(where, segment.columns, lambda row: parse(segment.payload(row)))
     except VecdbError:
         raise
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise Corruption(f"its columns contradict each other: {error!r}", file=str(segment.file.path)) from error
-    with _lock:
-        kept[where] = words
-        while len(kept) > _KEPT_PER_SEGMENT:
-            kept.popitem(last=False)
+    _keep(segment, where, words)
     return words
 
 
