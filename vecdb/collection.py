@@ -93,13 +93,7 @@ class Collection:
                     raise InvalidInput("give texts or vectors, not both")
                 ids = ids if ids is None or isinstance(ids, np.ndarray) else checked_ids(ids)  # it may be read twice
                 vectors, payloads = self.embedding.of_points(texts, payloads, lambda v, p: batch_from_arrays(fields, ids, v, p))
-            ahead = store.begin(self._uuid)
-            try:
-                batch = batch_from_arrays(fields, ids, vectors, payloads, early=ahead.add_fields)
-                store.write(self._uuid, batch, insert=insert, ahead=ahead)
-            finally:
-                ahead.release()
-            return list(batch.keys)
+            return list(self._write_columns(ids, vectors, payloads, insert, {})[0])
         if ids is not None or vectors is not None or payloads is not None or texts is not None:
             raise InvalidInput("give points, or ids=, vectors= and payloads=, not both")
         if isinstance(points, Point) or (isinstance(points, Mapping) and "id" in points):
@@ -115,6 +109,41 @@ class Collection:
             error.applied = len(written)
             raise
         return written
+
+    def _write_columns(
+        self, ids: Any, vectors: Any, payloads: Any, insert: bool, checkpoints: Mapping[bytes, bytes | None]
+    ) -> tuple[Sequence[Id], int]:
+        """One commit. Returns the ids, and how many points were replaced."""
+        store = self._writable()
+        ahead = store.begin(self._uuid)
+        try:
+            fields = self._fields(store.state(self._uuid).schema)
+            batch = batch_from_arrays(fields, ids, vectors, payloads, early=ahead.add_fields)
+            replaced = store.write(self._uuid, batch, insert=insert, ahead=ahead, checkpoints=checkpoints)
+        finally:
+            ahead.release()
+        return batch.keys, replaced
+
+    def load(
+        self, ids: Any, vectors: Any, payloads: Any, *, insert: bool = False, checkpoints: Mapping[bytes, bytes | None]
+    ) -> int:
+        """For loaders that can be resumed: columns as in `upsert`, and how far the loader is, in one commit.
+
+        checkpoints: token of at most 400 bytes -> value, or None to take it away. Returns how many points were replaced.
+        """
+        return self._write_columns(ids, vectors, payloads, insert, checkpoints)[1]
+
+    def checkpoints(self, prefix: bytes = b"") -> dict[bytes, bytes]:
+        """What `load` and `set_checkpoints` have kept under tokens that begin with `prefix`."""
+        return self._open_store().checkpoints(self._uuid, prefix)
+
+    def set_checkpoints(self, checkpoints: Mapping[bytes, bytes | None]) -> None:
+        """As in `load`, without points."""
+        self._writable().set_checkpoints(self._uuid, checkpoints)
+
+    def check(self, ids: Any, vectors: Any, payloads: Any) -> None:
+        """Raises what `upsert` of these columns would raise of them, and writes nothing."""
+        batch_from_arrays(self._fields(self._open_store().state(self._uuid).schema), ids, vectors, payloads)
 
     def delete(self, ids: Any = None, *, where: Where = None) -> int:
         """Deletes points by id, or all that match a filter. Returns how many there were.
@@ -264,6 +293,32 @@ class Collection:
                 run = rows[start : start + 1024]
                 for key, row in zip(part.keys(run), run.tolist(), strict=True):
                     yield self._point(key, part, row, with_vectors, with_payload)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        where: Where = None,
+        seed: int = 0,
+        with_vectors: bool | Sequence[str] = True,
+        with_payload: bool = True,
+    ) -> list[Point]:
+        """`count` points at random, or all where there are fewer; the same ones for the same seed and commit."""
+        count = _checked_k(count, "count")
+        self._checked_fields(with_vectors)
+        snapshot, expression = self._snapshot(), parse_filter(where)
+        rows = [bitmaps.rows_of(bitmaps.allowed(part, expression), part.rows) for part in snapshot.parts]
+        total = sum(map(len, rows))
+        chosen = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
+        points, before = [], 0
+        for part, here in zip(snapshot.parts, rows, strict=True):
+            picked = here[chosen[np.searchsorted(chosen, before) : np.searchsorted(chosen, before + len(here))] - before]
+            keys = part.keys(picked)
+            points += [
+                self._point(key, part, row, with_vectors, with_payload) for key, row in zip(keys, picked.tolist(), strict=True)
+            ]
+            before += len(here)
+        return points
 
     def search(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,9 @@ from .upkeep.verifying import index_problems
 
 if TYPE_CHECKING:
     from .embed import Encoder
-    from .ingest.hnswlib import Progress
+    from .ingest.load import Progress as Ingested
+    from .ingest.load import Summary
+    from .ingest.peers.hnswlib import Progress
 
 
 _NAMED = 20  # collections that an error names
@@ -157,9 +159,32 @@ class Database:
         """
         if self._writable().uuid_of(checked_name(name)) is not None:
             raise AlreadyExists(f"collection {name!r} exists; choose another name, or drop it first")
-        from .ingest.hnswlib import import_file
+        from .ingest.peers.hnswlib import import_file
 
         return import_file(self, name, path, metric, dtype, index, batch, progress)
+
+    def ingest(
+        self,
+        collection: str,
+        files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        progress: Callable[[Ingested], None] | None = None,
+        **how: Any,
+    ) -> Summary:
+        """Files into a collection, which is created if there is none: Parquet, Arrow, JSON lines, CSV, NumPy, HDF5, fvecs …
+
+        files: paths, folders, globs, URLs or "-". how: `id`, `vectors`, `payload`, `without`, `rename`, `text`: which columns;
+        left out, they are guessed. `metric`, `dtype`, `index`, `embed`, `create`: of a new collection. `on_error`, `rejects`,
+        `insert`, `first_id`, `chunk`, `overlap`, `batch_bytes`, `restart`, `format`, `dataset`, `ids`, `types`,
+        `storage_options`: see `vecdb.ingest.load`. A run that was cut short goes on where its last commit ended when the same
+        call is made again. progress: called after each commit.
+
+        Raises InvalidFile, which names file, row and column, NotFound, InvalidInput, Unsupported, StorageError.
+        """
+        self._writable()
+        from .ingest.load import plan_of
+
+        return plan_of(self, collection, files, **how).run(progress)
 
     def collection(self, name: str, *, embed: Encoder | None = None) -> Collection:
         """An existing collection. embed: the encoder of its texts, if it was created with an encoder object.

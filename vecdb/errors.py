@@ -8,6 +8,7 @@
     │   ├── InvalidId                    neither int64 nor a string of 1 to 512 bytes, or of the other kind
     │   ├── DuplicateId                  an id occurs twice in one batch
     │   ├── InvalidFilter                `where=` cannot be understood
+    │   ├── InvalidFile                  a file to ingest cannot be read, or a row of it cannot be a point
     │   └── EncoderMismatch              texts were embedded by another encoder than the one at hand
     ├── NotFound (KeyError)              no such database, collection, field or point
     ├── AlreadyExists                    a collection, field or point of that name is there
@@ -69,6 +70,22 @@ class EncoderMismatch(InvalidInput):
     """The collection's texts were embedded by another encoder than the one at hand."""
 
 
+class InvalidFile(InvalidInput):
+    """A file that is to be ingested cannot be read as what it is said to be, or one of its rows cannot become a point.
+
+    file: its name. row: counted from 0, as in the file of rejects; None where the file as a whole is wrong. column:
+    its name, when one can be named.
+    """
+
+    def __init__(self, message: str, *, file: str, row: int | None = None, column: str | None = None) -> None:
+        where = [file]
+        where += [f"row {row:,}"] if row is not None else []
+        where += [f"column {column!r}"] if column is not None else []
+        super().__init__(f"{', '.join(where)}: {message}")
+        self.reason = message
+        self.file, self.row, self.column = file, row, column
+
+
 class DeadlineExceeded(VecdbError):
     """A search took longer than its `timeout`."""
 
@@ -82,6 +99,7 @@ __all__ = [
     "DiskFull",
     "DuplicateId",
     "EncoderMismatch",
+    "InvalidFile",
     "InvalidFilter",
     "InvalidId",
     "InvalidInput",

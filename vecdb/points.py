@@ -445,9 +445,9 @@ def batch_from_table(fields: Mapping[str, Dense], source: Any) -> Batch:
     vectors = {}
     for name in fields:
         if name in table.column_names:
-            vectors[name] = _vectors_of(table.column(name), name)
+            vectors[name] = vectors_of_column(table.column(name), name)
     if not vectors and "vector" in table.column_names:
-        vectors[only_field(fields)] = _vectors_of(table.column("vector"), "vector")
+        vectors[only_field(fields)] = vectors_of_column(table.column("vector"), "vector")
     if not vectors:
         raise InvalidInput(
             f"the table has no vector column: name one {' or '.join(fields)}; it has {', '.join(table.column_names)}"
@@ -460,7 +460,7 @@ def batch_from_table(fields: Mapping[str, Dense], source: Any) -> Batch:
     return batch_from_arrays(fields, ids, vectors, payloads, count=table.num_rows)
 
 
-def _vectors_of(column: Any, name: str) -> Any:
+def vectors_of_column(column: Any, name: str) -> Any:
     """A list column as a matrix, without a copy of its numbers when its rows are all there and of one length."""
     import pyarrow as pa
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from vecdb_index import registry
 
@@ -22,6 +22,7 @@ from .errors import InvalidInput, Unsupported
 Metric = Literal["cosine", "ip", "l2"]
 Dtype = Literal["f32", "f16", "i8"]
 
+METRICS = ("cosine", "ip", "l2")
 DEFAULT_FIELD = "vector"
 AUTO = "auto"
 MAX_DIM = 65_535
@@ -47,8 +48,8 @@ class Dense:
     def __post_init__(self) -> None:
         if isinstance(self.dim, bool) or not isinstance(self.dim, int) or not 1 <= self.dim <= MAX_DIM:
             raise InvalidInput(f"dim must be a whole number from 1 to {MAX_DIM:,}, not {self.dim!r}")
-        if self.metric not in ("cosine", "ip", "l2"):
-            raise InvalidInput(f'metric must be "cosine", "ip" or "l2", not {self.metric!r}')
+        if checked_metric(self.metric) is None:
+            raise InvalidInput('metric must be "cosine", "ip" or "l2", not None')
         if self.dtype not in ("f32", "f16", "i8"):
             raise InvalidInput(f'dtype must be "f32", "f16" or "i8", not {self.dtype!r}')
         object.__setattr__(self, "index", checked_index(self.index))
@@ -73,6 +74,13 @@ class Dense:
             known = index["backend"] in registry.names()
             index = registry.params(index["backend"])(**index["params"]) if known else Unregistered(**index)
         return Dense(value["dim"], value["metric"], value["dtype"], index)
+
+
+def checked_metric(metric: str | None) -> Metric | None:
+    """A metric, or None. Raises InvalidInput."""
+    if metric is not None and metric not in METRICS:
+        raise InvalidInput(f'metric must be "cosine", "ip" or "l2", not {metric!r}')
+    return cast("Metric | None", metric)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ with atheris.instrument_imports(include=["vecdb_storage", "vecdb.ingest", "vecdb
     from vecdb_storage.store import Store
 
     from vecdb.filters import F, evaluate
-    from vecdb.ingest.hnswlib import HnswlibFile
+    from vecdb.ingest.peers.hnswlib import HnswlibFile
 
 import lmdb
 

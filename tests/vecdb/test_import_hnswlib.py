@@ -30,7 +30,7 @@ from vecdb.errors import (
 )
 from vecdb.index import HNSW
 from vecdb.ingest import hnswlib as ingest
-from vecdb.ingest.hnswlib import HnswlibFile, Progress
+from vecdb.ingest.peers.hnswlib import HnswlibFile, Progress
 
 FIELDS = {  # offset and struct code of each field of the header
     "offset_level0": (0, "<Q"), "max_elements": (8, "<Q"), "count": (16, "<Q"), "element_bytes": (24, "<Q"),

@@ -1,8 +1,9 @@
 """Which rows of a part a search may return: live rows, and those that pass the filter.
 
 A filter is evaluated once per segment over its typed columns; the bitmap is kept with the segment, whose rows never
-change, so that the next search with the same filter finds it. So it is with the blocks of a memtable, which only grow: stripes
-of rows that have columns are evaluated once, and the last, unfinished one payload by payload. Bitmaps are uint64 words, bit i % 64 of word i // 64. Safe in any thread.
+change, so that the next search with the same filter finds it. So it is with the blocks of a memtable, which only grow:
+stripes of rows that have columns are evaluated once, and the last, unfinished one payload by payload. Bitmaps are uint64
+words, bit i % 64 of word i // 64. Safe in any thread.
 """
 
 from __future__ import annotations

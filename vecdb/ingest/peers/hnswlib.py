@@ -32,12 +32,12 @@ import numpy as np
 import numpy.typing as npt
 from vecdb_storage.files import Files, typed
 
-from ..errors import AlreadyExists, DuplicateId, InvalidId, InvalidInput, InvalidVector, VecdbError
-from ..schema import MAX_DIM, Dense, Dtype, Metric
+from ...errors import AlreadyExists, DuplicateId, InvalidId, InvalidInput, InvalidVector, VecdbError
+from ...schema import MAX_DIM, Dense, Dtype, Metric
 
 if TYPE_CHECKING:
-    from ..collection import Collection
-    from ..database import Database
+    from ...collection import Collection
+    from ...database import Database
 
 _HEADER = np.dtype(
     [

@@ -1,0 +1,103 @@
+"""The command line: `vecdb`, one file for each group of commands.
+
+    files.py          ingest, import, export
+    collections.py    create, list, info, stats, drop
+    points.py         search, explain, get, scroll, delete, embed
+    upkeep.py         verify, vacuum, backup, restore, rebuild, calibrate
+    machine.py        doctor, warmup, bench
+    picture.py        map
+
+Commands stand on `vecdb.open` and the API and never on what is beneath. What they print goes through `output.py`: tables for
+people, `--json` for scripts. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 all is well; 1 something is not as it should be (verify found damage, a point is not there); 2 the command line is
+wrong; 3 not found; 4 wrong input; 5 locked, closed or read-only; 6 corruption; 7 storage or disk full; 8 not supported, or an
+extra is missing; 9 exists already; 70 an error that nobody expected; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+_CODES = (
+    ("NotFound", 3), ("AlreadyExists", 9), ("Locked", 5), ("Closed", 5), ("ReadOnly", 5), ("InvalidInput", 4),
+    ("Corruption", 6), ("NewerFormat", 6), ("StorageError", 7), ("Unsupported", 8), ("DeadlineExceeded", 7),
+)  # fmt: skip
+
+
+def app() -> Any:
+    """The Typer application."""
+    import typer
+
+    from . import collections, files, machine, picture, points, upkeep
+
+    made = typer.Typer(
+        name="vecdb",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="An embedded vector database. Commands take --db PATH, or the environment's VECDB_DB.",
+    )
+
+    @made.callback()
+    def common(
+        debug: bool = typer.Option(False, "--debug", help="Show the whole trace of an error."),
+        version: bool = typer.Option(False, "--version", help="Say the version and stop.", is_eager=True),
+    ) -> None:
+        if version:
+            from .. import __version__
+
+            print(f"vecdb {__version__}")
+            raise typer.Exit
+        if debug:
+            os.environ["VECDB_DEBUG"] = "1"
+
+    for group in (files, collections, points, upkeep, machine, picture):
+        group.register(made)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. Errors are one line on stderr, and an exit code that says what kind they are of."""
+    import click
+
+    try:
+        code = app()(arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        _end("stopped", 130)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _end("stopped; what was acknowledged stays", 130)
+    except BrokenPipeError:  # `vecdb scroll | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if os.environ.get("VECDB_DEBUG"):
+            traceback.print_exc()
+        _end(*_said(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _said(error: Exception) -> tuple[str, int]:
+    from ..errors import VecdbError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, VecdbError):
+        names = {each.__name__ for each in type(error).__mro__}
+        return text, next((code for name, code in _CODES if name in names), 1)
+    if isinstance(error, OSError):
+        return text, 7
+    return f"{type(error).__name__}: {text} (this should not happen; --debug shows where)", 70
+
+
+def _end(text: str, code: int) -> None:
+    print(f"vecdb: {text}", file=sys.stderr)
+    sys.exit(code)

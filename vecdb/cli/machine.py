@@ -1,0 +1,111 @@
+"""The machine: doctor, warmup, bench."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from . import output
+from .output import Db, Field, Json, Name, Where
+
+
+def register(app: typer.Typer) -> None:
+    for command in (doctor, warmup, bench):
+        app.command()(command)
+
+
+def warmup(json: Json = False) -> None:
+    """Compile all kernels ahead, so that the first search need not."""
+    from vecdb.machine import warmup as compile_kernels
+
+    began = time.monotonic()
+    compile_kernels()
+    seconds = time.monotonic() - began
+    if json:
+        output.print_json({"seconds": round(seconds, 3)})
+    else:
+        output.say(f"kernels are compiled; that took {seconds:.1f} s")
+
+
+def doctor(
+    db: Annotated[
+        str | None,
+        typer.Option(
+            "--db",
+            envvar="VECDB_DB",
+            help="A database whose disk is measured; default: the folder for temporary files.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """What this machine is: cores, instruction sets, compiler cache, memory and disk rates; what is slow, and why."""
+    from vecdb.machine import examine
+
+    found = examine(db)
+    if json:
+        output.print_json(found)
+        return
+    output.facts({each.name: each.value for each in found.facts})
+    for each in found.remarks:
+        output.say(f"! {each}")
+    if not found.remarks:
+        output.say("nothing is out of order")
+
+
+def bench(
+    name: Name,
+    db: Db,
+    queries: Annotated[int, typer.Option("--queries", help="So many of its own points are searched for.", min=20)] = 200,
+    k: Annotated[int, typer.Option("-k", help="How many hits.", min=1)] = 10,
+    where: Where = None,
+    field: Field = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Of kernels.", min=1, show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """How fast this collection is here: latency and throughput at several recalls, and what recall was delivered."""
+    import numpy as np
+
+    from vecdb.errors import InvalidInput
+
+    options: dict[str, Any] = {} if threads is None else {"threads": threads}
+    with output.opened(db, **options) as database:
+        collection = database[name]
+        points = collection.sample(queries, with_payload=False)
+        found = (each.vector if field is None else each.vectors.get(field) for each in points)
+        asked = [each for each in found if each is not None]
+        if not asked:
+            raise InvalidInput("there is no point to search for")
+        matrix = np.stack(asked)
+        true = collection.search_batch(matrix, k, where=where, field=field, exact=True, with_payload=False)
+        rows = []
+        for recall in (0.9, 0.95, 0.99, None):
+            how: dict[str, Any] = {"exact": True} if recall is None else {"recall": recall}
+            collection.search(matrix[0], k, where=where, field=field, **how)
+            times = []
+            for query in matrix:
+                began = time.perf_counter()
+                collection.search(query, k, where=where, field=field, **how)
+                times.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            batch = collection.search_batch(matrix, k, where=where, field=field, with_payload=False, **how)
+            rate = len(matrix) / (time.perf_counter() - began)
+            hits = sum(len(set(a) & set(b) - {None}) for a, b in zip(batch.ids.tolist(), true.ids.tolist(), strict=True))
+            wanted = int(true.lengths.sum())
+            rows.append(
+                [
+                    "exact" if recall is None else f"recall {recall:g}",
+                    hits / wanted if wanted else 1.0,
+                    1e3 * float(np.percentile(times, 50)),
+                    1e3 * float(np.percentile(times, 99)),
+                    1 / float(np.mean(times)),
+                    rate,
+                ]
+            )
+    columns = ["asked", "delivered", "p50 ms", "p99 ms", "one by one, a second", "in a batch, a second"]
+    if json:
+        output.print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        output.table(columns, rows, f"{name}, {len(matrix)} of its points, k={k}")

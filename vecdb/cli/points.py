@@ -1,0 +1,283 @@
+"""Points: search, explain, get, scroll, delete, embed."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import output
+from .output import Db, Field, Json, Name, Where, Yes
+
+if TYPE_CHECKING:
+    from ..collection import Collection
+    from ..database import Database
+
+_Query = Annotated[str | None, typer.Argument(help="A text, in a collection with an encoder.", show_default=False)]
+_Vector = Annotated[
+    str | None,
+    typer.Option(
+        "--vector", help="A vector: JSON numbers, or @FILE.npy (its first row), or - for JSON on stdin.", show_default=False
+    ),
+]
+_Like = Annotated[str | None, typer.Option("--like", help="The id of a point whose neighbours are wanted.", show_default=False)]
+_K = Annotated[int, typer.Option("-k", help="How many hits.", min=1)]
+_Recall = Annotated[
+    float | None, typer.Option("--recall", help="Share of the true k nearest to find; default 0.95.", show_default=False)
+]
+_Exact = Annotated[bool, typer.Option("--exact", help="Find all of the true k nearest.")]
+_Encoder = Annotated[
+    str | None, typer.Option("--embed", help="The encoder that the collection's texts were embedded by.", show_default=False)
+]
+_Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds after which to give up.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (search, explain, get, scroll, delete, embed):
+        app.command()(command)
+
+
+def _collection(database: Database, name: str, encoder: str | None) -> Collection:
+    if encoder is None:
+        return database[name]
+    from vecdb.embed.encoders import encoder_of
+
+    made = encoder_of(encoder)
+    return database[name] if isinstance(made, str) else database.collection(name, embed=made)
+
+
+def _vector(text: str) -> Any:
+    import orjson
+
+    from vecdb.errors import InvalidVector
+
+    if text.startswith("@"):
+        import numpy as np
+
+        loaded = np.load(text[1:], mmap_mode="r", allow_pickle=False)
+        return loaded if loaded.ndim == 1 else loaded[0]
+    try:
+        return orjson.loads(sys.stdin.buffer.read() if text == "-" else text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidVector(f"--vector is a JSON array of numbers, @FILE.npy or -: {error}") from None
+
+
+def _asked(
+    collection: Collection, query: str | None, vector: str | None, like: str | None, field: str | None
+) -> tuple[Any, Any]:
+    """What to search by, and the id that is to be left out of the answer."""
+    from vecdb.errors import InvalidInput, NotFound
+
+    if sum(each is not None for each in (query, vector, like)) != 1:
+        raise InvalidInput("say what to search by: a text, --vector or --like ID, one of them")
+    if like is None:
+        return (query if query is not None else _vector(vector or "")), None
+    (key,) = output.ids_of(collection, [like])
+    point = collection.get([key], with_payload=False)[0]
+    if point is None:
+        raise NotFound(f"there is no point {key!r}")
+    found = point.vector if field is None else point.vectors.get(field)
+    if found is None:
+        raise InvalidInput(f"point {key!r} has {', '.join(point.vectors) or 'no vector'}; say --field")
+    return found, key
+
+
+def search(
+    name: Name,
+    db: Db,
+    query: _Query = None,
+    vector: _Vector = None,
+    like: _Like = None,
+    k: _K = 10,
+    where: Where = None,
+    field: Field = None,
+    recall: _Recall = None,
+    exact: _Exact = False,
+    score_threshold: Annotated[
+        float | None, typer.Option("--score-threshold", help="Least similarity; greatest distance for l2.", show_default=False)
+    ] = None,
+    with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Print vectors, too.")] = False,
+    encoder: _Encoder = None,
+    timeout: _Timeout = None,
+    json: Json = False,
+) -> None:
+    """The nearest points to a text, a vector, or another point."""
+    with output.opened(db) as database:
+        collection = _collection(database, name, encoder)
+        asked, left_out = _asked(collection, query, vector, like, field)
+        hits = collection.search(
+            asked, k if left_out is None else k + 1, where=where, field=field, recall=recall, exact=exact,
+            score_threshold=score_threshold, with_vectors=with_vectors, timeout=timeout,
+        )  # fmt: skip
+        found = [hit for hit in hits if left_out is None or hit.id != left_out][:k]
+        if json:
+            output.print_json(
+                [
+                    {
+                        "id": hit.id,
+                        "score": hit.score,
+                        "payload": hit.payload,
+                        **({"vectors": hit.vectors} if with_vectors else {}),
+                    }
+                    for hit in found
+                ]
+            )
+            return
+        rows = [[str(hit.id), hit.score, _payload(hit.payload)] for hit in found]
+    output.table(["id", "score", "payload"], rows)
+
+
+def _payload(payload: Any) -> str:
+    return output.cut(
+        ", ".join(
+            f"{key}: {value if isinstance(value, str) else output.json_of(value)}" for key, value in (payload or {}).items()
+        ),
+        120,
+    )
+
+
+def explain(
+    name: Name,
+    db: Db,
+    query: _Query = None,
+    vector: _Vector = None,
+    like: _Like = None,
+    k: _K = 10,
+    where: Where = None,
+    field: Field = None,
+    recall: _Recall = None,
+    exact: _Exact = False,
+    encoder: _Encoder = None,
+    json: Json = False,
+) -> None:
+    """How such a search is done: which parts, by index or exactly and why, expected recall, and the time of each."""
+    with output.opened(db) as database:
+        collection = _collection(database, name, encoder)
+        asked, _ = _asked(collection, query, vector, like, field)
+        plan = collection.search(asked, k, where=where, field=field, recall=recall, exact=exact, explain=True).plan
+    if json:
+        output.print_json({**output._plain(plan), "recall_expected": plan.recall_expected})
+    else:
+        print(plan)
+
+
+def get(
+    name: Name,
+    ids: Annotated[list[str], typer.Argument(help="Ids of points.", show_default=False)],
+    db: Db,
+    with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Print vectors, too.")] = False,
+    json: Json = False,
+) -> None:
+    """Points by their ids. Exit code 1 if one of them is not there."""
+    with output.opened(db) as database:
+        collection = database[name]
+        points = collection.get(output.ids_of(collection, ids), with_vectors=with_vectors or not json)
+    for asked, point in zip(ids, points, strict=True):
+        if point is None:
+            output.say(f"vecdb: there is no point {asked!r}")
+            if json:
+                output.print_json(None)
+        else:
+            _print_point(point, with_vectors, json)
+    if None in points:
+        raise typer.Exit(1)
+
+
+def _print_point(point: Any, with_vectors: bool, json: bool) -> None:
+    if json:
+        output.print_json({"id": point.id, **({"vectors": point.vectors} if with_vectors else {}), "payload": point.payload})
+        return
+    vectors = {
+        f"vector {name}": (list(vector) if with_vectors else output.vector_shown(vector))
+        for name, vector in point.vectors.items()
+    }
+    output.facts({"id": str(point.id), **vectors, **(point.payload or {})})
+
+
+def scroll(
+    name: Name,
+    db: Db,
+    where: Where = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="At most so many.", min=0, show_default=False)] = None,
+    with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Print vectors, too.")] = False,
+) -> None:
+    """All points that match, as JSON lines, in the order in which they were last written."""
+    with output.opened(db) as database:
+        for point in database[name].scroll(where, with_vectors=with_vectors, limit=limit):
+            line = {"id": point.id, **({"vectors": point.vectors} if with_vectors else {}), "payload": point.payload}
+            print(output.json_of(line))
+
+
+def delete(
+    name: Name,
+    db: Db,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of points.", show_default=False)] = None,
+    where: Where = None,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Delete points by id, or all that match a filter. Asks first."""
+    from vecdb.errors import InvalidInput
+
+    if bool(ids) == (where is not None):
+        raise InvalidInput("give ids, or --where, one of them")
+    with output.opened(db, write=True) as database:
+        collection = database[name]
+        keys = output.ids_of(collection, ids) if ids else None
+        if not yes:
+            count = (
+                sum(point is not None for point in collection.get(keys, with_vectors=False, with_payload=False))
+                if keys
+                else collection.count(where)
+            )
+            typer.confirm(f"delete {count:,} points of {name}?", abort=True, err=True)
+        deleted = collection.delete(keys) if keys else collection.delete(where=where)
+    if json:
+        output.print_json({"deleted": deleted})
+    else:
+        output.say(f"deleted {deleted:,} points")
+
+
+def embed(
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; left out, the lines of stdin.", show_default=False)] = None,
+    encoder: Annotated[
+        str, typer.Option("--embed", help="An encoder, or the name of a collection's own with --db and --collection.")
+    ] = "tfidf",
+    db: Annotated[
+        str | None, typer.Option("--db", envvar="VECDB_DB", help="The database of --collection.", show_default=False)
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option("--collection", help="A collection whose encoder is used.", show_default=False)
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="An .npy file, instead of JSON lines on stdout.", show_default=False)
+    ] = None,
+) -> None:
+    """Turn texts into vectors, by an encoder or by that of a collection."""
+    import numpy as np
+
+    from vecdb.embed.encoders import encoder_of
+    from vecdb.errors import InvalidInput
+
+    some = list(texts) if texts else [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not some:
+        raise InvalidInput("no texts were given, neither as arguments nor on stdin")
+    if collection is not None:
+        if db is None:
+            raise InvalidInput("--collection needs --db")
+        with output.opened(db) as database:
+            vectors = _collection(database, collection, None if encoder == "tfidf" else encoder).embedding.of_queries(some)
+    else:
+        made = encoder_of(encoder)
+        if isinstance(made, str):
+            raise InvalidInput(
+                f'"{made}" is fitted on the texts of a collection: say --db and --collection, or another --embed'
+            )
+        vectors = made.encode(some)
+    if out is not None:
+        np.save(out, vectors)
+        output.say(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers in {out}")
+        return
+    for text, vector in zip(some, vectors, strict=True):
+        print(output.json_of({"text": text, "vector": vector}))

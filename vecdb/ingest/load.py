@@ -1,0 +1,676 @@
+"""Files into a collection: planned, shown, and then run so that a kill at any moment loses nothing and doubles nothing.
+
+A Plan says what was understood of the files before anything is written. `run` reads, embeds and writes at the same time, in
+three threads with room for one chunk between them, so memory is a few chunks whatever the files hold. Each chunk is one commit,
+and how far its file is read is part of it: the checkpoint `ingest.` + xxh3-128 of the file's URL, a JSON object
+
+    identity, options    of the file, and of how it was read: another file of that name, or other options, are not continued
+    row, offset          where to go on; first: the number that its row 0 has among those of all files
+    points, skipped, replaced, rejects, done
+
+Checkpoints are taken away when all files are in. A Plan belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import orjson
+import xxhash
+
+from ..errors import AlreadyExists, DuplicateId, InvalidFile, InvalidInput, NotFound
+from ..schema import AUTO, Dense, Dtype, Metric, checked_metric
+from .mapping import ROW, Chunk, Column, Mapped, Wanted, columns_of, settle
+from .readers import START, Limits, Options, Piece, Place, Pruning, Reader, Unread, open_reader
+from .sources import Source, find
+from .split import split
+
+if TYPE_CHECKING:
+    from ..collection import Collection
+    from ..database import Database
+    from ..embed import Encoder
+
+_PREFIX = b"ingest."
+_HEAD = 100  # rows that guesses are made of
+_SHOWN = 300  # characters of a rejected row
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an ingest is. file: that is being read; files: of which `files_done` are in. bytes: read, of `total_bytes`, which
+    is None where a file does not say its size. rows: read; points: written; skipped: rows that were refused.
+    """
+
+    file: str
+    files_done: int
+    files: int
+    rows: int
+    points: int
+    skipped: int
+    bytes: int
+    total_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an ingest has done. known: rows that an earlier run of it had read. replaced: points whose ids were there already,
+    or came again. missing: file -> payload columns that it lacks. rejects: the file that names the rows that were skipped.
+    """
+
+    collection: str
+    files: int
+    rows: int
+    points: int
+    skipped: int
+    replaced: int
+    known: int
+    missing: dict[str, list[str]]
+    rejects: str | None
+
+
+@dataclass(frozen=True)
+class How:
+    """How files are ingested, beside the mapping. on_error: "stop" at a row that is refused, or "skip" it.
+
+    rejects: the file that names skipped rows. insert: an id that exists is an error, and not replaced. batch_bytes: of a
+    commit, about. first_id: of ids that are row numbers. chunk, overlap: characters of the parts that texts are split into.
+    restart: what an earlier run did not finish is read from the beginning.
+    """
+
+    on_error: Literal["stop", "skip"] = "stop"
+    rejects: str | None = None
+    insert: bool = False
+    batch_bytes: int = 8 << 20
+    first_id: int | None = None
+    chunk: int | None = None
+    overlap: int = 0
+    restart: bool = False
+
+
+@dataclass
+class _State:
+    """Of a file; what its checkpoint holds."""
+
+    source: Source
+    place: Place = START
+    first: int = 0
+    points: int = 0
+    skipped: int = 0
+    replaced: int = 0
+    rejects: int = 0  # bytes of the file of rejects
+    done: bool = False
+    known: int = 0  # rows that were read by an earlier run
+
+    @property
+    def token(self) -> bytes:
+        return _PREFIX + xxhash.xxh3_128_digest(self.source.url.encode())
+
+    def to_json(self, options: str) -> bytes:
+        return orjson.dumps({
+            "url": self.source.url, "identity": dict(self.source.identity), "options": options,
+            "row": self.place.row, "offset": self.place.offset, "first": self.first, "points": self.points,
+            "skipped": self.skipped, "replaced": self.replaced, "rejects": self.rejects, "done": self.done,
+        })  # fmt: skip
+
+
+@dataclass
+class _Work:
+    """A piece on its way: the state of its file after it, and its rows."""
+
+    state: _State
+    chunk: Chunk
+    unread: Sequence[Unread]
+    after: Place
+    rows: int
+    bytes: int
+    last: bool = False
+
+
+@dataclass
+class Plan:
+    """What an ingest will do. Made by `plan`. created: fields of a collection to be made. columns: of the first file."""
+
+    database: Database
+    collection: str
+    sources: list[Source]
+    columns: dict[str, Column]
+    mapped: Mapped
+    wanted: Wanted
+    created: dict[str, Dense] | None
+    embed: str | Encoder | None
+    how: How
+    options: Options
+    head: Piece | None
+    states: list[_State] = field(default_factory=list)
+
+    @property
+    def known_rows(self) -> int:
+        """Rows that an earlier run, which was cut short, has read."""
+        return sum(state.known for state in self.states)
+
+    @property
+    def total_bytes(self) -> int | None:
+        sizes = [source.size for source in self.sources]
+        return (
+            None
+            if None in sizes or (any(source.compression for source in self.sources) and None in sizes)
+            else sum(filter(None, sizes))
+        )
+
+    def first_points(self, count: int = 3) -> list[dict[str, Any]]:
+        """The first rows as they would be stored."""
+        if self.head is None:
+            return []
+        chunk = self._split(
+            self.mapped.apply(self.head, self.states[0].first if self.states else self.how.first_id or 0, self.sources[0].name)
+        )
+        some = chunk.take(range(min(count, len(chunk))))
+        points = []
+        for at in range(len(some)):
+            point: dict[str, Any] = {"id": some.ids[at] if some.ids is not None else "(a new ULID)"}
+            if some.texts is not None:
+                point["text"] = some.texts[at]
+            point |= {name: values[at] for name, values in some.vectors.items()}
+            points.append({**point, "payload": some.payloads[at] if some.payloads is not None else {}})
+        return points
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    def run(self, progress: Callable[[Progress], None] | None = None) -> Summary:
+        """Reads all files, and returns when what they hold is durable. progress: called after each commit.
+
+        Raises InvalidFile at a row that is refused, unless those are skipped; NotFound, AlreadyExists, StorageError, DiskFull.
+        What was committed before stays, and the next run goes on from there.
+        """
+        if self.created is None:
+            collection = self.database.collection(self.collection, **self._encoder())
+        else:
+            collection = self.database.create_collection(self.collection, self.created or None, embed=self.embed)
+            self.created = None
+        return _Run(self, collection, progress).run()
+
+    def _encoder(self) -> dict[str, Any]:
+        return {} if self.embed is None or isinstance(self.embed, str) else {"embed": self.embed}
+
+    def _split(self, chunk: Chunk) -> Chunk:
+        """Each text in parts that are points of their own: "id#0", "id#1", …, whose payload says of which row they are."""
+        if self.how.chunk is None or chunk.texts is None:
+            return chunk
+        numbers, ids, payloads, texts = [], [], [], []
+        rows = chunk.payload_rows() or [{}] * len(chunk)
+        for at, text in enumerate(chunk.texts):
+            parts = split(text, self.how.chunk, self.how.overlap) if isinstance(text, str) else [text]
+            for part_number, part in enumerate(parts or [text]):
+                numbers.append(chunk.numbers[at])
+                texts.append(part)
+                if chunk.ids is not None:
+                    ids.append(f"{chunk.ids[at]}#{part_number}")
+                payloads.append(
+                    {**(rows[at] or {}), "part": part_number, **({} if chunk.ids is None else {"of": chunk.ids[at]})}
+                )
+        return Chunk(numbers, ids if chunk.ids is not None else None, {}, payloads, texts)
+
+
+def plan_of(database: Database, collection: str, files: Any, **said: Any) -> Plan:
+    """A plan of what is said flatly, as on a command line: each name belongs to Wanted, How, Options, Limits or to `plan`."""
+    parts: dict[type[Any], dict[str, Any]] = {Wanted: {}, How: {}, Options: {}, Limits: {}}
+    rest = {}
+    for name, value in said.items():
+        owner = next((part for part in parts if name in part.__dataclass_fields__ and name != "limits"), None)
+        if owner is not None:
+            parts[owner][name] = value
+        elif name in ("format", "metric", "dtype", "index", "embed", "create", "storage_options"):
+            rest[name] = value
+        else:
+            known = sorted({each for part in parts for each in part.__dataclass_fields__} - {"limits", "piece"})
+            raise InvalidInput(f"ingest has no {name!r}; it has {', '.join(known)}")
+    options = Options(**parts[Options], limits=Limits(**parts[Limits]))
+    return plan(database, collection, files, wanted=Wanted(**parts[Wanted]), how=How(**parts[How]), options=options, **rest)
+
+
+def plan(
+    database: Database,
+    collection: str,
+    files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    format: str | None = None,
+    wanted: Wanted | None = None,
+    how: How | None = None,
+    options: Options | None = None,
+    metric: Metric | None = None,
+    dtype: Dtype | None = None,
+    index: Any = AUTO,
+    embed: str | Encoder | None = None,
+    create: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Looks at the files and at the collection, and writes nothing.
+
+    files: paths, folders, globs, URLs (by fsspec, with storage_options), or "-". format: where names do not say it. metric,
+    dtype, index, embed: of the collection that is created where there is none, unless `create` is false. Raises NotFound,
+    InvalidFile, InvalidInput, Unsupported, EncoderMismatch.
+    """
+    wanted, how = wanted or Wanted(), how or How()
+    options = replace(options or Options(), limits=replace((options or Options()).limits, piece=how.batch_bytes))
+    sources = find(files, format, storage_options)
+    there = collection in database
+    if not there and not create:
+        raise NotFound(f"there is no collection {collection!r}, and it is not to be created")
+    into = database.collection(collection) if there else None
+    info = into.info() if into is not None else None
+    fields = info.fields if info is not None else None
+    if embed is None and info is not None and info.encoder is not None and wanted.vectors is None:
+        embed = info.encoder if wanted.text is not None or info.encoder == "tfidf" else None
+    reader = open_reader(sources[0], options)
+    try:
+        head, columns, said = _head(sources[0], reader)
+    finally:
+        reader.close()
+    mapped = settle(columns, wanted, fields, sources[0].name, embeds=embed is not None)
+    if how.chunk is not None and mapped.text is None:
+        raise InvalidInput("texts are split where they are embedded: say --embed, too")
+    created: dict[str, Dense] | None = None
+    if into is None:
+        default: Metric = checked_metric(said) or "cosine"
+        created = {
+            name: Dense(mapped.dims[name], metric or default, dtype or mapped.dtypes[name], index)  # type: ignore[arg-type]
+            for name in mapped.vectors
+        }
+        if embed is not None:
+            created = {}
+    made = Plan(database, collection, sources, columns, mapped, wanted, created, embed, how, options, head)
+    made.states = _resumed(made, into)
+    if (
+        into is not None
+        and mapped.id == ROW
+        and how.first_id is None
+        and into.count()
+        and not any(state.known for state in made.states)
+    ):
+        raise InvalidInput(
+            f"{sources[0].name} has no column of ids, and {collection!r} has {into.count():,} points, which row numbers from 0 "
+            f"on would replace: say --id COLUMN, --first-id {into.count()} or so, or --id :ulid"
+        )
+    return made
+
+
+def _head(source: Source, reader: Reader) -> tuple[Piece | None, dict[str, Column], str | None]:
+    """The first rows, the columns, and the metric that the file is made for, if it says so."""
+    for piece in reader.read(START, _HEAD):
+        if len(piece):
+            return piece, columns_of(piece), getattr(reader, "metric", None)
+    raise InvalidFile("it has no rows", file=source.name)
+
+
+def _options_of(plan: Plan) -> str:
+    """A fingerprint of all that decides what a row becomes."""
+    mapped = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in asdict(plan.mapped).items()}
+    said = [
+        mapped,
+        plan.how.chunk,
+        plan.how.overlap,
+        plan.how.first_id,
+        plan.options.dataset,
+        dict(plan.options.types),
+        plan.options.ids,
+    ]
+    return xxhash.xxh3_64_hexdigest(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))
+
+
+def _resumed(plan: Plan, into: Collection | None) -> list[_State]:
+    """The states of all files, as an earlier run has left them."""
+    states = [_State(source) for source in plan.sources]
+    known = {} if into is None or plan.how.restart else into.checkpoints(_PREFIX)
+    fingerprint = _options_of(plan)
+    for state in states:
+        state.first = plan.how.first_id or 0
+        if state.token not in known or not state.source.can_be_resumed:
+            continue
+        kept = orjson.loads(known[state.token])
+        if kept["identity"] != dict(state.source.identity):
+            raise InvalidFile(
+                f"it was changed since {kept['row']:,} rows of it were ingested; say --restart to read it from its beginning",
+                file=state.source.name,
+            )
+        if kept["options"] != fingerprint:
+            raise InvalidInput(
+                f"{state.source.name}: {kept['row']:,} rows of it were ingested with other options; say the same again, or "
+                f"--restart to read it from its beginning"
+            )
+        state.place, state.first = Place(kept["row"], kept["offset"]), kept["first"]
+        state.points, state.skipped, state.replaced = kept["points"], kept["skipped"], kept["replaced"]
+        state.rejects, state.done, state.known = kept["rejects"], kept["done"], kept["row"]
+    return states
+
+
+class _Run:
+    def __init__(self, plan: Plan, collection: Collection, progress: Callable[[Progress], None] | None) -> None:
+        self._plan, self._collection, self._progress = plan, collection, progress
+        self._fingerprint = _options_of(plan)
+        self._missing: dict[str, list[str]] = {}
+        self._bytes = 0
+        self._rejects = _Rejects(plan) if plan.how.on_error == "skip" else None
+
+    def run(self) -> Summary:
+        chunks: Iterable[_Work] = _Ahead(self._read())
+        if self._plan.mapped.text is not None:
+            chunks = _Ahead(map(self._embedded, chunks), chunks)
+        try:
+            for work in chunks:
+                self._write(work)
+                if self._progress is not None:
+                    self._progress(self._at(work.state))
+        finally:
+            chunks.close()  # type: ignore[attr-defined]
+            if self._rejects is not None:
+                self._rejects.close()
+        states = self._plan.states
+        self._collection.set_checkpoints({state.token: None for state in states})
+        rejects = None if self._rejects is None or not any(state.skipped for state in states) else self._rejects.path
+        return Summary(
+            self._plan.collection, len(states), sum(state.place.row for state in states), sum(state.points for state in states),
+            sum(state.skipped for state in states), sum(state.replaced for state in states),
+            sum(state.known for state in states), self._missing, rejects,
+        )  # fmt: skip
+
+    def _at(self, now: _State) -> Progress:
+        states = self._plan.states
+        return Progress(
+            now.source.name, sum(state.done for state in states), len(states), sum(state.place.row for state in states),
+            sum(state.points for state in states), sum(state.skipped for state in states), self._bytes, self._plan.total_bytes,
+        )  # fmt: skip
+
+    # -- reading: in a thread of its own ---------------------------------------------------------------
+
+    def _read(self) -> Iterator[_Work]:
+        plan, first = self._plan, self._plan.how.first_id or 0
+        for state in plan.states:
+            if state.done:
+                first = state.first + state.place.row
+                self._bytes += state.source.size or 0
+                continue
+            if not state.known:
+                state.first = first
+            reader = open_reader(state.source, plan.options)
+            try:
+                rows = yield from self._file(state, reader)
+            finally:
+                reader.close()
+            first = state.first + rows
+
+    def _file(self, state: _State, reader: Reader) -> Generator[_Work, None, int]:
+        """Returns how many rows the file has."""
+        plan, name, place = self._plan, state.source.name, state.place
+        mapped: Mapped | None = None
+        if isinstance(reader, Pruning):
+            reader.prune(plan.mapped.columns)
+        pieces = reader.read(place)
+        while (piece := next(pieces, None)) is not None:
+            state.source.check_unchanged()
+            if mapped is None:
+                mapped = self._mapped(state.source, piece) if len(piece) else plan.mapped
+            chunk = plan._split(mapped.apply(piece, state.first, name))
+            rows, place = piece.after.row - place.row, piece.after
+            yield _Work(state, chunk, piece.unread, piece.after, rows, piece.bytes)
+        state.source.check_unchanged()
+        yield _Work(state, Chunk((), None, {}, None), (), place, 0, 0, last=True)
+        return place.row
+
+    def _mapped(self, source: Source, piece: Piece) -> Mapped:
+        """The mapping of a file: that of the first one, or where it is of another format and so has other columns, its own."""
+        plan, columns = self._plan, columns_of(piece)
+        mapped = plan.mapped
+        if source.format != plan.sources[0].format:
+            mapped = settle(columns, plan.wanted, self._collection.info().fields, source.name, embeds=mapped.text is not None)
+        missing = mapped.check(columns, source.name) or ([] if mapped.payload is not None else self._lacking(piece))
+        if missing:
+            self._missing[source.name] = missing
+        return mapped
+
+    def _lacking(self, piece: Piece) -> list[str]:
+        """Columns of the first file that a later one, whose columns are declared, does not have."""
+        if isinstance(piece.rows, Sequence):
+            return []
+        mapped = self._plan.mapped
+        usual = set(mapped.columns(self._plan.columns)) - set(mapped._spread(self._plan.columns))
+        return sorted(usual - set(piece.rows.schema.names) - {mapped.id, mapped.text})
+
+    # -- embedding: in a thread of its own ---------------------------------------------------------------
+
+    def _embedded(self, work: _Work) -> _Work:
+        if not len(work.chunk):
+            return work
+        sound, unread = self._with_texts(work.chunk)
+        work.unread = [*work.unread, *unread]
+        work.chunk = sound
+        if len(sound):
+            vectors, payloads = self._collection.embedding.of_points(
+                sound.texts or [], sound.payloads, lambda v, p: self._collection.check(sound.ids, v, p)
+            )
+            work.chunk = Chunk(sound.numbers, sound.ids, vectors, payloads)
+        return work
+
+    def _with_texts(self, chunk: Chunk) -> tuple[Chunk, list[Unread]]:
+        assert chunk.texts is not None
+        blank = [at for at, text in enumerate(chunk.texts) if not isinstance(text, str) or not text.strip()]
+        if not blank:
+            return chunk, []
+        column, without = self._plan.mapped.text, set(blank)
+        unread = [Unread(chunk.numbers[at], f"a text is needed, and it is {chunk.texts[at]!r}", column) for at in blank]
+        return chunk.take([at for at in range(len(chunk)) if at not in without]), unread
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def _write(self, work: _Work) -> None:
+        state = work.state
+        for each in work.unread:
+            self._refuse(state, each.row, each.reason, each.column, each.text)
+        chunk, replaced = work.chunk, 0
+        skipped = len(work.unread)
+        before = len(chunk)
+        while True:
+            after = replace(state, place=work.after, done=work.last)
+            after.points, after.skipped = state.points + len(chunk), state.skipped + skipped
+            after.replaced = state.replaced + replaced
+            after.rejects = self._rejects.flushed() if self._rejects is not None else 0
+            checkpoints = {state.token: after.to_json(self._fingerprint)} if state.source.can_be_resumed else {}
+            try:
+                if len(chunk):
+                    replaced_now = self._collection.load(
+                        chunk.ids, chunk.vectors, chunk.payloads, insert=self._plan.how.insert, checkpoints=checkpoints
+                    )
+                else:
+                    replaced_now = 0
+                    if checkpoints:
+                        self._collection.set_checkpoints(checkpoints)
+                break
+            except DuplicateId as error:
+                if self._plan.how.insert:
+                    chunk, lost = self._without(chunk, state, error)
+                    skipped += lost
+                else:
+                    latest = _last_of_each(chunk)
+                    replaced += len(chunk) - len(latest)
+                    chunk = latest
+            except (InvalidInput, AlreadyExists) as error:
+                chunk, lost = self._without(chunk, state, error)
+                skipped += lost
+            assert len(chunk) < before
+            before = len(chunk)
+        state.place, state.done = work.after, work.last
+        state.points, state.skipped = after.points, after.skipped
+        state.replaced += replaced + replaced_now
+        self._bytes += work.bytes
+
+    def _without(self, chunk: Chunk, state: _State, error: Exception) -> tuple[Chunk, int]:
+        """The chunk without the rows that are refused, and how many those were; or, unless they are skipped, raises."""
+        bad: dict[int, Exception]
+        if isinstance(error, AlreadyExists):
+            there = self._collection.get(list(chunk.ids), with_vectors=False, with_payload=False)
+            bad = {
+                at: AlreadyExists(f"id {chunk.ids[at]!r} is there already")
+                for at, point in enumerate(there)
+                if point is not None
+            }
+        else:
+            bad = self._bad(chunk, list(range(len(chunk))))
+        if not bad:
+            raise error
+        for at, why in sorted(bad.items()):
+            reason = getattr(why, "reason", None) or str(why)
+            column = self._column_of(getattr(why, "field", None))
+            shown = None if chunk.ids is None else f"id {chunk.ids[at]!r}"
+            self._refuse(state, int(chunk.numbers[at]), reason, column, shown, why)
+        return chunk.take([at for at in range(len(chunk)) if at not in bad]), len(bad)
+
+    def _bad(self, chunk: Chunk, rows: list[int]) -> dict[int, Exception]:
+        """The rows that are refused by themselves, or for an id that came before. Where rows are not skipped, one is enough."""
+        found: dict[int, Exception] = {}
+        seen: set[Any] = set()
+
+        def look(some: list[int]) -> None:
+            if found and self._plan.how.on_error == "stop":
+                return
+            part = chunk.take(some)
+            try:
+                self._collection.check(part.ids, part.vectors, part.payloads)
+            except DuplicateId as error:
+                if len(some) == 1:
+                    found[some[0]] = error
+                    return
+            except InvalidInput as error:
+                if len(some) == 1:
+                    found[some[0]] = error
+                    return
+            else:
+                return
+            half = len(some) // 2
+            look(some[:half])
+            look(some[half:])
+
+        look(rows)
+        if self._plan.how.insert and chunk.ids is not None:
+            for at in rows:
+                if chunk.ids[at] in seen and at not in found:
+                    found[at] = DuplicateId(f"id {chunk.ids[at]!r} came before")
+                seen.add(chunk.ids[at])
+        if not found and chunk.ids is not None and len({type(key) for key in chunk.ids}) > 1:
+            kind = type(chunk.ids[0])  # rows that are right by themselves, and not together
+            found = {
+                at: InvalidInput(f"its id is {chunk.ids[at]!r}, and ids before it are of kind {kind.__name__}")
+                for at in rows if type(chunk.ids[at]) is not kind
+            }  # fmt: skip
+        return found
+
+    def _column_of(self, field_name: str | None) -> str | None:
+        """The column of a vector field or payload path."""
+        if field_name is None:
+            return None
+        if field_name in self._plan.mapped.vectors:
+            return self._plan.mapped.vectors[field_name]
+        return {new: old for old, new in self._plan.mapped.rename.items()}.get(field_name, field_name)
+
+    def _refuse(
+        self, state: _State, row: int, reason: str, column: str | None, text: str | None, cause: Exception | None = None
+    ) -> None:
+        if self._rejects is None:
+            said = f"{reason}; say --on-error skip to leave such rows out"
+            raise InvalidFile(said, file=state.source.name, row=row, column=column) from cause
+        self._rejects.add(state.source.name, row, column, reason, text)
+
+
+def _last_of_each(chunk: Chunk) -> Chunk:
+    """Of rows with one id, the last."""
+    last = {key: at for at, key in enumerate(chunk.ids)}
+    return chunk.take(sorted(last.values()))
+
+
+class _Rejects:
+    """The file of rows that were refused: JSON lines of file, row, column, reason and the beginning of the row.
+
+    What an earlier run wrote after its last commit is cut off, for those rows come again.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.path = plan.how.rejects or f"{plan.collection}.rejects.jsonl"
+        kept = max((state.rejects for state in plan.states), default=0)
+        self._file: Any = None
+        self._kept = kept
+
+    def add(self, file: str, row: int, column: str | None, reason: str, text: str | None) -> None:
+        if self._file is None:
+            self._file = open(self.path, "r+b" if self._kept and os.path.exists(self.path) else "wb")  # noqa: SIM115
+            self._file.truncate(self._kept)
+            self._file.seek(0, os.SEEK_END)
+        line = {"file": file, "row": row, "column": column, "reason": reason, "text": None if text is None else text[:_SHOWN]}
+        self._file.write(orjson.dumps(line) + b"\n")
+
+    def flushed(self) -> int:
+        """What is in the file is not lost if this process ends. Returns its length."""
+        if self._file is None:
+            return self._kept
+        self._file.flush()
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _Ahead(Generic[_T]):
+    """Runs an iterator in a thread, one item ahead of who takes them. before: another one, which it takes from."""
+
+    _END = object()
+
+    def __init__(self, items: Iterator[_T], before: Any = None) -> None:
+        self._items, self._before = items, before
+        self._queue: queue.Queue[Any] = queue.Queue(1)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vecdb-ingest", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for item in self._items:
+                self._put((item, None))
+                if self._stopped.is_set():
+                    break
+            else:
+                self._put((self._END, None))
+        except BaseException as error:
+            self._put((self._END, error))
+        finally:
+            close = getattr(self._items, "close", None)
+            if close is not None:
+                close()
+
+    def _put(self, item: Any) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def __iter__(self) -> Iterator[_T]:
+        while True:
+            item, error = self._queue.get()
+            if error is not None:
+                raise error
+            if item is self._END:
+                return
+            yield item
+
+    def close(self) -> None:
+        """Stops the thread, wherever it is between two items, and waits for it."""
+        self._stopped.set()
+        if self._before is not None:
+            self._before.close()
+            self._before._queue.put((self._END, None)) if self._before._queue.empty() else None
+        self._thread.join()
