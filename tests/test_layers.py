@@ -17,7 +17,24 @@ PACKAGES = {
     "vecdb_storage": ROOT / "storage/vecdb_storage",
 }
 MAY_IMPORT = {"vecdb": {"vecdb_index", "vecdb_storage"}, "vecdb_index": set(), "vecdb_storage": set()}
-HEAVY = {"numba", "lmdb", "grpc", "pyarrow", "pandas", "polars", "faiss", "torch", "ray", "sklearn", "scipy", "hnswlib"}
+HEAVY = {
+    "numba",
+    "lmdb",
+    "grpc",
+    "pyarrow",
+    "pandas",
+    "polars",
+    "faiss",
+    "torch",
+    "ray",
+    "sklearn",
+    "scipy",
+    "hnswlib",
+    "typer",
+    "rich",
+    "h5py",
+    "fsspec",
+}
 
 
 def imports(file: Path) -> Iterator[str]:

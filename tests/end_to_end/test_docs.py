@@ -14,17 +14,41 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ANY = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CLI = ROOT / "docs" / "cli.md"
 
 
 def blocks(page: Path) -> str:
     return "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != CLI], ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     code = blocks(page)
     assert code.strip(), f"{page} shows no code"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
+
+
+def test_the_commands_of_the_command_line_page_run(tmp_path: Path) -> None:
+    """In one shell, so that they find what those before have made."""
+    script = ["set -e", f"export PATH={Path(sys.executable).parent}:$PATH COLUMNS=100"]
+    for kind, code in ANY.findall(CLI.read_text(encoding="utf-8")):
+        script.append(code if kind == "sh" else f"{sys.executable} -W error - <<'END'\n{code}END")
+    done = subprocess.run(["bash", "-c", "\n".join(script)], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    for name in ("map.png", "map.html", "recall.png", "restored.db", "docs-2024.parquet", "vectors.ids.npy"):
+        assert (tmp_path / name).exists(), name
+
+
+def test_every_command_has_an_example_on_its_page() -> None:
+    from vecdb.cli import app
+
+    shown = "\n".join(code for kind, code in ANY.findall(CLI.read_text(encoding="utf-8")) if kind == "sh")
+    names = [command.name or command.callback.__name__ for command in app().registered_commands]
+    assert len(names) > 20
+    for name in names:
+        assert f"vecdb {name} " in shown or f"vecdb {name}\n" in shown, name
 
 
 @pytest.mark.parametrize("example", ["quickstart.py", "own_encoder.py", "nightly.py"])

@@ -27,6 +27,8 @@ _CODES = (
     ("Corruption", 6), ("NewerFormat", 6), ("StorageError", 7), ("Unsupported", 8), ("DeadlineExceeded", 7),
 )  # fmt: skip
 
+_STOPPED = "stopped; what was acknowledged stays"
+
 
 def app() -> Any:
     """The Typer application."""
@@ -38,6 +40,7 @@ def app() -> Any:
         name="vecdb",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # its formatter takes twice as long to import as all else here
         context_settings={"help_option_names": ["-h", "--help"]},
         help="An embedded vector database. Commands take --db PATH, or the environment's VECDB_DB.",
     )
@@ -45,13 +48,10 @@ def app() -> Any:
     @made.callback()
     def common(
         debug: bool = typer.Option(False, "--debug", help="Show the whole trace of an error."),
-        version: bool = typer.Option(False, "--version", help="Say the version and stop.", is_eager=True),
+        version: bool = typer.Option(
+            False, "--version", help="Say the version and stop.", is_eager=True, callback=_say_version
+        ),
     ) -> None:
-        if version:
-            from .. import __version__
-
-            print(f"vecdb {__version__}")
-            raise typer.Exit
         if debug:
             os.environ["VECDB_DEBUG"] = "1"
 
@@ -60,22 +60,34 @@ def app() -> Any:
     return made
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        import typer
+
+        from .. import __version__
+
+        print(f"vecdb {__version__}")
+        raise typer.Exit
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Errors are one line on stderr, and an exit code that says what kind they are of."""
-    import click
+    import typer
 
+    refused: Any = typer.BadParameter.__mro__[2]  # click's ClickException, wherever Typer has it from
+    code: Any = 0
     try:
         code = app()(arguments, standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.Abort:
-        _end("stopped", 130)
-    except click.exceptions.Exit as stop:
+    except typer.Abort as stop:
+        _end(_STOPPED if isinstance(stop.__cause__, KeyboardInterrupt) else "stopped; nothing was done", 130)
+    except typer.Exit as stop:
         code = stop.exit_code
-    except click.ClickException as error:
+    except refused as error:
         error.show()
         code = error.exit_code
     except KeyboardInterrupt:
-        _end("stopped; what was acknowledged stays", 130)
+        _end(_STOPPED, 130)
     except BrokenPipeError:  # `vecdb scroll | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -83,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("VECDB_DEBUG"):
             traceback.print_exc()
         _end(*_said(error))
+    if code == 130:  # so Typer says that it was Ctrl-C
+        _end(_STOPPED, 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -28,10 +28,21 @@ def map_(
     sample: Annotated[int, typer.Option("--sample", help="At most so many points, chosen at random.", min=3)] = 5000,
     where: Where = None,
     field: Field = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Draw a collection in two dimensions, as PNG or as one HTML page that shows points under the pointer."""
     from vecdb.picture import draw
 
     with output.opened(db) as database:
-        drawn = draw(database[name], out, color=color, label=label, method=method, sample=sample, where=where, field=field)
+        drawn = draw(
+            database[name],
+            out,
+            color=color,
+            label=label,
+            method=method,
+            sample=sample,
+            where=where,
+            field=field,
+            overwrite=overwrite,
+        )
     output.say(f"{drawn:,} points in {out}")

@@ -469,6 +469,10 @@ class _Run:
 
     def _write(self, work: _Work) -> None:
         state = work.state
+        if work.unread and self._rejects is None:  # the first row that is wrong is named, in whatever way it is
+            earlier = [at for at, number in enumerate(work.chunk.numbers) if number < work.unread[0].row]
+            if earlier:
+                self._check(work.chunk.take(earlier), state)
         for each in work.unread:
             self._refuse(state, each.row, each.reason, each.column, each.text)
         chunk, replaced = work.chunk, 0
@@ -507,6 +511,15 @@ class _Run:
         state.points, state.skipped = after.points, after.skipped
         state.replaced += replaced + replaced_now
         self._bytes += work.bytes
+
+    def _check(self, chunk: Chunk, state: _State) -> None:
+        """Raises what is wrong with the first row that would be refused."""
+        try:
+            self._collection.check(chunk.ids, chunk.vectors, chunk.payloads)
+        except DuplicateId:
+            return
+        except InvalidInput as error:
+            self._without(chunk, state, error)
 
     def _without(self, chunk: Chunk, state: _State, error: Exception) -> tuple[Chunk, int]:
         """The chunk without the rows that are refused, and how many those were; or, unless they are skipped, raises."""

@@ -7,6 +7,7 @@ they name. Plain functions and immutable values; safe in any thread.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,9 @@ def columns_of(piece: Piece) -> dict[str, Column]:
     if isinstance(piece.rows, Sequence):
         columns = _of_dicts(piece.rows[:_LOOKED_AT])
     else:
-        columns = {name: _of_arrow(column) for name, column in zip(piece.rows.schema.names, piece.rows.columns, strict=True)}
+        columns = {
+            name: _of_arrow(name, column) for name, column in zip(piece.rows.schema.names, piece.rows.columns, strict=True)
+        }
     return columns | _numbered(columns)
 
 
@@ -116,21 +119,19 @@ def _of_dicts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
                 values.setdefault(key, []).append(value)
             else:
                 values.setdefault(key, [])
-    return {key: _of_values(each) for key, each in values.items()}
+    return {key: _of_values(key, each) for key, each in values.items()}
 
 
 _SIMPLE: dict[type, str] = {int: "int", str: "text", float: "number", bool: "bool", dict: "object", list: "list"}
 
 
-def _of_values(values: list[Any]) -> Column:
+def _of_values(name: str, values: list[Any]) -> Column:
     kinds = set(map(type, values))
     if not kinds:
         return Column("empty", said="empty")
     if kinds == {list}:
-        lengths = set(map(len, values))
-        if len(lengths) == 1 and 0 not in lengths and all(type(n) in (int, float) for row in values for n in row):
-            (length,) = lengths
-            return Column("vector", length, "f32", "list")
+        numeric = [len(row) for row in values if all(type(n) in (int, float) for n in row)]
+        return _of_lengths(name, numeric, len(values), "f32", "list")
     if kinds == {str} and (dim := _dim_of_texts(values)):
         return Column("vector", dim, "f32", "text of numbers")
     if kinds == {int, float}:
@@ -150,37 +151,43 @@ def _dim_of_texts(values: Sequence[str]) -> int | None:
     return lengths.pop() if len(lengths) == 1 and 0 not in lengths else None
 
 
-def _of_arrow(column: Any) -> Column:
+def _of_lengths(name: str, lengths: Sequence[int], rows: int, dtype: str, said: str) -> Column:
+    """Lists of numbers are vectors where nearly all have one length, or most of them and the name says so.
+
+    What is longer or shorter is then a row that is wrong, and not a reason to take the column for something else.
+    """
+    (dim, count), *_ = Counter(lengths).most_common(1) or [(0, 0)]
+    least = 0.5 if name.lower() in _VECTORS else 0.9
+    kind = "vector" if dim and count >= least * rows else "list"
+    return Column(kind, dim or None, dtype, said)
+
+
+def _of_arrow(name: str, column: Any) -> Column:
     import pyarrow as pa
 
     kind, types = column.type, pa.types
     if types.is_dictionary(kind):
-        return _of_arrow(column.dictionary_decode())
+        return _of_arrow(name, column.dictionary_decode())
     said = str(kind)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = kind.value_type
         if types.is_integer(inner) or types.is_floating(inner):
-            lengths = (
-                set(np.unique(column.drop_null().value_lengths().to_numpy(zero_copy_only=False)).tolist())
-                if len(column)
-                else set()
-            )
+            dtype = "f16" if types.is_float16(inner) else "i8" if types.is_int8(inner) else "f32"
             if types.is_fixed_size_list(kind):
-                lengths = {kind.list_size}
-            if len(lengths) == 1 and 0 not in lengths:
-                dtype = "f16" if types.is_float16(inner) else "i8" if types.is_int8(inner) else "f32"
-                return Column("vector", int(lengths.pop()), dtype, said)
+                return Column("vector", kind.list_size, dtype, said)
+            lengths = column.drop_null().value_lengths().to_pylist()
+            return _of_lengths(name, lengths, len(lengths), dtype, said)
         return Column("list", said=said)
     if types.is_string(kind) or types.is_large_string(kind) or kind == getattr(pa, "string_view", lambda: None)():
         some = [text for text in column.slice(0, _LOOKED_AT).to_pylist() if text is not None]
         dim = _dim_of_texts(some) if some else None
         return Column("vector", dim, "f32", "text of numbers") if dim else Column("text", said=said)
-    for test, name in (
+    for test, said_kind in (
         (types.is_integer, "int"), (types.is_floating, "number"), (types.is_decimal, "number"), (types.is_boolean, "bool"),
         (types.is_temporal, "time"), (types.is_null, "empty"), (types.is_struct, "object"), (types.is_map, "object"),
     ):  # fmt: skip
         if test(kind):
-            return Column(name, said=said)
+            return Column(said_kind, said=said)
     return Column("binary", said=said)
 
 

@@ -1,0 +1,261 @@
+"""The command line: what it prints, what it exits with, and that it says one line where something is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import vecdb
+from vecdb import Dense
+from vecdb.cli import main
+
+DIM = 8
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a database `my.db` of collection "docs", and a Parquet file of the same points."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VECDB_DB", "my.db")
+    vectors = np.random.default_rng(0).standard_normal((300, DIM)).astype(np.float32)
+    pq.write_table(
+        pa.table({
+            "id": [f"p{i}" for i in range(300)],
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM),
+            "year": [1990 + i % 30 for i in range(300)],
+            "lang": [("en", "de", "fr")[i % 3] for i in range(300)],
+        }),
+        "docs.parquet",
+    )  # fmt: skip
+    with vecdb.open("my.db") as db:
+        db.ingest("docs", "docs.parquet")
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    code = stopped.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def say(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    """stdout of a command that ends with `code`."""
+    capsys.readouterr()
+    assert run(*arguments) == code, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def facts(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    return json.loads(say(capsys, *arguments, "--json", code=code))
+
+
+def wrong(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
+    """The one line on stderr."""
+    capsys.readouterr()
+    assert run(*arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("vecdb: ")
+    return line
+
+
+def test_search_is_the_search_of_the_api(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with vecdb.open("my.db", read_only=True) as db:
+        docs = db["docs"]
+        vector = docs.get("p7")[0].vector
+        near = [hit for hit in docs.search(vector, 6, where="lang == 'en' and year >= 2000") if hit.id != "p7"][:5]
+        exact = docs.search(vector, 3, exact=True)
+    found = facts(capsys, "search", "docs", "--like", "p7", "-k", "5", "--where", "lang == 'en' and year >= 2000")
+    assert [(hit["id"], pytest.approx(hit["score"]), hit["payload"]) for hit in found] == [
+        (h.id, h.score, h.payload) for h in near
+    ]
+    assert vector is not None
+    found = facts(capsys, "search", "docs", "--vector", json.dumps(vector.tolist()), "-k", "3", "--exact", "--with-vectors")
+    assert [hit["id"] for hit in found] == [hit.id for hit in exact]
+    assert found[0]["vectors"]["vector"] == pytest.approx(vector.tolist())
+    np.save("q.npy", vector[None])
+    assert [hit["id"] for hit in facts(capsys, "search", "docs", "--vector", "@q.npy", "-k", "3")] == [hit.id for hit in exact]
+    text = say(capsys, "search", "docs", "--like", "p7", "-k", "2")
+    assert "score" in text
+    assert "year: " in text
+    assert "recall 0.95" in say(capsys, "explain", "docs", "--like", "p7")
+
+
+def test_get_scroll_and_delete(data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert facts(capsys, "get", "docs", "p3")["payload"] == {"year": 1993, "lang": "en"}
+    assert say(capsys, "get", "docs", "p3", "nope", code=1)
+    lines = say(capsys, "scroll", "docs", "--where", "year == 1995", "--with-vectors").splitlines()
+    assert len(lines) == 10
+    assert len(json.loads(lines[0])["vectors"]["vector"]) == DIM
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert run("delete", "docs", "p3") == 130, "nobody said yes"
+    assert facts(capsys, "delete", "docs", "p3", "p4", "nope", "--yes") == {"deleted": 2}
+    assert facts(capsys, "delete", "docs", "--where", "year == 1995", "--yes") == {"deleted": 10}
+    assert facts(capsys, "info", "docs")["rows"] == 288
+    assert "ids" in wrong(capsys, 4, "delete", "docs")
+
+
+def test_collections(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    say(capsys, "create", "films", "--field", "title:4", "--field", "plot:8:ip:f16:flat")
+    said = facts(capsys, "info", "films")
+    assert said["fields"]["plot"]["metric"] == "ip"
+    assert said["fields"]["plot"]["index"]["backend"] == "flat"
+    assert [each["name"] for each in facts(capsys, "list")] == ["docs", "films"]
+    assert "docs" in say(capsys, "list")
+    assert facts(capsys, "stats")["vecdb.storage.bytes_on_disk"] > 0
+    assert "exists" in wrong(capsys, 9, "create", "docs", "--dim", "4")
+    say(capsys, "drop", "films", "--yes")
+    assert "films" not in say(capsys, "list")
+    assert "no collection" in wrong(capsys, 3, "info", "films")
+    assert "--dim" in wrong(capsys, 4, "create", "more")
+    assert "NAME:DIM" in wrong(capsys, 4, "create", "more", "--field", "x")
+
+
+def test_errors_are_one_line_and_a_code(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no database" in wrong(capsys, 3, "list", "--db", "nope.db")
+    assert not Path("nope.db").exists()
+    assert "at 8" in wrong(capsys, 4, "search", "docs", "--like", "p1", "--where", "year >= twenty")
+    assert "numbers" in wrong(capsys, 4, "search", "docs", "--vector", "[1, 2]")
+    assert "--like" in wrong(capsys, 4, "search", "docs")
+    assert "no such file" in wrong(capsys, 3, "ingest", "none.parquet", "-c", "docs")
+    assert "no encoder is called" in wrong(capsys, 4, "ingest", "docs.parquet", "-c", "x", "--embed", "what")
+    assert "--on-error" in wrong(capsys, 4, "ingest", "docs.parquet", "-c", "x", "--on-error", "ignore")
+    assert run("ingest") == 2
+    assert run("--help") == 0
+    assert run("--version") == 0
+    with vecdb.open("my.db") as db:
+        db.create_collection("more", Dense(2))
+        code = "from vecdb.cli import main; main(['drop', 'docs', '--yes'])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 5
+        assert "process" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_ingest_shows_its_plan_and_says_what_it_did(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run("ingest", "docs.parquet", "-c", "new", "--dry-run", "--rename", "year=when", "--without", "lang") == 0
+    shown = capsys.readouterr()
+    assert "column 'id'" in shown.err
+    assert "when" in shown.err
+    assert json.loads(shown.out.splitlines()[0])["payload"] == {"when": 1990}
+    with vecdb.open("my.db", read_only=True) as db:
+        assert "new" not in db
+    plan = facts(capsys, "ingest", "docs.parquet", "-c", "new", "--dry-run", "--db", "other.db")
+    assert plan["creates"]["vector"]["dim"] == DIM
+    assert not Path("other.db").exists()
+    done = facts(capsys, "ingest", "docs.parquet", "-c", "new", "--rename", "year=when", "--without", "lang")
+    assert (done["points"], done["rows"], done["skipped"]) == (300, 300, 0)
+    assert facts(capsys, "get", "new", "p9")["payload"] == {"when": 1999}
+    assert "no collection" in wrong(capsys, 3, "ingest", "docs.parquet", "-c", "none", "--no-create")
+
+
+def test_upkeep(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert facts(capsys, "verify")["ok"]
+    say(capsys, "backup", "b1")
+    say(capsys, "backup", "b2", "--earlier", "b1")
+    say(capsys, "restore", "b2", "back.db")
+    assert facts(capsys, "info", "docs", "--db", "back.db")["rows"] == 300
+    assert facts(capsys, "vacuum")["after"] > 0
+    say(capsys, "rebuild", "docs", "--index", "hnsw")
+    assert facts(capsys, "info", "docs")["indexes"]["vector"]["segments"] == 1
+    assert "recall of field" in say(capsys, "calibrate", "docs", "--sample", "50", "--picture", "curve.png")
+    assert Path("curve.png").stat().st_size > 1000
+    (segment,) = Path("my.db/segments").glob("*/*.seg")
+    whole = bytearray(segment.read_bytes())
+    whole[len(whole) // 3] ^= 1
+    segment.write_bytes(whole)
+    found = facts(capsys, "verify", code=1)
+    assert found["damage"]
+    assert "what to do" in say(capsys, "verify", code=1)
+
+
+def test_files_out(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert facts(capsys, "export", "docs", "--out", "out.parquet", "--where", "lang == 'de'")["points"] == 100
+    assert pq.read_table("out.parquet").num_rows == 100
+    lines = say(capsys, "export", "docs", "--out", "-").splitlines()
+    assert len(lines) == 300
+    assert "overwrite" in wrong(capsys, 9, "export", "docs", "--out", "out.parquet")
+    assert ".parquet" in wrong(capsys, 4, "export", "docs", "--out", "out.xlsx")
+
+
+def test_machine_and_map(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, "doctor")
+    assert {"cores", "kernel cache", "sync of 4 KiB"} <= {each["name"] for each in found["facts"]}
+    say(capsys, "warmup")
+    rows = facts(capsys, "bench", "docs", "--queries", "20")
+    assert [row["asked"] for row in rows] == ["recall 0.9", "recall 0.95", "recall 0.99", "exact"]
+    assert rows[-1]["delivered"] == 1
+    with vecdb.open("my.db") as db:
+        db["docs"].update_payload(["p1"], {"lang": "</script><b>$x_y"})
+    say(capsys, "map", "docs", "--out", "map.html", "--color", "lang")
+    page = Path("map.html").read_text()
+    assert "</script><b>" not in page
+    assert page.count("</script>") == 1
+    assert "http" not in page, "it loads nothing"
+    say(capsys, "map", "docs", "--out", "map.png", "--color", "lang", "--sample", "50")
+    assert Path("map.png").read_bytes().startswith(b"\x89PNG")
+    assert "ends" not in wrong(capsys, 4, "map", "docs", "--out", "map.svg")
+    assert "pca or umap" in wrong(capsys, 4, "map", "docs", "--out", "new.html", "--method", "tsne")
+
+
+def test_the_plane_is_that_of_most_variance() -> None:
+    from vecdb.picture import project
+
+    rng = np.random.default_rng(0)
+    flat = np.zeros((400, 20))
+    flat[:, 3], flat[:, 11] = 5 * rng.standard_normal(400), 2 * rng.standard_normal(400)
+    plane = project(flat + 1e-3 * rng.standard_normal(flat.shape))
+    assert plane.explained is not None
+    assert plane.explained > 0.999
+    assert plane.xy[:, 0].var() > plane.xy[:, 1].var()
+    spread = flat[:, [3, 11]] - flat[:, [3, 11]].mean(axis=0)
+    _, left, *_ = np.linalg.lstsq(plane.xy, spread, rcond=None)
+    assert (left < 0.01).all(), "both directions lie in the plane"
+
+
+def test_colours_and_widths_keep_to_the_terminal(data: Path) -> None:
+    code = "from vecdb.cli import main; main(['list'])"
+    for environment, widest in (({"NO_COLOR": "1", "COLUMNS": "40"}, 40), ({"COLUMNS": "200"}, 200)):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment}
+        )
+        assert max(map(len, done.stdout.splitlines())) <= widest
+        assert "\x1b" not in done.stdout
+
+
+def test_ctrl_c_stops_an_ingest_and_what_was_acknowledged_stays(data: Path) -> None:
+    rows = [{"id": i, "vector": [float(i), 1.0], "n": i} for i in range(60_000)]
+    Path("many.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code = "from vecdb.cli import main; main(['ingest', 'many.jsonl', '-c', 'many', '--batch-mib', '0.02', '--no-wait'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        with vecdb.open("my.db", read_only=True) as db:
+            if "many" in db and len(db["many"]) > 500:
+                break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert "stays" in error
+    with vecdb.open("my.db") as db:
+        assert 500 < len(db["many"]) < 60_000
+        db.ingest("many", "many.jsonl")
+        assert [point.payload["n"] for point in db["many"].scroll()] == list(range(60_000))
