@@ -2,7 +2,7 @@
 
 ingest, small: writing. flat, graph: searching, exactly and by a graph. recall: asked and delivered. filtered: searches with a filter.
 planner: its choices beside the best ones. threads: searches of several, and while somebody writes. overhead, open: what is around.
-endurance: space, write amplification, recovery, verify, and 20 minutes of mixed load; its parts are chosen by --parts.
+files: loading Parquet and fbin, memory, and the shell. endurance: space, write amplification, recovery, verify, and 20 minutes of mixed load; its parts are chosen by --parts.
 
 Each table is measured side by side in one run: rounds take turns, medians are reported, and so are ratios, because single
 figures of a shared machine mean little. Writing programs run in processes of their own; engines that are peers, in
@@ -31,7 +31,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ENVIRONMENTS = {
     "lancedb": ["lancedb"],
-    "chromadb": ["chromadb"],
+    "chromadb": ["chromadb", "pyarrow"],
     "milvus": ["pymilvus", "milvus-lite", "setuptools<81"],
     "qdrant": ["qdrant-client"],
     "zvec": ["zvec"],
@@ -40,14 +40,14 @@ ENVIRONMENTS = {
 }
 SLOW = {"chromadb": 10, "milvus": 10, "qdrant": 10}  # are given so many times fewer points, or they would take all day
 INGESTING = ("lancedb", "chromadb", "milvus", "qdrant", "zvec")
-ROUNDS = {"recall": 3, "filtered": 3, "planner": 3}  # others have 5
+ROUNDS = {"recall": 3, "filtered": 3, "planner": 3, "files": 3}  # others have 5
 SYNC_CALLS = "fsync,fdatasync,msync,sync_file_range"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     tables = {
-        "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "endurance": endurance,
+        "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "endurance": endurance, "files": files,
         **{name: partial(of_sets, name) for name in ("graph", "recall", "filtered", "planner", "threads")},
     }  # fmt: skip
     parser.add_argument("tables", nargs="*", choices=[*tables, []], help="which; all by default")
@@ -267,6 +267,12 @@ def endurance(options: argparse.Namespace) -> None:
     from .endurance import PARTS, tables
 
     tables(options.parts or list(PARTS), 10 * options.points, options.minutes)
+
+
+def files(options: argparse.Namespace) -> None:
+    from .files import tables
+
+    tables(options.parts, options.rounds, options.rows)
 
 
 def overhead(options: argparse.Namespace) -> None:

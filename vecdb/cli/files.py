@@ -98,7 +98,15 @@ def ingest(
         ),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew what was cut short, instead of going on.")] = False,
-    batch_mib: Annotated[float, typer.Option("--batch-mib", help="MiB of a commit; memory is a few of these.", min=0.01)] = 8,
+    batch_mib: Annotated[
+        float | None,
+        typer.Option(
+            "--batch-mib",
+            help="MiB of a commit; memory is a few of these. Default: by size, up to 8.",
+            min=0.01,
+            show_default=False,
+        ),
+    ] = None,
     max_line_mib: Annotated[
         float, typer.Option("--max-line-mib", help="The longest line or record of a text file.", min=0.01)
     ] = 64,
@@ -136,8 +144,7 @@ def ingest(
         "on_error": on_error,
         "rejects": rejects,
         "restart": restart,
-        "piece": round(batch_mib * (1 << 20)),
-        "batch_bytes": round(batch_mib * (1 << 20)),
+        "batch_bytes": None if batch_mib is None else round(batch_mib * (1 << 20)),
         "line": round(max_line_mib * (1 << 20)),
     }
     if embed is not None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from ..embed import Encoder
 
 _PREFIX = b"ingest."
+_SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 8 << 20  # bytes of a commit
+_BATCHES = 640  # into which files are divided, if that leaves a commit between these
 _HEAD = 100  # rows that guesses are made of
 _SHOWN = 300  # characters of a rejected row
 _T = TypeVar("_T")
@@ -79,14 +81,14 @@ class How:
     """How files are ingested, beside the mapping. on_error: "stop" at a row that is refused, or "skip" it.
 
     rejects: the file that names skipped rows. insert: an id that exists is an error, and not replaced. batch_bytes: of a
-    commit, about. first_id: of ids that are row numbers. chunk, overlap: characters of the parts that texts are split into.
-    restart: what an earlier run did not finish is read from the beginning.
+    commit, about; None: by the size of the files. first_id: of ids that are row numbers. chunk, overlap: characters of the
+    parts that texts are split into. restart: what an earlier run did not finish is read from the beginning.
     """
 
     on_error: Literal["stop", "skip"] = "stop"
     rejects: str | None = None
     insert: bool = False
-    batch_bytes: int = 8 << 20
+    batch_bytes: int | None = None
     first_id: int | None = None
     chunk: int | None = None
     overlap: int = 0
@@ -257,8 +259,9 @@ def plan(
     InvalidFile, InvalidInput, Unsupported, EncoderMismatch.
     """
     wanted, how = wanted or Wanted(), how or How()
-    options = replace(options or Options(), limits=replace((options or Options()).limits, piece=how.batch_bytes))
     sources = find(files, format, storage_options)
+    options = options or Options()
+    options = replace(options, limits=replace(options.limits, piece=how.batch_bytes or _batch_of(sources)))
     there = collection in database
     if not there and not create:
         raise NotFound(f"there is no collection {collection!r}, and it is not to be created")
@@ -298,6 +301,12 @@ def plan(
             f"on would replace: say --id COLUMN, --first-id {into.count()} or so, or --id :ulid"
         )
     return made
+
+
+def _batch_of(sources: Sequence[Source]) -> int:
+    """Bytes of a commit: a kill costs what is on its way, which is two or three of them, so of few bytes they are small."""
+    total = sum(source.size or _LARGEST_BATCH * _BATCHES for source in sources)
+    return max(_SMALLEST_BATCH, min(_LARGEST_BATCH, total // _BATCHES))
 
 
 def _head(source: Source, reader: Reader) -> tuple[Piece | None, dict[str, Column], str | None]:
