@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 MEGABYTES = 24
@@ -182,3 +183,51 @@ def test_deletes_and_vacuum_give_a_full_disk_room_again(tmp_path: Path, counted:
 def test_full_disks_lose_nothing(tmp_path: Path, counted: Any, kind: str, seed: int, memtable: int) -> None:
     counted("disks that were filled", 1)
     fill_up(tmp_path, kind, seed, memtable)
+
+
+INGEST = """
+import json, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import vecdb
+from vecdb.errors import DiskFull
+
+mount, at, data = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+subprocess.run(mount, shell=True, check=True)
+(at / "ballast").write_bytes(bytes(12 << 20))
+with vecdb.open(at / "db") as db:
+    try:
+        db.ingest("docs", data)
+    except DiskFull as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        raise AssertionError("the disk was not full")
+with vecdb.open(at / "db") as db:  # still full
+    docs = db["docs"]
+    before = len(docs)
+    assert 0 < before < 40_000
+    assert [point.id for point in docs.scroll()] == list(range(before))
+    assert db.verify().ok
+    (at / "ballast").unlink()
+    summary = db.ingest("docs", data)
+    assert (summary.known, summary.points) == (before, 40_000)
+    rows = np.load(data)
+    assert all(point.vector.tobytes() == rows[point.id].tobytes() for point in docs.scroll(with_vectors=True))
+    assert [point.id for point in docs.scroll()] == list(range(40_000))
+print("finished")
+"""
+
+
+def test_an_ingest_goes_on_when_a_full_disk_has_room_again(tmp_path: Path, counted: Any) -> None:
+    command, at, data = isolated(), tmp_path / "small", tmp_path / "rows.npy"
+    at.mkdir()
+    np.save(data, np.random.default_rng(0).standard_normal((40_000, 64)).astype(np.float32))  # 10 MB
+    mount = MOUNTS["tmpfs"].format(size=22, at=at)
+    child = subprocess.run(
+        [*command, sys.executable, "-c", INGEST, mount, str(at), str(data)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    assert child.returncode == 0, f"{child.stdout}\n{child.stderr[-3000:]}"
+    assert child.stdout.endswith("finished\n")
+    counted("disks that were filled", 1)
