@@ -29,7 +29,7 @@ from vecdb.errors import (
     StorageError,
 )
 from vecdb.index import HNSW
-from vecdb.ingest import hnswlib as ingest
+from vecdb.ingest.peers import hnswlib as ingest
 from vecdb.ingest.peers.hnswlib import HnswlibFile, Progress
 
 FIELDS = {  # offset and struct code of each field of the header
