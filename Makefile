@@ -15,7 +15,8 @@ demo: .venv/demo ## five searches over the documentation found on this machine; 
 test: .venv/test .venv/warm ## everything but the long rounds
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: .venv/test .venv/warm ## hundreds of crash rounds
+test-slow: .venv/test .venv/warm ## hundreds of crash rounds, and the encoder whose library takes a GB
+	$(BIN)/python -m pip install --quiet --editable '.[sentence-transformers]'
 	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: .venv/lint

@@ -19,6 +19,9 @@
     ├── StorageError                     the operating system refused a read, write or sync
     │   └── DiskFull
     ├── DeadlineExceeded                 a search took longer than its timeout
+    ├── EncoderFailed                    a model's server cannot be reached, or its reply is not a vector for each text
+    ├── Unauthenticated                  a server wants a key, or refuses the one that it was given
+    ├── Overloaded                       a server has no room, after several tries
     ├── NewerFormat                      written by a later version
     └── Unsupported                      this platform, or an optional package that is not installed
 
@@ -90,6 +93,18 @@ class DeadlineExceeded(VecdbError):
     """A search took longer than its `timeout`."""
 
 
+class EncoderFailed(VecdbError):
+    """A model's server cannot be reached, or what it replies is not one vector for each text."""
+
+
+class Unauthenticated(VecdbError):
+    """A server wants a key, or refuses the one that it was given. The message never holds it."""
+
+
+class Overloaded(VecdbError):
+    """A server has no room for what was asked, after several tries."""
+
+
 __all__ = [
     "AlreadyExists",
     "Closed",
@@ -98,6 +113,7 @@ __all__ = [
     "DimensionMismatch",
     "DiskFull",
     "DuplicateId",
+    "EncoderFailed",
     "EncoderMismatch",
     "InvalidFile",
     "InvalidFilter",
@@ -108,8 +124,10 @@ __all__ = [
     "Locked",
     "NewerFormat",
     "NotFound",
+    "Overloaded",
     "ReadOnly",
     "StorageError",
+    "Unauthenticated",
     "Unsupported",
     "VecdbError",
 ]

@@ -170,12 +170,12 @@ class Environment:
         if lock:
             # LMDB maps this file and writes to the map; without blocks on a full disk, that would be a SIGBUS.
             self._files.reserve(self.path.with_name(self.path.name + "-lock"), _LOCK_BYTES)
-        while True:
+        while True:  # meminit: what this process had in memory before must not get into unused room of pages
             try:
                 with self._typed():
                     return lmdb.open(
                         str(self.path), map_size=size, subdir=False, readonly=read_only, create=not read_only,
-                        max_dbs=16, max_readers=_READERS, sync=sync, metasync=sync, meminit=False,
+                        max_dbs=16, max_readers=_READERS, sync=sync, metasync=sync, meminit=True,
                         readahead=False, lock=lock,
                     )  # fmt: skip
             except StorageError as error:

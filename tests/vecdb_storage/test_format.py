@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +255,21 @@ def test_a_database_is_read_by_its_description_alone(
     db.close()
     assert sum(map(len, expected.values())) > 100
     assert read(path) == expected
+
+
+def test_nothing_that_this_process_had_in_memory_gets_into_files(tmp_path: Path) -> None:
+    """LMDB writes whole pages; their unused room must not be what the heap held before."""
+    code = f"""
+import vecdb
+marker = "".join(["sec", "ret-of-", "the-heap"])
+with vecdb.open({str(tmp_path / "db")!r}) as db:
+    docs = db.create_collection("docs", vecdb.Dense(2))
+    for i in range(30):
+        freed = [(marker * 1000)[:size] for size in range(3000, 9000, 500) for _ in range(10)]
+        del freed
+        docs.upsert(ids=[i], vectors=[[1, i]])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    files = [file for file in (tmp_path / "db").rglob("*") if file.is_file()]
+    assert files
+    assert not [file for file in files if b"secret-of-the-heap" in file.read_bytes()]

@@ -12,7 +12,8 @@ people, `--json` for scripts. Nothing heavy is imported before a command runs.
 
 Exit codes: 0 all is well; 1 something is not as it should be (verify found damage, a point is not there); 2 the command line is
 wrong; 3 not found; 4 wrong input; 5 locked, closed or read-only; 6 corruption; 7 storage or disk full; 8 not supported, or an
-extra is missing; 9 exists already; 70 an error that nobody expected; 130 stopped by Ctrl-C.
+extra is missing; 9 exists already; 10 an encoder or server
+refused or failed; 70 an error that nobody expected; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import Any
 
 _CODES = (
     ("NotFound", 3), ("AlreadyExists", 9), ("Locked", 5), ("Closed", 5), ("ReadOnly", 5), ("InvalidInput", 4),
-    ("Corruption", 6), ("NewerFormat", 6), ("StorageError", 7), ("Unsupported", 8), ("DeadlineExceeded", 7),
+    ("Corruption", 6), ("NewerFormat", 6), ("StorageError", 7), ("Unsupported", 8),
+    ("DeadlineExceeded", 7), ("Unauthenticated", 10), ("EncoderFailed", 10), ("Overloaded", 10),
 )  # fmt: skip
 
 _STOPPED = "stopped; what was acknowledged stays"

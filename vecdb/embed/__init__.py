@@ -90,9 +90,11 @@ class Embedding:
 
     def adopt(self, encoder: str | Encoder) -> None:
         """Uses this encoder object from now on. Raises EncoderMismatch when the texts were embedded by another."""
+        from .encoders import same_kind
+
         name, fingerprint, dim = _identity(encoder)
         declared = self._schema()["embed"]
-        if name != declared["name"] or (dim is not None and fingerprint != declared["fingerprint"]):
+        if not same_kind(name, declared["name"]) or (dim is not None and fingerprint != declared["fingerprint"]):
             raise EncoderMismatch(
                 f"its texts were embedded by {declared['name']!r} ({declared['fingerprint']}), "
                 f"not by {name!r} ({fingerprint}); give that encoder, or embed the texts anew"

@@ -12,23 +12,38 @@ from importlib import import_module
 from ..errors import InvalidInput
 from . import TFIDF, Encoder
 
-# kind -> module, class, what stands after the colon
+# kind -> module, class, what stands after the colon, and that in words
 ADAPTERS = {
-    "sentence-transformers": ("sentence_transformers", "SentenceTransformers", "a model's name or folder"),
-    "onnx": ("onnx", "Onnx", "a folder with model.onnx and tokenizer.json"),
-    "model2vec": ("model2vec", "Model2Vec", "a model's name or folder"),
-    "openai": ("openai", "OpenAI", "a model's name"),
+    "sentence-transformers": ("sentence_transformers", "SentenceTransformers", "MODEL", "a model's name or folder"),
+    "onnx": ("onnx", "Onnx", "FOLDER", "a folder with model.onnx and tokenizer.json"),
+    "model2vec": ("model2vec", "Model2Vec", "MODEL", "a model's name or folder"),
+    "openai": ("openai", "OpenAI", "MODEL", "a model's name"),
 }
 
 
 def encoder_of(name: str) -> str | Encoder:
-    """What `create_collection(…, embed=)` and `collection(…, embed=)` take. Raises InvalidInput, Unsupported, StorageError."""
+    """What `create_collection(…, embed=)` and `collection(…, embed=)` take.
+
+    Raises InvalidInput, and what the adapter does: NotFound, Unsupported.
+    """
     if name == TFIDF:
         return name
-    kind, colon, what = name.partition(":")
-    if kind not in ADAPTERS or not colon or not what:
-        known = ", ".join([TFIDF, *(f"{each}:{said[2].split()[-1].upper()}" for each, said in ADAPTERS.items())])
+    kind, _, what = name.partition(":")
+    if kind not in ADAPTERS:
+        known = ", ".join([TFIDF, *(f"{each}:{said[2]}" for each, said in ADAPTERS.items())])
         raise InvalidInput(f"no encoder is called {name!r}; there are: {known}")
-    module, class_name, _ = ADAPTERS[kind]
+    module, class_name, word, meaning = ADAPTERS[kind]
+    if not what.strip():
+        raise InvalidInput(f"which one? Say {kind}:{word}, {meaning}")
     made: Callable[[str], Encoder] = getattr(import_module("." + module, __package__), class_name)
     return made(what)
+
+
+def same_kind(name: str, other: str) -> bool:
+    """Whether two names may belong to one encoder.
+
+    Fingerprints of adapters say all that decides their vectors, and what stands after the colon is for people: a folder that
+    was moved, or a model from a hub that is now in a folder, is the model that it was.
+    """
+    kind = name.partition(":")[0]
+    return name == other or (kind in ADAPTERS and kind == other.partition(":")[0])
