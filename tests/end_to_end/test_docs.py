@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -51,12 +52,29 @@ def test_every_command_has_an_example_on_its_page() -> None:
         assert f"vecdb {name} " in shown or f"vecdb {name}\n" in shown, name
 
 
-@pytest.mark.parametrize("example", ["quickstart.py", "own_encoder.py", "nightly.py"])
+@pytest.mark.parametrize("example", ["quickstart.py", "own_encoder.py", "nightly.py", "load_files.py"])
 def test_examples_run(example: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", ROOT / "examples" / example], cwd=tmp_path, check=True, capture_output=True
     )
     assert done.stdout
+
+
+def test_the_recording_is_what_a_terminal_shows() -> None:
+    """Of fewer rows, with numbers left out, and without the lines of progress, which come every ten seconds."""
+    specification = importlib.util.spec_from_file_location("recording", ROOT / "examples" / "recording.py")
+    assert specification is not None and specification.loader is not None
+    recording = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(recording)
+
+    def shape(text: str) -> list[str]:
+        lines = [line for line in text.splitlines() if "MB/s" not in line and "indexing" not in line]
+        return [re.sub(r"\W*([\d.,]+|-)(\W|$)", " # ", " ".join(line.split()))[:12] for line in lines]
+
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = page.split(recording.BEGIN)[1].split(recording.END)[0]
+    assert len(shape(shown)) > 15
+    assert shape(shown) == shape(recording.record(20_000))
 
 
 def test_links_between_pages_lead_somewhere() -> None:

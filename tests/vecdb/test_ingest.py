@@ -493,6 +493,16 @@ def test_row_numbers_never_replace_points_that_are_there(db: vecdb.Database, tmp
     assert len(db["docs"]) == 250
 
 
+def test_ids_of_another_kind_than_the_collections(db: vecdb.Database, tmp_path: Path, rows: list[Any]) -> None:
+    write(tmp_path / "a.jsonl", rows[:10])
+    write(tmp_path / "b.jsonl", [{**row, "id": i} for i, row in enumerate(rows[10:20])])
+    with pytest.raises(InvalidFile, match=r"b\.jsonl, row 0: this collection's ids are str"):
+        db.ingest("docs", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
+    assert points(db["docs"]) == model(rows[:10])
+    write(tmp_path / "c.jsonl", [{**rows[0], "id": 7}, *rows[1:5]])
+    assert refused(db, tmp_path / "c.jsonl", restart=True).row is not None
+
+
 def test_a_file_that_changes(db: vecdb.Database, tmp_path: Path, rows: list[Any]) -> None:
     path = write(tmp_path / "a.jsonl", rows)
 

@@ -175,7 +175,7 @@ class Plan:
         some = chunk.take(range(min(count, len(chunk))))
         points = []
         for at in range(len(some)):
-            point: dict[str, Any] = {"id": some.ids[at] if some.ids is not None else "(a new ULID)"}
+            point: dict[str, Any] = {"id": some.id_of(at) if some.ids is not None else "(a new ULID)"}
             if some.texts is not None:
                 point["text"] = some.texts[at]
             point |= {name: values[at] for name, values in some.vectors.items()}
@@ -212,9 +212,9 @@ class Plan:
                 numbers.append(chunk.numbers[at])
                 texts.append(part)
                 if chunk.ids is not None:
-                    ids.append(f"{chunk.ids[at]}#{part_number}")
+                    ids.append(f"{chunk.id_of(at)}#{part_number}")
                 payloads.append(
-                    {**(rows[at] or {}), "part": part_number, **({} if chunk.ids is None else {"of": chunk.ids[at]})}
+                    {**(rows[at] or {}), "part": part_number, **({} if chunk.ids is None else {"of": chunk.id_of(at)})}
                 )
         return Chunk(numbers, ids if chunk.ids is not None else None, {}, payloads, texts)
 
@@ -536,18 +536,20 @@ class _Run:
         if isinstance(error, AlreadyExists):
             there = self._collection.get(list(chunk.ids), with_vectors=False, with_payload=False)
             bad = {
-                at: AlreadyExists(f"id {chunk.ids[at]!r} is there already")
+                at: AlreadyExists(f"id {chunk.id_of(at)!r} is there already")
                 for at, point in enumerate(there)
                 if point is not None
             }
         else:
             bad = self._bad(chunk, list(range(len(chunk))))
+        if not bad and isinstance(error, InvalidInput):  # right by themselves, and not for this collection
+            raise InvalidFile(error.reason, file=state.source.name, row=int(chunk.numbers[0])) from error
         if not bad:
             raise error
         for at, why in sorted(bad.items()):
             reason = getattr(why, "reason", None) or str(why)
             column = self._column_of(getattr(why, "field", None))
-            shown = None if chunk.ids is None else f"id {chunk.ids[at]!r}"
+            shown = None if chunk.ids is None else f"id {chunk.id_of(at)!r}"
             self._refuse(state, int(chunk.numbers[at]), reason, column, shown, why)
         return chunk.take([at for at in range(len(chunk)) if at not in bad]), len(bad)
 
@@ -580,7 +582,7 @@ class _Run:
         if self._plan.how.insert and chunk.ids is not None:
             for at in rows:
                 if chunk.ids[at] in seen and at not in found:
-                    found[at] = DuplicateId(f"id {chunk.ids[at]!r} came before")
+                    found[at] = DuplicateId(f"id {chunk.id_of(at)!r} came before")
                 seen.add(chunk.ids[at])
         if not found and chunk.ids is not None and len({type(key) for key in chunk.ids}) > 1:
             kind = type(chunk.ids[0])  # rows that are right by themselves, and not together

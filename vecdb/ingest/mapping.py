@@ -72,7 +72,7 @@ class Chunk:
 
     def take(self, rows: Sequence[int]) -> Chunk:
         """Some of the rows, with everything one by one: for the few chunks in which something is wrong."""
-        ids = None if self.ids is None else [self.ids[row] for row in rows]
+        ids = None if self.ids is None else [self.id_of(row) for row in rows]
         vectors = {name: [values[row] for row in rows] for name, values in self.vectors.items()}
         payloads = self.payload_rows()
         texts = None if self.texts is None else [self.texts[row] for row in rows]
@@ -83,6 +83,11 @@ class Chunk:
             None if payloads is None else [payloads[row] for row in rows],
             texts,
         )
+
+    def id_of(self, row: int) -> Any:
+        """The id of a row, as a plain value; None where it will be a new ULID."""
+        key = None if self.ids is None else self.ids[row]
+        return key.item() if isinstance(key, np.integer) else key
 
     def payload_rows(self) -> list[Any] | None:
         if not isinstance(self.payloads, Mapping):
@@ -275,7 +280,7 @@ class Mapped:
         return self._of_batch(piece.rows, piece.numbers, first, file)
 
     def _ids(self, numbers: Sequence[int], first: int) -> Any:
-        return [first + number for number in numbers] if self.id == ROW else None
+        return first + np.asarray(numbers, np.int64) if self.id == ROW else None
 
     def _of_dicts(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int], first: int) -> Chunk:
         names: dict[str, None] = {}
@@ -462,7 +467,7 @@ def _id_column(columns: Mapping[str, Column], wanted: Wanted, but: set[str], fil
         if wanted.id not in (ROW, ULID) and wanted.id not in columns:
             raise InvalidFile(f"there is no such column; there are: {_listing(columns)}", file=file, column=wanted.id)
         return wanted.id
-    return _named(columns, _IDS, ("int", "text"), but) or ROW
+    return _named(columns, _IDS, ("int", "text", "object"), but) or ROW
 
 
 def _vector_columns(
