@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from vecdb_index.contract import Control, DeadlineReached
+from vecdb_storage.ahead import Ahead
+from vecdb_storage.batch import Batch
 from vecdb_storage.columns import parse, prepare
 from vecdb_storage.ids import Id
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
@@ -46,6 +48,30 @@ Where = Expression | Mapping[str, Any] | str | None
 DEFAULT_RECALL = 0.95
 _LARGEST_ANSWER = 1 << 28  # places of a batch, of 12 bytes at least
 _FEWEST_QUERIES = 20  # that a calibration can be made of
+
+
+@dataclass
+class Prepared:
+    """A batch whose vectors are being written already. Belongs to one thread at a time."""
+
+    store: Store
+    uuid: bytes
+    batch: Batch
+    ahead: Ahead
+
+    def commit(self, *, insert: bool = False, checkpoints: Mapping[bytes, bytes | None] | None = None) -> int:
+        """One commit: the points, and how far a loader is, so that it can be resumed. Returns how many points were replaced.
+
+        checkpoints: token of at most 400 bytes -> value, or None to take it away. Raises as `upsert` and `insert`.
+        """
+        try:
+            return self.store.write(self.uuid, self.batch, insert=insert, ahead=self.ahead, checkpoints=checkpoints or {})
+        finally:
+            self.ahead.release()
+
+    def release(self) -> None:
+        """It is not wanted any more; nothing of it is left. Harmless when committed."""
+        self.ahead.release()
 
 
 class Collection:
@@ -93,7 +119,9 @@ class Collection:
                     raise InvalidInput("give texts or vectors, not both")
                 ids = ids if ids is None or isinstance(ids, np.ndarray) else checked_ids(ids)  # it may be read twice
                 vectors, payloads = self.embedding.of_points(texts, payloads, lambda v, p: batch_from_arrays(fields, ids, v, p))
-            return list(self._write_columns(ids, vectors, payloads, insert, {})[0])
+            prepared = self.prepare(ids, vectors, payloads)
+            prepared.commit(insert=insert)
+            return list(prepared.batch.keys)
         if ids is not None or vectors is not None or payloads is not None or texts is not None:
             raise InvalidInput("give points, or ids=, vectors= and payloads=, not both")
         if isinstance(points, Point) or (isinstance(points, Mapping) and "id" in points):
@@ -110,35 +138,27 @@ class Collection:
             raise
         return written
 
-    def _write_columns(
-        self, ids: Any, vectors: Any, payloads: Any, insert: bool, checkpoints: Mapping[bytes, bytes | None]
-    ) -> tuple[Sequence[Id], int]:
-        """One commit. Returns the ids, and how many points were replaced."""
+    def prepare(self, ids: Any, vectors: Any, payloads: Any) -> Prepared:
+        """Columns as in `upsert`, checked and on their way to disk, to be committed or released. For loaders.
+
+        So the next batch can be prepared in one thread while another commits the one before. Raises as `upsert`.
+        """
         store = self._writable()
         ahead = store.begin(self._uuid)
         try:
             fields = self._fields(store.state(self._uuid).schema)
             batch = batch_from_arrays(fields, ids, vectors, payloads, early=ahead.add_fields)
-            replaced = store.write(self._uuid, batch, insert=insert, ahead=ahead, checkpoints=checkpoints)
-        finally:
+        except BaseException:
             ahead.release()
-        return batch.keys, replaced
-
-    def load(
-        self, ids: Any, vectors: Any, payloads: Any, *, insert: bool = False, checkpoints: Mapping[bytes, bytes | None]
-    ) -> int:
-        """For loaders that can be resumed: columns as in `upsert`, and how far the loader is, in one commit.
-
-        checkpoints: token of at most 400 bytes -> value, or None to take it away. Returns how many points were replaced.
-        """
-        return self._write_columns(ids, vectors, payloads, insert, checkpoints)[1]
+            raise
+        return Prepared(store, self._uuid, batch, ahead)
 
     def checkpoints(self, prefix: bytes = b"") -> dict[bytes, bytes]:
-        """What `load` and `set_checkpoints` have kept under tokens that begin with `prefix`."""
+        """What `Prepared.commit` and `set_checkpoints` have kept under tokens that begin with `prefix`."""
         return self._open_store().checkpoints(self._uuid, prefix)
 
     def set_checkpoints(self, checkpoints: Mapping[bytes, bytes | None]) -> None:
-        """As in `load`, without points."""
+        """As in `Prepared.commit`, without points."""
         self._writable().set_checkpoints(self._uuid, checkpoints)
 
     def check(self, ids: Any, vectors: Any, payloads: Any) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from vecdb_storage.batch import LEVEL0_BYTES, Batch, FieldRows
-from vecdb_storage.columns import prepare
-from vecdb_storage.ids import MAX_ID_BYTES, Id
+from vecdb_storage.columns import NO_COLUMNS, prepare
+from vecdb_storage.ids import MAX_ID_BYTES, Id, Ints
 from vecdb_storage.ulid import ulid
 
 from .errors import DimensionMismatch, DuplicateId, InvalidId, InvalidInput, InvalidPayload, InvalidVector
@@ -55,6 +55,8 @@ def checked_ids(ids: Any) -> list[Id]:
             raise InvalidId(f"ids must be one-dimensional; got shape {ids.shape}")
         if ids.dtype.kind == "u" and len(ids) and int(ids.max()) > np.iinfo(np.int64).max:
             raise InvalidId("ids must fit int64", point=int(ids.max()))
+        if ids.dtype.kind in "iu":
+            return Ints(np.array(ids, np.int64))
         ids = ids.tolist()
     elif isinstance(ids, str | bytes | int):
         raise InvalidId(f"ids must be a sequence of ids; got a single {type(ids).__name__}, wrap it: [{ids!r}]")
@@ -105,6 +107,8 @@ def _check_string_id(key: str) -> None:
 
 
 def _check_distinct(ids: Sequence[Id]) -> None:
+    if isinstance(ids, Ints) and bool((ids.values[1:] > ids.values[:-1]).all()):
+        return
     if len(set(ids)) != len(ids):
         seen: set[Id] = set()
         for key in ids:
@@ -311,6 +315,8 @@ def batch_from_arrays(
     if early is not None:
         early(stored)
     large = sum(rows.vectors.nbytes for rows in stored.values()) >= LEVEL0_BYTES
+    if payloads is None:  # nothing to walk
+        return Batch(keys, stored, [b""] * len(keys), (), NO_COLUMNS if large else None)
     prepared = _prepared(_as_rows(payloads, len(keys)), keys, columns=large)
     return Batch(keys, stored, prepared.json, (), prepared.columns, raw=prepared.raw)
 

@@ -39,6 +39,7 @@ class Ahead:
         self._path = Path()
         self._writing: Future[None] | None = None
         self._placing: Future[_Placed] | None = None
+        self.placing = 0  # bytes of vectors that are on their way to the growing segment
 
     @property
     def begun(self) -> bool:
@@ -55,7 +56,7 @@ class Ahead:
             self._begin_segment(fields)
         elif 0 < size >= growing.GROWING_BYTES and self._store.growing.accepts(self._uuid):
             (rows,) = fields.values()
-            entered = threading.Event()
+            entered, self.placing = threading.Event(), size
             self._placing = self._store.writing.submit(self._store.growing.append, self._uuid, rows.vectors, entered.set)
             # This thread holds the interpreter; until it lets go, the other cannot even begin to write.
             entered.wait(_LONGEST_WAIT)

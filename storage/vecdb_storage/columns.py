@@ -194,8 +194,11 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
     Raises InvalidPayload with the row and the path.
     """
     built = None
-    if not columns and len(payloads) > _FEW and (flat := _flat(payloads)) is not None:
-        return flat
+    if len(payloads) > _FEW and (flat := _flat(payloads)) is not None:
+        if not columns:
+            return flat
+        if flat.raw is not None and (made := from_raw([flat.raw], len(payloads))) is not None:
+            return Prepared(flat.json, made)
     if len(payloads) > _FEW:
         built = build(payloads, keep=columns)
     else:
@@ -212,6 +215,9 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
             point=row,
         )
     return Prepared(json, built if columns else None)
+
+
+NO_COLUMNS: tuple[dict[str, Array], dict[str, Any]] = ({}, {"columns": [], "wide": [], "complete": True})  # of no payloads
 
 
 def _flat(payloads: Sequence[Payload | None]) -> Prepared | None:

@@ -29,6 +29,16 @@ Rows = npt.NDArray[np.int64]
 MAX_ID_BYTES = 512
 
 
+class Ints(list[Id]):
+    """Ids as plain values, which remember the array that they came from: (n,) int64, of our own. Not to be changed."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: npt.NDArray[np.int64]) -> None:
+        super().__init__(values.tolist())
+        self.values = values
+
+
 class Ids(Protocol):
     """A column of ids."""
 
@@ -67,6 +77,11 @@ class IntIds:
 
     def hashes(self) -> Hashes:
         return hash_ints(self.values)
+
+    @cached_property
+    def span(self) -> tuple[int, int]:
+        """The least and the greatest; there is at least one."""
+        return int(self.values.min()), int(self.values.max())
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         return {"id.int": self.values}
@@ -149,7 +164,11 @@ def hashes_of(keys: Sequence[Id]) -> Hashes:
     """The hashes of ids of one kind."""
     if keys and isinstance(keys[0], str):
         return hash_strings(keys)  # type: ignore[arg-type]
-    return hash_ints(np.array(keys, np.int64))
+    return hash_ints(_array_of(keys))
+
+
+def _array_of(keys: Sequence[Id]) -> npt.NDArray[np.int64]:
+    return keys.values if isinstance(keys, Ints) else np.array(keys, np.int64)
 
 
 def from_list(values: Sequence[Id]) -> IntIds | StrIds:
@@ -160,7 +179,7 @@ def from_list(values: Sequence[Id]) -> IntIds | StrIds:
         sizes = map(len, values) if len(data) == len(text) else (len(v.encode()) for v in values)  # type: ignore[union-attr, arg-type]
         offsets = np.fromiter(itertools.accumulate(sizes, initial=0), np.uint64, len(values) + 1)
         return StrIds(offsets, np.frombuffer(data, np.uint8))
-    return IntIds(np.array(values, np.int64))
+    return IntIds(_array_of(values))
 
 
 def from_arrays(arrays: Any) -> IntIds | StrIds:
@@ -228,7 +247,7 @@ class IdTable:
     def find(self, keys: Sequence[Id], hashes: Hashes) -> Rows:
         """The row of each key, (m,) int64, -1 where it is not here."""
         found = np.full(len(keys), -1, np.int64)
-        if not len(self.hash):
+        if not len(self.hash) or self._is_beyond(keys):
             return found
         place = hashes >> np.uint64(64 - (8 * len(self.bits) - 1).bit_length())
         passed = (self.bits[place >> np.uint64(3)] >> (place & np.uint64(7)).astype(np.uint8)) & np.uint8(1)
@@ -243,6 +262,13 @@ class IdTable:
         for key_at, slot in zip(candidates[equal].tolist(), at[equal].tolist(), strict=True):
             found[key_at] = self._confirm(keys[key_at], slot)
         return found
+
+    def _is_beyond(self, keys: Sequence[Id]) -> bool:
+        """Whether all keys are less or greater than all that is here, as numbers that are counted on are."""
+        if not isinstance(keys, Ints) or not isinstance(self.ids, IntIds) or not keys:
+            return False
+        low, high = self.ids.span
+        return int(keys.values.min()) > high or int(keys.values.max()) < low
 
     def _confirm(self, key: Id, slot: int) -> int:
         """The row of `key` among the rows that share its hash."""

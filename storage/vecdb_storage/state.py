@@ -111,23 +111,26 @@ class CollectionState:
     def kill(self, keys: Sequence[Id], seq: int, hashes: Hashes | None = None) -> int:
         """Marks the live rows of `keys` that are older than `seq` dead as of `seq`; returns how many."""
         dead = 0
-        in_segments: dict[Segment, list[int]] = {}
-        for place in self.alive(keys, hashes):
-            if place is None:
+        for memtable in (self.active, self.frozen):
+            if memtable is None or not memtable.rows_of or memtable.rows_of.keys().isdisjoint(keys):
                 continue
-            where, row = place
-            if isinstance(where, Memtable):
-                if where.seq_of(row) < seq:
-                    where.kill(row, seq)
+            for key in keys:
+                address = memtable.live_address(key)
+                if address >= 0 and memtable.seq_of(address) < seq:
+                    memtable.kill(address, seq)
                     dead += 1
-            else:
-                in_segments.setdefault(where, []).append(row)
-        for segment, rows in in_segments.items():
-            older = np.array(rows, np.int64)
-            older = older[segment.seqs(older) < seq]
-            if len(older):
-                self.tombstones[segment.name] = self.tombstones[segment.name].with_dead(older)
-                dead += len(older)
+        if not self.segments or not keys:
+            return dead
+        hashes = hashes_of(keys) if hashes is None else hashes
+        for segment in self.segments:
+            rows = segment.find(keys, hashes)
+            rows = rows[rows >= 0]
+            if len(rows):
+                rows = rows[~self.tombstones[segment.name].is_dead(rows)]
+                rows = rows[segment.seqs(rows) < seq]
+            if len(rows):
+                self.tombstones[segment.name] = self.tombstones[segment.name].with_dead(rows)
+                dead += len(rows)
         return dead
 
     def apply(self, batch: Batch, seq: int) -> int:

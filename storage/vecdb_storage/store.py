@@ -406,7 +406,7 @@ class Store:
                 if checkpoints:
                     self.set_checkpoints(uuid, checkpoints)
                 return 0
-            if ahead.is_segment or batch.nbytes >= LEVEL0_BYTES:
+            if ahead.is_segment or batch.nbytes - ahead.placing >= LEVEL0_BYTES:
                 hashes = hashes_of(batch.keys)
                 segment, length = ahead.finish(batch, hashes)
                 try:

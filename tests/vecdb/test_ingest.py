@@ -434,6 +434,20 @@ def test_csv_values_of_the_wrong_type_are_named(db: vecdb.Database, tmp_path: Pa
     assert db["typed"].get(f"p{at}")[0].payload["year"] == "abc"
 
 
+def test_numbers_that_say_more_than_their_value_stay_texts(db: vecdb.Database, tmp_path: Path) -> None:
+    head, rest = ["id,zip,n,v0,v1"], [f"{i},{i:05},{i},1,{i}" for i in range(50)]
+    (tmp_path / "a.csv").write_text("\n".join(head + rest))
+    db.ingest("docs", tmp_path / "a.csv")
+    assert db["docs"].get(7)[0].payload == {"zip": "00007", "n": 7}
+    rest = [f"{i},{i + 10_000},{i},1,{i}" for i in range(120_000)]
+    rest[110_000] = "110000,00042,1,1,1"
+    (tmp_path / "b.csv").write_text("\n".join(head + rest))
+    error = refused(db, tmp_path / "b.csv", restart=True)
+    assert (error.row, error.column) == (110_000, "zip")
+    db.ingest("typed", tmp_path / "b.csv", types={"zip": "string"})
+    assert db["typed"].get(110_000)[0].payload["zip"] == "00042"
+
+
 @pytest.mark.parametrize("name", [*WITH_IDS, *VECTORS])
 def test_files_that_were_cut_short(db: vecdb.Database, tmp_path: Path, rows: list[Any], name: str) -> None:
     whole = write(tmp_path / name, rows).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -102,7 +103,7 @@ def ingest(
         float | None,
         typer.Option(
             "--batch-mib",
-            help="MiB of a commit; memory is a few of these. Default: by size, up to 8.",
+            help="MiB of a commit; memory is a few of these. Default: by size, up to 16.",
             min=0.01,
             show_default=False,
         ),
@@ -176,8 +177,6 @@ def ingest(
 
 
 def _is_database(path: str) -> bool:
-    import os
-
     return os.path.exists(os.path.join(path, "VECDB"))
 
 
@@ -333,15 +332,21 @@ def import_(
         str | None, typer.Option("--only", help="Of a database with several collections or tables: which.", show_default=False)
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="Where the file does not say it: cosine, ip or l2.", show_default=False)
+        str | None,
+        typer.Option(
+            "--metric", help="cosine, ip or l2: where the file does not say it, or instead of what it says.", show_default=False
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until indexes are built.")] = True,
     json: Json = False,
 ) -> None:
     """Take over a local database or index file of another project, with ids, vectors and payloads."""
+    from vecdb.errors import NotFound
     from vecdb.ingest.peers import import_from
     from vecdb.schema import checked_metric
 
+    if not os.path.exists(path):
+        raise NotFound(f"{path}: there is nothing")
     with output.opened(db, write=True, create=True) as database:
         done = import_from(
             database, source, path, collection=collection, only=only, metric=checked_metric(metric), progress=_counted()

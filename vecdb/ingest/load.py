@@ -17,8 +17,9 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 import xxhash
@@ -31,16 +32,16 @@ from .sources import Source, find
 from .split import split
 
 if TYPE_CHECKING:
-    from ..collection import Collection
+    from ..collection import Collection, Prepared
     from ..database import Database
     from ..embed import Encoder
 
 _PREFIX = b"ingest."
-_SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 8 << 20  # bytes of a commit
+_SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 16 << 20  # bytes of a commit
 _BATCHES = 640  # into which files are divided, if that leaves a commit between these
+_AHEAD = 8 << 20  # bytes of a chunk from which it is a segment of its own
 _HEAD = 100  # rows that guesses are made of
 _SHOWN = 300  # characters of a rejected row
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,12 @@ class _Work:
     rows: int
     bytes: int
     last: bool = False
+    prepared: Prepared | None = None  # None, too, where something is wrong with the rows
+
+    def drop(self) -> None:
+        """It will not be written after all."""
+        if self.prepared is not None:
+            self.prepared.release()
 
 
 @dataclass
@@ -367,16 +374,18 @@ class _Run:
         self._rejects = _Rejects(plan) if plan.how.on_error == "skip" else None
 
     def run(self) -> Summary:
-        chunks: Iterable[_Work] = _Ahead(self._read())
-        if self._plan.mapped.text is not None:
-            chunks = _Ahead(map(self._embedded, chunks), chunks)
+        if self._plan.mapped.text is None:
+            chunks = _Ahead(self._prepared(work) for work in self._read())
+        else:
+            read = _Ahead(self._read())
+            chunks = _Ahead((self._prepared(self._embedded(work)) for work in read), read)
         try:
             for work in chunks:
                 self._write(work)
                 if self._progress is not None:
                     self._progress(self._at(work.state))
         finally:
-            chunks.close()  # type: ignore[attr-defined]
+            chunks.close()
             if self._rejects is not None:
                 self._rejects.close()
         states = self._plan.states
@@ -474,6 +483,16 @@ class _Run:
         unread = [Unread(chunk.numbers[at], f"a text is needed, and it is {chunk.texts[at]!r}", column) for at in blank]
         return chunk.take([at for at in range(len(chunk)) if at not in without]), unread
 
+    def _prepared(self, work: _Work) -> _Work:
+        """Checks the rows and sets their vectors on their way to disk, while the chunk before is committed.
+
+        Not of small ones: their vectors go to a growing segment, which a flush takes as it is only where nothing is on its way.
+        """
+        if self._plan.options.limits.piece >= _AHEAD and len(work.chunk) and not (work.unread and self._rejects is None):
+            with suppress(InvalidInput):  # it comes again when it is written, and is dealt with there
+                work.prepared = self._collection.prepare(work.chunk.ids, work.chunk.vectors, work.chunk.payloads)
+        return work
+
     # -- writing ---------------------------------------------------------------------------------------
 
     def _write(self, work: _Work) -> None:
@@ -495,9 +514,9 @@ class _Run:
             checkpoints = {state.token: after.to_json(self._fingerprint)} if state.source.can_be_resumed else {}
             try:
                 if len(chunk):
-                    replaced_now = self._collection.load(
-                        chunk.ids, chunk.vectors, chunk.payloads, insert=self._plan.how.insert, checkpoints=checkpoints
-                    )
+                    prepared, work.prepared = work.prepared, None
+                    prepared = prepared or self._collection.prepare(chunk.ids, chunk.vectors, chunk.payloads)
+                    replaced_now = prepared.commit(insert=self._plan.how.insert, checkpoints=checkpoints)
                 else:
                     replaced_now = 0
                     if checkpoints:
@@ -647,14 +666,12 @@ class _Rejects:
             self._file.close()
 
 
-class _Ahead(Generic[_T]):
-    """Runs an iterator in a thread, one item ahead of who takes them. before: another one, which it takes from."""
+class _Ahead:
+    """Runs an iterator of work in a thread, one piece ahead of who takes them. before: another one, which it takes from."""
 
-    _END = object()
-
-    def __init__(self, items: Iterator[_T], before: Any = None) -> None:
+    def __init__(self, items: Iterator[_Work], before: _Ahead | None = None) -> None:
         self._items, self._before = items, before
-        self._queue: queue.Queue[Any] = queue.Queue(1)
+        self._queue: queue.Queue[tuple[_Work | None, BaseException | None]] = queue.Queue(1)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vecdb-ingest", daemon=True)
         self._thread.start()
@@ -662,39 +679,46 @@ class _Ahead(Generic[_T]):
     def _run(self) -> None:
         try:
             for item in self._items:
-                self._put((item, None))
+                self._put(item, None)
                 if self._stopped.is_set():
                     break
-            else:
-                self._put((self._END, None))
+            self._put(None, None)
         except BaseException as error:
-            self._put((self._END, error))
+            self._put(None, error)
         finally:
             close = getattr(self._items, "close", None)
             if close is not None:
                 close()
 
-    def _put(self, item: Any) -> None:
+    def _put(self, item: _Work | None, error: BaseException | None) -> None:
         while not self._stopped.is_set():
             try:
-                self._queue.put(item, timeout=0.1)
+                self._queue.put((item, error), timeout=0.1)
                 return
             except queue.Full:
                 continue
+        if item is not None:
+            item.drop()
 
-    def __iter__(self) -> Iterator[_T]:
-        while True:
-            item, error = self._queue.get()
+    def __iter__(self) -> Iterator[_Work]:
+        while not self._stopped.is_set():
+            try:
+                item, error = self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
             if error is not None:
                 raise error
-            if item is self._END:
+            if item is None:
                 return
             yield item
 
     def close(self) -> None:
-        """Stops the thread, wherever it is between two items, and waits for it."""
+        """Stops the thread, wherever it is between two pieces, and waits for it; what was not taken is dropped."""
         self._stopped.set()
         if self._before is not None:
             self._before.close()
-            self._before._queue.put((self._END, None)) if self._before._queue.empty() else None
         self._thread.join()
+        while not self._queue.empty():
+            item, _ = self._queue.get()
+            if item is not None:
+                item.drop()

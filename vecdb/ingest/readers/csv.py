@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from .text import Blocks
 
 _SHOWN = 200
 _LOOKED_AT = 1 << 20  # bytes from which types are taken
+_ZEROS = r"^[+-]?0\d|^\+"  # of whole numbers that say more than their value
+_PADDED = re.compile(rb"(?:^|[,\t\n\"])(?:[+-]?0\d|\+)")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -34,6 +37,7 @@ class Csv:
         self._names: list[str] = []
         self._types: dict[str, Any] = {}
         self._asked = {name: _TYPES[kind] for name, kind in options.types.items()}
+        self._said = frozenset(self._asked)
 
     @property
     def rows(self) -> None:
@@ -115,7 +119,10 @@ class Csv:
             if "Empty CSV file" in str(error):
                 return self._empty(), [], 0
             return self._by_column(records, first)
-        if ragged:
+        if ragged or (padded := self._padded(records, table)):
+            if not self._types and not ragged:  # a column of such values is one of texts
+                self._asked |= dict.fromkeys(padded, pa.string())
+                return self._parsed(records, first)
             return self._by_column(records, first)
         if not self._types:
             self._types = {field.name: pa.string() if pa.types.is_null(field.type) else field.type for field in table.schema}
@@ -125,7 +132,15 @@ class Csv:
     def _empty(self) -> Any:
         return _as_batch(pa.table({name: pa.array([], self._types.get(name, pa.string())) for name in self._names}))
 
-    def _arrow(self, records: bytes, types: dict[str, Any], ragged: list[Any]) -> Any:
+    def _padded(self, records: bytes, table: Any) -> list[str]:
+        """Columns of whole numbers in which some value, such as 007, would not come back as it was written."""
+        ints = [column.name for column in table.schema if pa.types.is_integer(column.type) and column.name not in self._said]
+        if not ints or not _PADDED.search(records):
+            return []
+        texts = self._arrow(records, dict.fromkeys(ints, pa.string()), [], only=ints)
+        return [name for name in ints if pc.any(pc.match_substring_regex(texts.column(name), _ZEROS)).as_py()]
+
+    def _arrow(self, records: bytes, types: dict[str, Any], ragged: list[Any], only: list[str] | None = None) -> Any:
         def note(row: Any) -> str:
             ragged.append(row)
             return "skip"
@@ -135,7 +150,11 @@ class Csv:
             arrow_csv.ReadOptions(column_names=self._names, use_threads=False, block_size=len(records) + 1),
             arrow_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=note),
             arrow_csv.ConvertOptions(
-                column_types=types, strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
+                column_types=types,
+                include_columns=only or [],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+                null_values=[""],
             ),
         )
 
@@ -158,7 +177,9 @@ class Csv:
         columns = {}
         bad: dict[int, tuple[str, str]] = {}
         for name in self._names:
-            columns[name], wrong = _converted(table.column(name).combine_chunks(), self._types[name])
+            columns[name], wrong = _converted(
+                table.column(name).combine_chunks(), self._types[name], as_said=name in self._said
+            )
             for at, text in wrong:
                 bad.setdefault(at, (name, text))
         keep = pa.array([at for at in range(table.num_rows) if at not in bad], pa.int64())
@@ -208,15 +229,23 @@ def _fits(text: str, kind: Any) -> bool:
     return True
 
 
-def _converted(column: Any, kind: Any) -> tuple[Any, list[tuple[int, str]]]:
-    """A column of bytes as `kind`, null where that cannot be, and those places with their text."""
+def _keeps(column: Any, kind: Any) -> bool:
+    """Whether whole numbers are written as their values are."""
+    return not pa.types.is_integer(kind) or not pc.any(pc.match_substring_regex(column, _ZEROS)).as_py()
+
+
+def _converted(column: Any, kind: Any, *, as_said: bool) -> tuple[Any, list[tuple[int, str]]]:
+    """A column of bytes as `kind`, null where that cannot be, and those places with their text. as_said: the user said so."""
     empty = pc.equal(pc.binary_length(column), 0)
     column = pc.if_else(empty, pa.scalar(None, pa.binary()), column)
     wrong: list[tuple[int, str]] = []
 
     def convert(part: Any, start: int) -> list[Any]:
         try:
-            return [part.cast(pa.string()).cast(kind)]
+            texts = part.cast(pa.string())
+            if not as_said and not _keeps(texts, kind):
+                raise pa.ArrowInvalid(_ZEROS)
+            return [texts.cast(kind)]
         except pa.ArrowInvalid:
             if len(part) == 1:
                 wrong.append((start, part[0].as_py().decode(errors="replace")))

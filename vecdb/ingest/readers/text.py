@@ -71,9 +71,13 @@ class Blocks:
         return self._beneath.tell()
 
     def close(self) -> None:
-        if self._stream is not self._beneath:
-            self._stream.close()
-        self._beneath.close()
+        try:
+            if self._stream is not self._beneath:
+                self._stream.close()  # which may complain of what it has not read
+        except OSError:
+            pass
+        finally:
+            self._beneath.close()
 
 
 def last_end(block: bytes, *, quoted: bool) -> int:
