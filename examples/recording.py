@@ -46,9 +46,15 @@ def record(rows: int) -> str:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
-            lines = [line.rstrip() for line in done.stdout.splitlines()]
+            lines = without_indexing([line.rstrip() for line in done.stdout.splitlines()])
             shown.append("\n".join([f"$ {command}", *lines]))
         return "\n\n".join(shown) + "\n"
+
+
+def without_indexing(lines: list[str]) -> list[str]:
+    """The many lines of progress while indexes are built are one "…"."""
+    kept = ["…" if line.startswith("indexing ") else line for line in lines]
+    return [line for line, before in zip(kept, [None, *kept], strict=False) if (line, before) != ("…", "…")]
 
 
 def _write(path: Path, rows: int) -> None:

@@ -391,7 +391,7 @@ def export(
     """Write points to a file: Parquet or JSON lines with ids, vectors and payloads; NPY with vectors, and ids beside them."""
     from vecdb.ingest.export import export as write
 
-    with output.opened(db) as database, output.waiting(f"exporting {name}", lambda: None):
+    with output.opened(db) as database:
         written = write(database[name], out, where=where, field=field, overwrite=overwrite)
     if json:
         output.print_json({"points": written, "file": out})

@@ -208,8 +208,8 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def waiting(what: str, share: Callable[[], float | None]) -> Iterator[Callable[[], None]]:
-    """For work that can be asked how much of it is done, 0 to 1: what is yielded is to be called again and again."""
+def waiting(what: str, share: Callable[[], tuple[float, float]]) -> Iterator[Callable[[], None]]:
+    """For work that can be asked how many of its parts are done, of how many: what is yielded is to be called again and again."""
     if sys.stderr.isatty():
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
@@ -222,8 +222,13 @@ def waiting(what: str, share: Callable[[], float | None]) -> Iterator[Callable[[
             console=console(error=True),
             transient=True,
         ) as bars:
-            task = bars.add_task(what, total=1.0)
-            yield lambda: bars.update(task, completed=share() or 0.0)
+            task = bars.add_task(what, total=None)
+
+            def draw() -> None:
+                done, total = share()
+                bars.update(task, completed=done, total=total or None)
+
+            yield draw
         return
     last = time.monotonic()
 
@@ -231,6 +236,7 @@ def waiting(what: str, share: Callable[[], float | None]) -> Iterator[Callable[[
         nonlocal last
         if time.monotonic() - last >= _EVERY:
             last = time.monotonic()
-            say(f"{what}: {(share() or 0):.0%}")
+            done, total = share()
+            say(f"{what}: {done:.1f} of {total:.0f} segments")
 
     yield line

@@ -120,15 +120,11 @@ def wait_for_indexes(collection: Any) -> None:
         finally:
             finished.set()
 
-    def share() -> float | None:
+    def share() -> tuple[float, float]:
+        """Segments of all fields that have their indexes, the part that is done of one among them, and how many there are."""
         info = collection.info()
-        if not info.rows:
-            return 1.0
-        shares = []
-        for each in info.indexes.values():
-            done = each.rows / info.rows
-            shares.append(min(1.0, done + (each.building or 0) * (1 - done) if each.building else done))
-        return min(shares, default=1.0)
+        done = sum(each.segments + (each.building or 0) for each in info.indexes.values())
+        return done, info.segments * len(info.indexes)
 
     threading.Thread(target=wait, daemon=True).start()
     with output.waiting(f"indexing {collection.name}", share) as tick:
