@@ -209,7 +209,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def waiting(what: str, share: Callable[[], tuple[float, float]]) -> Iterator[Callable[[], None]]:
-    """For work that can be asked how many of its parts are done, of how many: what is yielded is to be called again and again."""
+    """For work that can be asked how many of its segments are done, of how many; what is yielded is to be called often."""
     if sys.stderr.isatty():
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
