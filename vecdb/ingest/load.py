@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _PREFIX = b"ingest."
 _SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 16 << 20  # bytes of a commit
-_BATCHES = 640  # into which files are divided, if that leaves a commit between these
+_BATCHES = 64  # into which files are divided, if that leaves a commit between these
 _AHEAD = 8 << 20  # bytes of a chunk from which it is a segment of its own
 _HEAD = 100  # rows that guesses are made of
 _SHOWN = 300  # characters of a rejected row
