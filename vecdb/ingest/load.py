@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 _PREFIX = b"ingest."
 _SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 16 << 20  # bytes of a commit
-_BATCHES = 64  # into which files are divided, if that leaves a commit between these
+_BATCHES = 160  # into which files are divided, if that leaves a commit between these
+_SEGMENT = 8448 << 10  # a commit of so many bytes becomes a segment at once; of a bit less, it costs more in all
 _AHEAD = 8 << 20  # bytes of a chunk from which it is a segment of its own
 _HEAD = 100  # rows that guesses are made of
 _SHOWN = 300  # characters of a rejected row
@@ -312,8 +313,10 @@ def plan(
 
 def _batch_of(sources: Sequence[Source]) -> int:
     """Bytes of a commit: a kill costs what is on its way, which is two or three of them, so of few bytes they are small."""
-    total = sum(source.size or _LARGEST_BATCH * _BATCHES for source in sources)
-    return max(_SMALLEST_BATCH, min(_LARGEST_BATCH, total // _BATCHES))
+    share = sum(source.size or _LARGEST_BATCH * _BATCHES for source in sources) // _BATCHES
+    if share > _SEGMENT // 3:
+        share = max(share, _SEGMENT)
+    return max(_SMALLEST_BATCH, min(_LARGEST_BATCH, share))
 
 
 def _head(source: Source, reader: Reader) -> tuple[Piece | None, dict[str, Column], str | None]:
