@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _PREFIX = b"ingest."
 _SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 16 << 20  # bytes of a commit
-_BATCHES = 160  # into which files are divided, if that leaves a commit between these
+_BATCHES = 64  # into which files are divided, if that leaves a commit between these
 _SEGMENT = 8448 << 10  # a commit of so many bytes becomes a segment at once; of a bit less, it costs more in all
 _AHEAD = 8 << 20  # bytes of a chunk from which it is a segment of its own
 _HEAD = 100  # rows that guesses are made of
