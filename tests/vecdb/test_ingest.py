@@ -448,6 +448,24 @@ def test_numbers_that_say_more_than_their_value_stay_texts(db: vecdb.Database, t
     assert db["typed"].get(110_000)[0].payload["zip"] == "00042"
 
 
+def test_what_a_guess_must_not_lose(db: vecdb.Database, tmp_path: Path) -> None:
+    (tmp_path / "big.csv").write_text('id,emb,big\na,"[1,2]",9007199254740993\nb,"[3,4]",123456789012345678901\n')
+    db.ingest("big", tmp_path / "big.csv")
+    assert [point.payload["big"] for point in db["big"].get(["a", "b"])] == ["9007199254740993", "123456789012345678901"]
+    (tmp_path / "latin.csv").write_bytes(b"id,n,v0,v1\n1,caf\xe9,1,2\n2,tea,1,2\n")
+    error = refused(db, tmp_path / "latin.csv")
+    assert (error.row, error.column) == (0, "n")
+    assert "iconv" in str(error)
+    (tmp_path / "float.csv").write_text("id,v0,v1\n1.5,1,2\n2.0,2,3\n")
+    assert "an id is an int or a str" in str(refused(db, tmp_path / "float.csv"))
+    (tmp_path / "null.jsonl").write_bytes(lines([{"id": 1, "vector": [1, 2], "a": None}, {"id": 2, "vector": None}]))
+    summary = db.ingest("null", tmp_path / "null.jsonl")
+    assert summary.bare == 1
+    assert db["null"].get(1)[0].payload == {"a": None}
+    (tmp_path / "no.jsonl").write_bytes(b"a,b\n1,2\n")
+    assert "--format" in str(refused(db, tmp_path / "no.jsonl"))
+
+
 @pytest.mark.parametrize("name", [*WITH_IDS, *VECTORS])
 def test_files_that_were_cut_short(db: vecdb.Database, tmp_path: Path, rows: list[Any], name: str) -> None:
     whole = write(tmp_path / name, rows).read_bytes()

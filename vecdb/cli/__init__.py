@@ -82,7 +82,12 @@ def main(arguments: list[str] | None = None) -> None:
         code = app()(arguments, standalone_mode=False)
         sys.stdout.flush()
     except typer.Abort as stop:
-        _end(_STOPPED if isinstance(stop.__cause__, KeyboardInterrupt) else "stopped; nothing was done", 130)
+        _end(
+            _STOPPED
+            if isinstance(stop.__cause__, KeyboardInterrupt)
+            else "stopped; nothing was done (where nobody can be asked, say --yes)",
+            130,
+        )
     except typer.Exit as stop:
         code = stop.exit_code
     except refused as error:
@@ -90,6 +95,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         _end(_STOPPED, 130)
+    except SystemExit as stop:
+        # Typer ends so when stdout was closed, as by `vecdb scroll | head`, which is no failure.
+        code = 0 if type(sys.stdout).__name__ == "PacifyFlushWrapper" else stop.code
     except BrokenPipeError:  # `vecdb scroll | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -170,6 +170,8 @@ def ingest(
         seconds = time.monotonic() - began
         _say_summary(summary, seconds, json)
         database.resume_indexing()
+        if wait and any(not each.is_flat for each in database[collection].info().fields.values()) and not json:
+            output.say("all rows are in; indexes are built now, or, if this is stopped, by the next process that writes here")
         if wait:
             from .upkeep import wait_for_indexes
 
@@ -314,6 +316,8 @@ def _say_summary(summary: Summary, seconds: float, json: bool) -> None:
             f"{file} has no {', '.join(map(repr, columns))}, as others do: its points "
             f"lack {'it' if len(columns) == 1 else 'them'}"
         )
+    if summary.bare:
+        output.say(f"{summary.bare:,} of them have no vector, and are found by filters and ids only")
     if summary.skipped:
         output.say(f"{summary.skipped:,} rows were skipped: see {summary.rejects}")
 

@@ -201,6 +201,7 @@ def scroll(
     where: Where = None,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many.", min=0, show_default=False)] = None,
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Print vectors, too.")] = False,
+    json: Json = True,
 ) -> None:
     """All points that match, as JSON lines, in the order in which they were last written."""
     with output.opened(db) as database:

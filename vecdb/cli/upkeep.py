@@ -104,6 +104,7 @@ def rebuild(
         else:
             collection.rebuild_index(field)
         wait_for_indexes(collection)
+    output.say(f"the indexes of {name} are built anew")
 
 
 def wait_for_indexes(collection: Any) -> None:

@@ -64,7 +64,8 @@ class Progress:
 @dataclass(frozen=True)
 class Summary:
     """What an ingest has done. known: rows that an earlier run of it had read. replaced: points whose ids were there already,
-    or came again. missing: file -> payload columns that it lacks. rejects: the file that names the rows that were skipped.
+    or came again. bare: points without any vector. missing: file -> payload columns that it lacks. rejects: the file that
+    names the rows that were skipped.
     """
 
     collection: str
@@ -74,6 +75,7 @@ class Summary:
     skipped: int
     replaced: int
     known: int
+    bare: int
     missing: dict[str, list[str]]
     rejects: str | None
 
@@ -108,6 +110,7 @@ class _State:
     skipped: int = 0
     replaced: int = 0
     rejects: int = 0  # bytes of the file of rejects
+    bare: int = 0  # points without any vector
     done: bool = False
     known: int = 0  # rows that were read by an earlier run
 
@@ -119,7 +122,7 @@ class _State:
         return orjson.dumps({
             "url": self.source.url, "identity": dict(self.source.identity), "options": options,
             "row": self.place.row, "offset": self.place.offset, "first": self.first, "points": self.points,
-            "skipped": self.skipped, "replaced": self.replaced, "rejects": self.rejects, "done": self.done,
+            "skipped": self.skipped, "replaced": self.replaced, "rejects": self.rejects, "bare": self.bare, "done": self.done,
         })  # fmt: skip
 
 
@@ -321,9 +324,13 @@ def _batch_of(sources: Sequence[Source]) -> int:
 
 def _head(source: Source, reader: Reader) -> tuple[Piece | None, dict[str, Column], str | None]:
     """The first rows, the columns, and the metric that the file is made for, if it says so."""
+    refused: Unread | None = None
     for piece in reader.read(START, _HEAD):
+        refused = refused or next(iter(piece.unread), None)
         if len(piece):
             return piece, columns_of(piece), getattr(reader, "metric", None)
+    if refused is not None:
+        raise InvalidFile(f"{refused.reason}; if it is no {source.format}, say --format", file=source.name, row=refused.row)
     raise InvalidFile("it has no rows", file=source.name)
 
 
@@ -364,7 +371,8 @@ def _resumed(plan: Plan, into: Collection | None) -> list[_State]:
             )
         state.place, state.first = Place(kept["row"], kept["offset"]), kept["first"]
         state.points, state.skipped, state.replaced = kept["points"], kept["skipped"], kept["replaced"]
-        state.rejects, state.done, state.known = kept["rejects"], kept["done"], kept["row"]
+        state.rejects, state.bare = kept["rejects"], kept["bare"]
+        state.done, state.known = kept["done"], kept["row"]
     return states
 
 
@@ -397,7 +405,7 @@ class _Run:
         return Summary(
             self._plan.collection, len(states), sum(state.place.row for state in states), sum(state.points for state in states),
             sum(state.skipped for state in states), sum(state.replaced for state in states),
-            sum(state.known for state in states), self._missing, rejects,
+            sum(state.known for state in states), sum(state.bare for state in states), self._missing, rejects,
         )  # fmt: skip
 
     def _at(self, now: _State) -> Progress:
@@ -512,7 +520,7 @@ class _Run:
         while True:
             after = replace(state, place=work.after, done=work.last)
             after.points, after.skipped = state.points + len(chunk), state.skipped + skipped
-            after.replaced = state.replaced + replaced
+            after.replaced, after.bare = state.replaced + replaced, state.bare + _bare(chunk)
             after.rejects = self._rejects.flushed() if self._rejects is not None else 0
             checkpoints = {state.token: after.to_json(self._fingerprint)} if state.source.can_be_resumed else {}
             try:
@@ -539,7 +547,7 @@ class _Run:
             assert len(chunk) < before
             before = len(chunk)
         state.place, state.done = work.after, work.last
-        state.points, state.skipped = after.points, after.skipped
+        state.points, state.skipped, state.bare = after.points, after.skipped, after.bare
         state.replaced += replaced + replaced_now
         self._bytes += work.bytes
 
@@ -629,6 +637,13 @@ class _Run:
             said = f"{reason}; say --on-error skip to leave such rows out"
             raise InvalidFile(said, file=state.source.name, row=row, column=column) from cause
         self._rejects.add(state.source.name, row, column, reason, text)
+
+
+def _bare(chunk: Chunk) -> int:
+    """Rows that have a null in the place of every vector."""
+    if not chunk.vectors or any(not isinstance(values, list) for values in chunk.vectors.values()):
+        return 0
+    return sum(all(vector is None for vector in row) for row in zip(*chunk.vectors.values(), strict=True))
 
 
 def _last_of_each(chunk: Chunk) -> Chunk:

@@ -288,7 +288,7 @@ class Mapped:
             names.update(dict.fromkeys(row))
         spread = set(self._spread(names))
         keys = [name for name in names if self._is_payload(name, spread)]
-        payloads = [{self.rename.get(key, key): row[key] for key in keys if row.get(key) is not None} for row in rows]
+        payloads = [{self.rename.get(key, key): row[key] for key in keys if key in row} for row in rows]
         vectors = {
             field_name: [_parsed_vector(row.get(column)) for row in rows]
             if not column.endswith("*")
@@ -467,7 +467,7 @@ def _id_column(columns: Mapping[str, Column], wanted: Wanted, but: set[str], fil
         if wanted.id not in (ROW, ULID) and wanted.id not in columns:
             raise InvalidFile(f"there is no such column; there are: {_listing(columns)}", file=file, column=wanted.id)
         return wanted.id
-    return _named(columns, _IDS, ("int", "text", "object"), but) or ROW
+    return _named(columns, _IDS, ("int", "text", "object", "number"), but) or ROW
 
 
 def _vector_columns(

@@ -24,7 +24,8 @@ from .text import Blocks
 _SHOWN = 200
 _LOOKED_AT = 1 << 20  # bytes from which types are taken
 _ZEROS = r"^[+-]?0\d|^\+"  # of whole numbers that say more than their value
-_PADDED = re.compile(rb"(?:^|[,\t\n\"])(?:[+-]?0\d|\+)")
+_LONG = r"^[+-]?\d{16,}$"  # whole numbers that a float would round
+_PADDED = re.compile(rb"(?:^|[,\t\n\"])(?:[+-]?0\d|\+|[+-]?\d{16})")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -124,6 +125,10 @@ class Csv:
                 self._asked |= dict.fromkeys(padded, pa.string())
                 return self._parsed(records, first)
             return self._by_column(records, first)
+        binary = [field.name for field in table.schema if pa.types.is_binary(field.type)]
+        if binary and not self._types:  # texts that are not UTF-8: these rows are named
+            self._asked |= dict.fromkeys(binary, pa.string())
+            return self._by_column(records, first)
         if not self._types:
             self._types = {field.name: pa.string() if pa.types.is_null(field.type) else field.type for field in table.schema}
             table = table.cast(pa.schema(list(self._types.items())))
@@ -133,12 +138,15 @@ class Csv:
         return _as_batch(pa.table({name: pa.array([], self._types.get(name, pa.string())) for name in self._names}))
 
     def _padded(self, records: bytes, table: Any) -> list[str]:
-        """Columns of whole numbers in which some value, such as 007, would not come back as it was written."""
-        ints = [column.name for column in table.schema if pa.types.is_integer(column.type) and column.name not in self._said]
-        if not ints or not _PADDED.search(records):
+        """Columns of numbers in which some value, such as 007 or a whole number of 20 digits, would not come back as it was."""
+        numbers = [
+            column.name for column in table.schema
+            if (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)) and column.name not in self._said
+        ]  # fmt: skip
+        if not numbers or not _PADDED.search(records):
             return []
-        texts = self._arrow(records, dict.fromkeys(ints, pa.string()), [], only=ints)
-        return [name for name in ints if pc.any(pc.match_substring_regex(texts.column(name), _ZEROS)).as_py()]
+        texts = self._arrow(records, dict.fromkeys(numbers, pa.string()), [], only=numbers)
+        return [name for name in numbers if not _keeps(texts.column(name), table.schema.field(name).type)]
 
     def _arrow(self, records: bytes, types: dict[str, Any], ragged: list[Any], only: list[str] | None = None) -> Any:
         def note(row: Any) -> str:
@@ -230,8 +238,10 @@ def _fits(text: str, kind: Any) -> bool:
 
 
 def _keeps(column: Any, kind: Any) -> bool:
-    """Whether whole numbers are written as their values are."""
-    return not pa.types.is_integer(kind) or not pc.any(pc.match_substring_regex(column, _ZEROS)).as_py()
+    """Whether texts say no more than their values as numbers of this kind."""
+    if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
+        return True
+    return not pc.any(pc.match_substring_regex(column, _ZEROS if pa.types.is_integer(kind) else _LONG)).as_py()
 
 
 def _converted(column: Any, kind: Any, *, as_said: bool) -> tuple[Any, list[tuple[int, str]]]:
