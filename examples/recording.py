@@ -78,7 +78,7 @@ def _write(path: Path, rows: int) -> None:
 
 
 def main() -> None:
-    recorded = record(2_000_000)
+    recorded = record(1_000_000)
     if len(sys.argv) == 1:
         print(recorded, end="")
         return
