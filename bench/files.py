@@ -293,7 +293,7 @@ def logged(path: str, target: str, log: str) -> None:
                 work = next(made)
             except StopIteration as end:
                 return end.value
-            os.write(out, f"{work.rows}\n".encode())
+            os.write(out, f"{len(work.chunk)}\n".encode())
             yield work
 
     load._Run._file = counted  # type: ignore[method-assign]

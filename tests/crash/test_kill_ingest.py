@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,26 +23,32 @@ import vecdb
 
 DIM, ROWS = 64, 60_000
 
-# Writes down how many rows were read, piece by piece, so that what was read again can be counted.
+# Writes down how many rows were read, piece by piece, so that what was read again can be counted; and, if that is said, kills
+# itself some milliseconds after a number of pieces, while other threads are at whatever they are at.
 CHILD = """
-import os, sys
+import os, signal, sys, time
 import vecdb
 from vecdb.ingest import load
 
 log = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+left, delay = int(sys.argv[4]), float(sys.argv[5])
 whole = load._Run._file
 def counted(self, state, reader):
+    global left
     made = whole(self, state, reader)
     while True:
         try:
             work = next(made)
         except StopIteration as end:
             return end.value
-        os.write(log, f"{work.rows}\\n".encode())
+        os.write(log, f"{len(work.chunk)}\\n".encode())
+        left -= 1
+        if left == 0:
+            time.sleep(delay)
+            os.kill(os.getpid(), signal.SIGKILL)
         yield work
 load._Run._file = counted
 with vecdb.open(sys.argv[1]) as db:
-    print("ready", flush=True)
     summary = db.ingest("docs", sys.argv[2])
     print("done", summary.points, summary.known, flush=True)
 """
@@ -74,9 +79,10 @@ def everything(path: Path) -> list[tuple[Any, bytes, Any]]:
         return sorted((point.id, point.vector.tobytes(), point.payload) for point in points if point.vector is not None)
 
 
-def run(path: Path, file: Path, log: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CHILD, str(path), str(file), str(log)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+def run(path: Path, file: Path, log: Path, pieces: int = 0, delay: float = 0) -> subprocess.CompletedProcess[str]:
+    """pieces: after which it is killed; 0 for never."""
+    command = [sys.executable, "-c", CHILD, str(path), str(file), str(log), str(pieces), str(delay)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"})
 
 
 @pytest.mark.parametrize("make", [parquet, fbin])
@@ -85,27 +91,12 @@ def test_ten_kills_and_one_run_come_to_the_same(
 ) -> None:
     file = tmp_path / ("docs.parquet" if make is parquet else "docs.fbin")
     make(file)
-    whole = run(tmp_path / "whole", file, tmp_path / "whole.log")
-    assert whole.stdout is not None
-    assert whole.stdout.readline() == "ready\n"
-    began = time.monotonic()
-    assert whole.communicate()[0].startswith(f"done {ROWS} ")
-    seconds = time.monotonic() - began
-    chance, kills, log = random.Random(5), 0, tmp_path / "log"
-    for _ in range(200):
-        process = run(tmp_path / "killed", file, log)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        if kills < 10:
-            time.sleep(chance.uniform(0, seconds / 6))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-        said = process.communicate()[0]
-        if process.returncode == 0:
-            break
-    assert said.startswith(f"done {ROWS} ")
-    assert kills >= 3, "it was over too soon"
+    assert run(tmp_path / "whole", file, tmp_path / "whole.log").stdout.startswith(f"done {ROWS} ")
+    chance, log = random.Random(5), tmp_path / "log"
+    for _ in range(10):
+        killed = run(tmp_path / "killed", file, log, chance.randint(1, 6), chance.uniform(0, 0.03))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert run(tmp_path / "killed", file, log).stdout.startswith(f"done {ROWS} ")
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
     with vecdb.open(tmp_path / "killed") as db:
         assert db["docs"].checkpoints() == {}
@@ -113,5 +104,5 @@ def test_ten_kills_and_one_run_come_to_the_same(
     pieces = [int(line) for line in log.read_text().split()]
     assert sum(pieces) >= ROWS
     # Being read, waiting, being written: no more than that is on its way, of what a kill costs.
-    assert sum(pieces) - ROWS <= kills * 3 * max(pieces)
-    counted("SIGKILLs of ingests", kills)
+    assert sum(pieces) - ROWS <= 10 * 3 * max(pieces)
+    counted("SIGKILLs of ingests", 10)

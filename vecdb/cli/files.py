@@ -206,10 +206,7 @@ def _vectors(given: _Many) -> dict[str, str] | None:
 def _show(plan: Plan, *, json: bool, points: bool, quiet: bool = False) -> None:
     """What was understood of the files."""
     mapped = plan.mapped
-    keys = [
-        mapped.rename.get(name, name) for name in mapped.columns(plan.columns)
-        if name not in mapped._spread(plan.columns) and name not in (mapped.id, mapped.text)
-    ]  # fmt: skip
+    keys = [mapped.rename.get(name, name) for name in mapped.payload_of(plan.columns)]
     if json:
         output.print_json(
             {
@@ -293,7 +290,7 @@ def _progress(plan: Plan) -> Iterator[Callable[[Progress], None]]:
     def plain(now: Progress) -> None:
         nonlocal last, first
         first = first or now
-        if time.monotonic() - last >= output._EVERY:
+        if time.monotonic() - last >= output.EVERY:
             last = time.monotonic()
             output.say(line(now))
 
@@ -302,7 +299,7 @@ def _progress(plan: Plan) -> Iterator[Callable[[Progress], None]]:
 
 def _say_summary(summary: Summary, seconds: float, json: bool) -> None:
     if json:
-        output.print_json({**output._plain(summary), "seconds": round(seconds, 3)})
+        output.print_json({**output.plain(summary), "seconds": round(seconds, 3)})
         return
     new = summary.rows - summary.known
     output.say(
@@ -371,7 +368,7 @@ def _counted() -> Callable[[str, int, int | None], None]:
 
     def report(name: str, done: int, total: int | None) -> None:
         nonlocal last
-        if time.monotonic() - last >= (1 if sys.stderr.isatty() else output._EVERY):
+        if time.monotonic() - last >= (1 if sys.stderr.isatty() else output.EVERY):
             last = time.monotonic()
             output.say(f"{name}: {done:,}{f' of {total:,}' if total else ''} points")
 

@@ -82,10 +82,10 @@ def json_of(value: Any) -> str:
     """One line of JSON; arrays of numbers become lists."""
     import orjson
 
-    return orjson.dumps(value, _plain, orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
+    return orjson.dumps(value, plain, orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if hasattr(value, "tolist"):
@@ -171,7 +171,7 @@ def cut(text: str, most: int = 100) -> str:
 
 # -- progress ----------------------------------------------------------------------------------------------------
 
-_EVERY = 10.0  # seconds between lines where stderr is no terminal
+EVERY = 10.0  # seconds between lines where stderr is no terminal
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     def line(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= _EVERY:
+        if now - last >= EVERY:
             last = now
             rate = done / (now - began)
             left = (total - done) / rate if rate else None
@@ -234,7 +234,7 @@ def waiting(what: str, share: Callable[[], tuple[float, float]]) -> Iterator[Cal
 
     def line() -> None:
         nonlocal last
-        if time.monotonic() - last >= _EVERY:
+        if time.monotonic() - last >= EVERY:
             last = time.monotonic()
             done, total = share()
             say(f"{what}: {done:.1f} of {total:.0f} segments")

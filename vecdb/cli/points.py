@@ -157,7 +157,7 @@ def explain(
         asked, _ = _asked(collection, query, vector, like, field)
         plan = collection.search(asked, k, where=where, field=field, recall=recall, exact=exact, explain=True).plan
     if json:
-        output.print_json({**output._plain(plan), "recall_expected": plan.recall_expected})
+        output.print_json({**output.plain(plan), "recall_expected": plan.recall_expected})
     else:
         print(plan)
 
@@ -201,7 +201,7 @@ def scroll(
     where: Where = None,
     limit: Annotated[int | None, typer.Option("--limit", help="At most so many.", min=0, show_default=False)] = None,
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Print vectors, too.")] = False,
-    json: Json = True,
+    json: Json = True,  # it prints nothing else; scripts that say it everywhere may say it here
 ) -> None:
     """All points that match, as JSON lines, in the order in which they were last written."""
     with output.opened(db) as database:

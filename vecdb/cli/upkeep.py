@@ -30,7 +30,7 @@ def verify(
     with output.opened(db, write=repair) as database, output.progress("verifying") as report_progress:
         found = (database if name is None else database[name]).verify(repair=repair, progress=report_progress)
     if json:
-        output.print_json({"ok": found.ok, **output._plain(found)})
+        output.print_json({"ok": found.ok, **output.plain(found)})
     elif found.ok:
         output.say(f"all is well: {output.bytes_shown(found.bytes)} read")
     else:
@@ -72,7 +72,7 @@ def backup(
         output.print_json(done)
     else:
         output.say(
-            f"backed up to {where}: {', '.join(f'{key} {output.shown(value)}' for key, value in output._plain(done).items())}"
+            f"backed up to {where}: {', '.join(f'{key} {output.shown(value)}' for key, value in output.plain(done).items())}"
         )
 
 

@@ -47,8 +47,9 @@ def export(
     writers = {".parquet": _parquet, ".jsonl": _json_lines, ".ndjson": _json_lines}
     if ending not in writers and ending != ".npy":
         raise InvalidInput(f"{path}: its name is to end in .parquet, .jsonl or .npy")
-    if os.path.exists(path) and not overwrite:
-        raise AlreadyExists(f"{path} exists; --overwrite replaces it")
+    for made in (path, _ids_beside(path)) if ending == ".npy" else (path,):
+        if os.path.exists(made) and not overwrite:
+            raise AlreadyExists(f"{made} exists; --overwrite replaces it")
     partial = f"{path}.partial"
     try:
         with open(partial, "wb") as file:
@@ -111,8 +112,12 @@ def _npy(collection: Collection, file: BinaryIO, where: Where, field: str | None
     _npy_header(file, len(ids), info.fields[name].dim, dtype)
     file.seek(0, os.SEEK_END)
     kept = np.array(ids, np.int64) if info.ids == "int" else np.array(ids, np.str_)
-    np.save(f"{os.path.splitext(path)[0]}.ids.npy", kept)
+    np.save(_ids_beside(path), kept)
     return len(ids)
+
+
+def _ids_beside(path: str) -> str:
+    return f"{os.path.splitext(path)[0]}.ids.npy"
 
 
 def _npy_header(file: BinaryIO, rows: int, dim: int, dtype: Any) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 import xxhash
+from vecdb_storage.batch import LEVEL0_BYTES
 
 from ..errors import AlreadyExists, DuplicateId, InvalidFile, InvalidInput, NotFound
 from ..schema import AUTO, Dense, Dtype, Metric, checked_metric
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
 _PREFIX = b"ingest."
 _SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 16 << 20  # bytes of a commit
 _BATCHES = 64  # into which files are divided, if that leaves a commit between these
-_SEGMENT = 8448 << 10  # a commit of so many bytes becomes a segment at once; of a bit less, it costs more in all
-_AHEAD = 8 << 20  # bytes of a chunk from which it is a segment of its own
+_SEGMENT = LEVEL0_BYTES + (256 << 10)  # a commit of so many bytes becomes a segment at once; of a bit less, it costs more
 _HEAD = 100  # rows that guesses are made of
 _SHOWN = 300  # characters of a rejected row
 
@@ -134,13 +134,12 @@ class _Work:
     chunk: Chunk
     unread: Sequence[Unread]
     after: Place
-    rows: int
     bytes: int
     last: bool = False
     prepared: Prepared | None = None  # None, too, where something is wrong with the rows
 
     def drop(self) -> None:
-        """It will not be written after all."""
+        """Lets go of what was prepared and not written."""
         if self.prepared is not None:
             self.prepared.release()
 
@@ -159,7 +158,7 @@ class Plan:
     embed: str | Encoder | None
     how: How
     options: Options
-    head: Piece | None
+    head: Piece
     states: list[_State] = field(default_factory=list)
 
     @property
@@ -169,20 +168,13 @@ class Plan:
 
     @property
     def total_bytes(self) -> int | None:
-        sizes = [source.size for source in self.sources]
-        return (
-            None
-            if None in sizes or (any(source.compression for source in self.sources) and None in sizes)
-            else sum(filter(None, sizes))
-        )
+        """None where a file does not say its size."""
+        sizes = [source.size for source in self.sources if source.size is not None]
+        return sum(sizes) if len(sizes) == len(self.sources) else None
 
     def first_points(self, count: int = 3) -> list[dict[str, Any]]:
         """The first rows as they would be stored."""
-        if self.head is None:
-            return []
-        chunk = self._split(
-            self.mapped.apply(self.head, self.states[0].first if self.states else self.how.first_id or 0, self.sources[0].name)
-        )
+        chunk = self._split(self.mapped.apply(self.head, self.how.first_id or 0, self.sources[0].name))
         some = chunk.take(range(min(count, len(chunk))))
         points = []
         for at in range(len(some)):
@@ -235,7 +227,7 @@ def plan_of(database: Database, collection: str, files: Any, **said: Any) -> Pla
     parts: dict[type[Any], dict[str, Any]] = {Wanted: {}, How: {}, Options: {}, Limits: {}}
     rest = {}
     for name, value in said.items():
-        owner = next((part for part in parts if name in part.__dataclass_fields__ and name != "limits"), None)
+        owner = next((part for part in parts if name in part.__dataclass_fields__.keys() - {"limits", "piece"}), None)
         if owner is not None:
             parts[owner][name] = value
         elif name in ("format", "metric", "dtype", "index", "embed", "create", "storage_options"):
@@ -322,7 +314,7 @@ def _batch_of(sources: Sequence[Source]) -> int:
     return max(_SMALLEST_BATCH, min(_LARGEST_BATCH, share))
 
 
-def _head(source: Source, reader: Reader) -> tuple[Piece | None, dict[str, Column], str | None]:
+def _head(source: Source, reader: Reader) -> tuple[Piece, dict[str, Column], str | None]:
     """The first rows, the columns, and the metric that the file is made for, if it says so."""
     refused: Unread | None = None
     for piece in reader.read(START, _HEAD):
@@ -392,7 +384,10 @@ class _Run:
             chunks = _Ahead((self._prepared(self._embedded(work)) for work in read), read)
         try:
             for work in chunks:
-                self._write(work)
+                try:
+                    self._write(work)
+                finally:
+                    work.drop()
                 if self._progress is not None:
                     self._progress(self._at(work.state))
         finally:
@@ -445,10 +440,10 @@ class _Run:
             if mapped is None:
                 mapped = self._mapped(state.source, piece) if len(piece) else plan.mapped
             chunk = plan._split(mapped.apply(piece, state.first, name))
-            rows, place = piece.after.row - place.row, piece.after
-            yield _Work(state, chunk, piece.unread, piece.after, rows, piece.bytes)
+            place = piece.after
+            yield _Work(state, chunk, piece.unread, place, piece.bytes)
         state.source.check_unchanged()
-        yield _Work(state, Chunk((), None, {}, None), (), place, 0, 0, last=True)
+        yield _Work(state, Chunk((), None, {}, None), (), place, 0, last=True)
         return place.row
 
     def _mapped(self, source: Source, piece: Piece) -> Mapped:
@@ -467,7 +462,7 @@ class _Run:
         if isinstance(piece.rows, Sequence):
             return []
         mapped = self._plan.mapped
-        usual = set(mapped.columns(self._plan.columns)) - set(mapped._spread(self._plan.columns))
+        usual = set(mapped.columns(self._plan.columns)) - set(mapped.spread(self._plan.columns))
         return sorted(usual - set(piece.rows.schema.names) - {mapped.id, mapped.text})
 
     # -- embedding: in a thread of its own ---------------------------------------------------------------
@@ -499,7 +494,7 @@ class _Run:
 
         Not of small ones: their vectors go to a growing segment, which a flush takes as it is only where nothing is on its way.
         """
-        if self._plan.options.limits.piece >= _AHEAD and len(work.chunk) and not (work.unread and self._rejects is None):
+        if self._plan.options.limits.piece >= LEVEL0_BYTES and len(work.chunk) and not (work.unread and self._rejects is None):
             with suppress(InvalidInput):  # it comes again when it is written, and is dealt with there
                 work.prepared = self._collection.prepare(work.chunk.ids, work.chunk.vectors, work.chunk.payloads)
         return work
@@ -572,8 +567,6 @@ class _Run:
             }
         else:
             bad = self._bad(chunk, list(range(len(chunk))))
-        if not bad and isinstance(error, InvalidInput):  # right by themselves, and not for this collection
-            raise InvalidFile(error.reason, file=state.source.name, row=int(chunk.numbers[0])) from error
         if not bad:
             raise error
         for at, why in sorted(bad.items()):
@@ -614,12 +607,14 @@ class _Run:
                 if chunk.ids[at] in seen and at not in found:
                     found[at] = DuplicateId(f"id {chunk.id_of(at)!r} came before")
                 seen.add(chunk.ids[at])
-        if not found and chunk.ids is not None and len({type(key) for key in chunk.ids}) > 1:
-            kind = type(chunk.ids[0])  # rows that are right by themselves, and not together
+        if not found and chunk.ids is not None:  # right by themselves, and not together, or not in this collection
+            kinds = {at: "str" if isinstance(chunk.ids[at], str) else "int" for at in rows}
+            settled = self._collection.info().ids or kinds[rows[0]]
             found = {
-                at: InvalidInput(f"its id is {chunk.ids[at]!r}, and ids before it are of kind {kind.__name__}")
-                for at in rows if type(chunk.ids[at]) is not kind
-            }  # fmt: skip
+                at: InvalidInput(f"its id is {chunk.id_of(at)!r}, and the collection's ids are {settled}")
+                for at, kind in kinds.items()
+                if kind != settled
+            }
         return found
 
     def _column_of(self, field_name: str | None) -> str | None:

@@ -256,17 +256,23 @@ class Mapped:
     def columns(self, columns: Iterable[str]) -> list[str]:
         """The columns of a file that have to be read."""
         names = [name for name in columns if not name.endswith("*")]
-        needed = {self.id, self.text} | set(self._spread(names))
-        return [name for name in names if name in needed or self._is_payload(name, set(self._spread(names)))]
+        spread = set(self.spread(names))
+        return [name for name in names if name in spread or name in (self.id, self.text) or self.is_payload(name, spread)]
 
-    def _spread(self, names: Iterable[str]) -> list[str]:
+    def payload_of(self, columns: Iterable[str]) -> list[str]:
+        """The columns of a file that become payload."""
+        names = [name for name in columns if not name.endswith("*")]
+        spread = set(self.spread(names))
+        return [name for name in names if self.is_payload(name, spread)]
+
+    def spread(self, names: Iterable[str]) -> list[str]:
         """The columns that vectors are made of."""
         spread: list[str] = []
         for column in self.vectors.values():
             spread += _members(column, names) if column.endswith("*") else [column]
         return spread
 
-    def _is_payload(self, name: str, spread: set[str]) -> bool:
+    def is_payload(self, name: str, spread: set[str]) -> bool:
         if name in self.without or name in spread or name in (self.id, self.text):
             return False
         return self.payload is None or name in self.payload
@@ -286,22 +292,21 @@ class Mapped:
         names: dict[str, None] = {}
         for row in rows:
             names.update(dict.fromkeys(row))
-        spread = set(self._spread(names))
-        keys = [name for name in names if self._is_payload(name, spread)]
+        keys = self.payload_of(names)
         payloads = [{self.rename.get(key, key): row[key] for key in keys if key in row} for row in rows]
-        vectors = {
-            field_name: [_parsed_vector(row.get(column)) for row in rows]
-            if not column.endswith("*")
-            else [[row.get(name) for name in _members(column, names)] for row in rows]
-            for field_name, column in self.vectors.items()
-        }
+        vectors: dict[str, Any] = {}
+        for field_name, column in self.vectors.items():
+            if column.endswith("*"):
+                members = _members(column, names)
+                vectors[field_name] = [[row.get(name) for name in members] for row in rows]
+            else:
+                vectors[field_name] = [_parsed_vector(row.get(column)) for row in rows]
         ids = self._ids(numbers, first) if self.id.startswith(":") else [row.get(self.id) for row in rows]
         texts = None if self.text is None else [row.get(self.text) for row in rows]
         return Chunk(numbers, ids, vectors, payloads if keys else None, texts)
 
     def _of_batch(self, batch: pa.RecordBatch, numbers: Sequence[int], first: int, file: str) -> Chunk:
         names = batch.schema.names
-        spread = set(self._spread(names))
 
         def column(name: str) -> Any:
             if name not in names:
@@ -325,8 +330,7 @@ class Mapped:
             ids = found.to_pylist()
         payload: Any = {
             self.rename.get(name, name): _json_values(column(name)) if _is_json(batch.schema.field(name)) else column(name)
-            for name in names
-            if self._is_payload(name, spread)
+            for name in self.payload_of(names)
         }
         texts = None if self.text is None else column(self.text).to_pylist()
         return Chunk(numbers, ids, vectors, _payloads(payload) if payload else None, texts)
@@ -430,7 +434,7 @@ def settle(
         text,
         left_out,
     )
-    names = [name for name in columns if not name.endswith("*") and mapped._is_payload(name, spread)]
+    names = mapped.payload_of(columns)
     twice = [
         name for name in names if sum(mapped.rename.get(each, each) == mapped.rename.get(name, name) for each in names) > 1
     ]

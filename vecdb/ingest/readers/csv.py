@@ -23,8 +23,8 @@ from .text import Blocks
 
 _SHOWN = 200
 _LOOKED_AT = 1 << 20  # bytes from which types are taken
-_ZEROS = r"^[+-]?0\d|^\+"  # of whole numbers that say more than their value
-_LONG = r"^[+-]?\d{16,}$"  # whole numbers that a float would round
+_ZEROS = r"^[+-]?0\d|^\+"  # of numbers that say more than their value
+_LONG = _ZEROS + r"|^-?\d{16,}$"  # likewise as floats, which also round whole numbers of so many digits
 _PADDED = re.compile(rb"(?:^|[,\t\n\"])(?:[+-]?0\d|\+|[+-]?\d{16})")
 _BOM = b"\xef\xbb\xbf"
 
@@ -224,7 +224,7 @@ def _guess(column: Any) -> Any:
     sample = [text.decode(errors="replace") for text in column.to_pylist()[:1000] if text]
     for kind in (pa.int64(), pa.float64(), pa.bool_()):
         right = sum(_fits(text, kind) for text in sample)
-        if sample and right > 0.9 * len(sample):
+        if sample and right > 0.9 * len(sample) and _keeps(pa.array(sample), kind):
             return kind
     return pa.string()
 
