@@ -12,7 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vecdb_storage import columns
-from vecdb_storage.columns import MISSING, NO_TIME, build, encode, from_raw, join_path, open_columns, parse, prepare, split_path
+from vecdb_storage.columns import (
+    MISSING,
+    NO_COLUMNS,
+    NO_TIME,
+    build,
+    encode,
+    from_raw,
+    join_path,
+    open_columns,
+    parse,
+    prepare,
+    split_path,
+)
 from vecdb_storage.errors import InvalidPayload
 
 
@@ -206,3 +218,22 @@ def test_many_strings_are_sorted_elsewhere_into_the_same_columns(texts: list[str
     for name, array in few[0].items():
         assert array.dtype == many[0][name].dtype
         np.testing.assert_array_equal(array, many[0][name])
+
+
+@given(st.lists(
+    st.fixed_dictionaries({"text": st.text(max_size=5), "n": st.integers(-5, 5), "x": st.floats(-2, 2), "yes": st.booleans()}),
+    min_size=9, max_size=40,
+))  # fmt: skip
+def test_the_quick_way_of_ordinary_payloads_makes_the_same_columns(payloads: list[dict[str, Any]]) -> None:
+    """Large batches take it when they are written, small ones when they are flushed; `build` is the walk of each payload."""
+    quick, walked = prepare(payloads, columns=True).columns, build(payloads)
+    assert quick is not None
+    assert quick[1] == walked[1]
+    assert quick[0].keys() == walked[0].keys()
+    for name, array in walked[0].items():
+        assert array.dtype == quick[0][name].dtype
+        assert np.array_equal(array, quick[0][name])
+
+
+def test_no_payloads_have_no_columns() -> None:
+    assert build([None] * 20) == NO_COLUMNS
