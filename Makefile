@@ -7,7 +7,7 @@ export VECDB_CACHE_DIR := $(CURDIR)/.venv/cache
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
 
-.PHONY: demo test test-slow lint format bench docs wheel clean
+.PHONY: demo test test-slow lint format bench proto docs wheel clean
 
 demo: .venv/demo ## five searches over the documentation found on this machine; leaves demo.db
 	$(BIN)/python examples/demo.py
@@ -30,6 +30,9 @@ format: .venv/lint
 
 bench: .venv/bench .venv/warm ## the engine beside its peers; results are appended to bench/results.jsonl
 	$(BIN)/python -m bench
+
+proto: .venv/test ## the compiled description of proto/, which clients and servers are made of
+	$(BIN)/python -m grpc_tools.protoc -Iproto -o vecdb/wire/contract.binpb proto/vecdb/v1/*.proto
 
 docs: .venv/docs
 	$(BIN)/mkdocs build --strict

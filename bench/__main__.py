@@ -2,7 +2,7 @@
 
 ingest, small: writing. flat, graph: searching, exactly and by a graph. recall: asked and delivered. filtered: searches with a filter.
 planner: its choices beside the best ones. threads: searches of several, and while somebody writes. overhead, open: what is around.
-files: loading Parquet and fbin, memory, and the shell. endurance: space, write amplification, recovery, verify, and 20 minutes of mixed load; its parts are chosen by --parts.
+files: loading Parquet and fbin, memory, and the shell. serving: the server beside the embedded API and servers of peers. endurance: space, write amplification, recovery, verify, and 20 minutes of mixed load; its parts are chosen by --parts.
 
 Each table is measured side by side in one run: rounds take turns, medians are reported, and so are ratios, because single
 figures of a shared machine mean little. Writing programs run in processes of their own; engines that are peers, in
@@ -33,6 +33,7 @@ ENVIRONMENTS = {
     "lancedb": ["lancedb"],
     "chromadb": ["chromadb", "pyarrow"],
     "milvus": ["pymilvus", "milvus-lite", "setuptools<81"],
+    "milvus-server": ["pymilvus", "milvus", "setuptools<81"],
     "qdrant": ["qdrant-client"],
     "zvec": ["zvec"],
     "hnswlib": ["hnswlib"],
@@ -40,7 +41,7 @@ ENVIRONMENTS = {
 }
 SLOW = {"chromadb": 10, "milvus": 10, "qdrant": 10}  # are given so many times fewer points, or they would take all day
 INGESTING = ("lancedb", "chromadb", "milvus", "qdrant", "zvec")
-ROUNDS = {"recall": 3, "filtered": 3, "planner": 3, "files": 3}  # others have 5
+ROUNDS = {"recall": 3, "filtered": 3, "planner": 3, "files": 3, "serving": 3}  # others have 5
 SYNC_CALLS = "fsync,fdatasync,msync,sync_file_range"
 
 
@@ -48,15 +49,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     tables = {
         "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "endurance": endurance, "files": files,
+        "serving": serving,
         **{name: partial(of_sets, name) for name in ("graph", "recall", "filtered", "planner", "threads")},
     }  # fmt: skip
     parser.add_argument("tables", nargs="*", choices=[*tables, []], help="which; all by default")
     parser.add_argument("--points", type=int, default=200_000, help="of the ingest table")
     parser.add_argument("--rounds", type=int, help="of each table but the peers' ingest: 5, or 3 of long ones")
     parser.add_argument("--sets", nargs="+", default=["images", "synthetic", "text"], help="of vectors (see bench/sets.py)")
-    parser.add_argument("--parts", nargs="+", default=None, help="of endurance (see bench/endurance.py); all by default")
+    parser.add_argument(
+        "--parts", nargs="+", default=None, help="of endurance, files or serving (see bench/NAME.py); all by default"
+    )
     parser.add_argument("--minutes", type=float, default=20, help="of sustained load")
     parser.add_argument("--rows", type=int, help="of each set, at most: to try a program out")
+    parser.add_argument("--quick", action="store_true", help="serving: small sizes and short times, to try it out")
     options = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.2f}\n"
@@ -273,6 +278,12 @@ def files(options: argparse.Namespace) -> None:
     from .files import tables
 
     tables(options.parts, options.rounds, options.rows)
+
+
+def serving(options: argparse.Namespace) -> None:
+    from .serving import tables
+
+    tables(options.parts, options.rounds, options.rows, options.quick)
 
 
 def overhead(options: argparse.Namespace) -> None:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import errors
+    from . import aio, errors
+    from .client.blocking import connect
     from .collection import Collection
     from .database import Database
     from .database import open_database as open
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchHits", "Collection", "Database", "Dense", "F", "Group", "Hit", "Hits", "IndexInfo", "Info", "Point", "Sparse",
-    "errors", "open", "restore",
+    "aio", "connect", "errors", "open", "restore",
 ]  # fmt: skip
 
 _HOME = {
@@ -47,6 +48,7 @@ _HOME = {
     "Info": "info",
     "Point": "points",
     "Sparse": "schema",
+    "connect": "client.blocking",
     "open": "database",
     "restore": "database",
 }
@@ -55,8 +57,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name == "errors":
-        return import_module(".errors", __name__)
+    if name in ("aio", "errors"):
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'vecdb' has no attribute {name!r}")
     module = import_module("." + _HOME[name], __name__)

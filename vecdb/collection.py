@@ -10,28 +10,41 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_index.contract import Control, DeadlineReached
+from vecdb_index.contract import Cancelled, DeadlineReached
 from vecdb_storage.ahead import Ahead
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import parse, prepare
 from vecdb_storage.ids import Id
+from vecdb_storage.once import Token
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.store import Store
+from vecdb_storage.ulid import series
 from vecdb_storage.vacuum import Vacuumed
 from vecdb_storage.verify import Report
 
+from . import errors
 from .errors import Closed, DeadlineExceeded, InvalidInput, InvalidPayload, NotFound, ReadOnly, VecdbError
 from .filters import Expression, F
 from .filters import parse as parse_filter
 from .hits import BatchHits, Group, Hit, Hits
 from .info import IndexInfo, Info
-from .points import Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
+from .points import (
+    Point,
+    batch_from_arrays,
+    batches_from,
+    checked_ids,
+    checked_queries,
+    checked_token,
+    ids_of_first,
+    only_field,
+    token_of,
+)
 from .schema import Dense, checked_index
-from .search import bitmaps, whole
+from .search import bitmaps, stopping, whole
 from .search.calibrate import Report as RecallReport
 from .search.indexes import why_auto
 from .search.plan import PartPlan, Plan
@@ -45,6 +58,7 @@ if TYPE_CHECKING:
     from .upkeep.probing import Prober
 
 Where = Expression | Mapping[str, Any] | str | None
+WithPayload = bool | Literal["json"]
 DEFAULT_RECALL = 0.95
 _LARGEST_ANSWER = 1 << 28  # places of a batch, of 12 bytes at least
 _FEWEST_QUERIES = 20  # that a calibration can be made of
@@ -58,16 +72,38 @@ class Prepared:
     uuid: bytes
     batch: Batch
     ahead: Ahead
+    made: bool = False  # the ids were, since none were given
 
-    def commit(self, *, insert: bool = False, checkpoints: Mapping[bytes, bytes | None] | None = None) -> int:
+    def commit(
+        self,
+        *,
+        insert: bool = False,
+        checkpoints: Mapping[bytes, bytes | None] | None = None,
+        token: bytes | None = None,
+    ) -> int:
         """One commit: the points, and how far a loader is, so that it can be resumed. Returns how many points were replaced.
 
         checkpoints: token of at most 400 bytes -> value, or None to take it away. Raises as `upsert` and `insert`.
+        token: as in `upsert`, and shared with it: what one of them has applied is a repetition to the other.
         """
         try:
-            return self.store.write(self.uuid, self.batch, insert=insert, ahead=self.ahead, checkpoints=checkpoints or {})
+            once = checked_token(token, _call(insert), self.uuid)
+            if once is not None:
+                once = token_of(once, self.batch.keys, self.batch.keys if self.made else ())
+            replaced = self.store.write(
+                self.uuid, self.batch, insert=insert, ahead=self.ahead, checkpoints=checkpoints or {}, token=once
+            )
+            if once is not None and self.made:
+                kept = self.store.kept(once)
+                self.batch = replace(self.batch, keys=ids_of_first(once, kept, self.batch.keys, self.batch.keys))
+            return replaced
         finally:
             self.ahead.release()
+
+    @property
+    def ids(self) -> list[Id]:
+        """Of the points, in order; after a commit that was a repetition, those of the first."""
+        return list(self.batch.keys)
 
     def release(self) -> None:
         """It is not wanted any more; nothing of it is left. Harmless when committed."""
@@ -89,7 +125,14 @@ class Collection:
     # -- writing ------------------------------------------------------------------------------------
 
     def upsert(
-        self, points: Any = None, *, ids: Any = None, vectors: Any = None, payloads: Any = None, texts: Any = None
+        self,
+        points: Any = None,
+        *,
+        ids: Any = None,
+        vectors: Any = None,
+        payloads: Any = None,
+        texts: Any = None,
+        token: bytes | None = None,
     ) -> list[Id]:
         """Writes points, replacing those whose ids exist. Returns their ids in order; durable when it returns.
 
@@ -97,31 +140,49 @@ class Collection:
         or polars frame with columns id, vector and payload columns. Or columns: ids (n,), of int or str, left out to have
         ULIDs made; vectors (n, d), or field -> (n, d); payloads: n dicts, or a dict of columns. Or texts, in a
         collection with an encoder; they are kept in the payload as "text".
+        token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
+        returns what the first one returned.
 
         A call with columns, a table or a frame is one commit: all or nothing. An iterable commits about every 64 MiB; an
         error then carries `applied`, the number of points that are in. Raises InvalidInput and what is below it
         (DimensionMismatch, InvalidVector, InvalidPayload, InvalidId, DuplicateId), StorageError, ReadOnly.
         """
-        return self._write(points, ids, vectors, payloads, texts, insert=False)
+        return self._write(points, ids, vectors, payloads, texts, token, insert=False)
 
     def insert(
-        self, points: Any = None, *, ids: Any = None, vectors: Any = None, payloads: Any = None, texts: Any = None
+        self,
+        points: Any = None,
+        *,
+        ids: Any = None,
+        vectors: Any = None,
+        payloads: Any = None,
+        texts: Any = None,
+        token: bytes | None = None,
     ) -> list[Id]:
         """Like `upsert`, but raises AlreadyExists, and writes nothing, if one of the ids exists."""
-        return self._write(points, ids, vectors, payloads, texts, insert=True)
+        return self._write(points, ids, vectors, payloads, texts, token, insert=True)
 
-    def _write(self, points: Any, ids: Any, vectors: Any, payloads: Any, texts: Any, *, insert: bool) -> list[Id]:
+    def _write(
+        self, points: Any, ids: Any, vectors: Any, payloads: Any, texts: Any, token: bytes | None, *, insert: bool
+    ) -> list[Id]:
         store = self._writable()
+        once = checked_token(token, _call(insert), self._uuid)
         fields = self._fields(store.state(self._uuid).schema)
         if points is None:
+            if once is not None:
+                given = None if ids is None else checked_ids(ids)
+                first = self._first(once, given)
+                if first is not None:  # neither embedded nor checked again
+                    return first
+                ids = ids if isinstance(ids, np.ndarray) else given
             if texts is not None:
                 if vectors is not None:
                     raise InvalidInput("give texts or vectors, not both")
                 ids = ids if ids is None or isinstance(ids, np.ndarray) else checked_ids(ids)  # it may be read twice
                 vectors, payloads = self.embedding.of_points(texts, payloads, lambda v, p: batch_from_arrays(fields, ids, v, p))
             prepared = self.prepare(ids, vectors, payloads)
-            prepared.commit(insert=insert)
-            return list(prepared.batch.keys)
+            prepared.commit(insert=insert, token=token)
+            return prepared.ids
         if ids is not None or vectors is not None or payloads is not None or texts is not None:
             raise InvalidInput("give points, or ids=, vectors= and payloads=, not both")
         if isinstance(points, Point) or (isinstance(points, Mapping) and "id" in points):
@@ -130,13 +191,29 @@ class Collection:
             raise InvalidInput("to write texts, say texts=[...]")
         written: list[Id] = []
         try:
-            for batch in batches_from(fields, points):
-                store.write(self._uuid, batch, insert=insert)
-                written += batch.keys
+            for part, (batch, made) in enumerate(batches_from(fields, points)):
+                if once is None:
+                    store.write(self._uuid, batch, insert=insert)
+                    written += batch.keys
+                else:
+                    one = token_of(once, batch.keys, made, part)
+                    store.write(self._uuid, batch, insert=insert, token=one)
+                    written += ids_of_first(one, store.kept(one) if made else None, batch.keys, made)
         except VecdbError as error:
             error.applied = len(written)
             raise
         return written
+
+    def _first(self, once: Token, ids: list[Id] | None) -> list[Id] | None:
+        """The ids that the first call with this token returned, if there was one. ids: those that are given now."""
+        kept = self._store.kept(once if ids is None else token_of(once, ids, ()))
+        if kept is None:
+            return None
+        if ids is not None:
+            return list(ids)
+        if kept.made is None:
+            raise once.refused(f"{once.call} of points with ids")
+        return [*series(*kept.made)]
 
     def prepare(self, ids: Any, vectors: Any, payloads: Any) -> Prepared:
         """Columns as in `upsert`, checked and on their way to disk, to be committed or released. For loaders.
@@ -151,7 +228,7 @@ class Collection:
         except BaseException:
             ahead.release()
             raise
-        return Prepared(store, self._uuid, batch, ahead)
+        return Prepared(store, self._uuid, batch, ahead, made=ids is None)
 
     def checkpoints(self, prefix: bytes = b"") -> dict[bytes, bytes]:
         """What `Prepared.commit` and `set_checkpoints` have kept under tokens that begin with `prefix`."""
@@ -165,18 +242,24 @@ class Collection:
         """Raises what `upsert` of these columns would raise of them, and writes nothing."""
         batch_from_arrays(self._fields(self._open_store().state(self._uuid).schema), ids, vectors, payloads)
 
-    def delete(self, ids: Any = None, *, where: Where = None) -> int:
+    def delete(self, ids: Any = None, *, where: Where = None, token: bytes | None = None) -> int:
         """Deletes points by id, or all that match a filter. Returns how many there were.
 
         A delete by filter deletes what matched when it was called; a point that is written meanwhile stays.
+        token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
+        returns what the first one returned.
         """
         store = self._writable()
+        once = checked_token(token, "delete", self._uuid)
         if (ids is None) == (where is None):
             raise InvalidInput("give ids= or where=, one of them")
         if where is None:
-            return store.delete(self._uuid, self._asked_ids(ids))
+            return store.delete(self._uuid, self._asked_ids(ids), token=once)
+        kept = None if once is None else store.kept(once)
+        if kept is not None:  # the filter need not be asked what it matches now
+            return int(kept.result)
         snapshot = store.snapshot(self._uuid)
-        return store.delete(self._uuid, self._matching(snapshot, _selective(where)), as_of=snapshot.seq)
+        return store.delete(self._uuid, self._matching(snapshot, _selective(where)), as_of=snapshot.seq, token=once)
 
     def update_payload(
         self,
@@ -186,18 +269,25 @@ class Collection:
         where: Where = None,
         replace: bool = False,
         remove: Iterable[str] = (),
+        token: bytes | None = None,
     ) -> int:
         """Changes payloads; vectors stay. Returns how many points changed; ids that do not exist are left out.
 
         payload: a dict whose keys are set in each point's payload (with replace=True it becomes the payload), or one dict for
         each of `ids`. remove: top-level keys to delete. where: all points that match, instead of ids.
+        token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
+        returns what the first one returned.
         """
         store = self._writable()
+        once = checked_token(token, "update_payload", self._uuid)
         if (ids is None) == (where is None):
             raise InvalidInput("give ids or where=, one of them")
         removed = set(remove)
         if payload is None and not removed:
             raise InvalidInput("give payload= (a dict) or remove= (keys)")
+        kept = None if once is None else store.kept(once)
+        if kept is not None:  # nothing need be asked or checked now
+            return int(kept.result)
         snapshot = store.snapshot(self._uuid)
         keys = self._asked_ids(ids) if where is None else self._matching(snapshot, _selective(where))
         shared = payload is None or isinstance(payload, Mapping)
@@ -219,7 +309,7 @@ class Collection:
             return changed
 
         as_of = None if where is None else snapshot.seq
-        return store.change_payloads(self._uuid, keys, change, as_of)
+        return store.change_payloads(self._uuid, keys, change, as_of, once)
 
     def flush(self, wait: bool = True) -> None:
         """Moves rows that are only in memory and in the log into a segment. Never needed for durability.
@@ -246,11 +336,16 @@ class Collection:
         store.snapshot(self._uuid)  # raises what is wrong with it
         return store.vacuum(self._uuid, progress)
 
-    def set_index(self, index: Any, field: str | None = None) -> None:
+    def set_index(self, index: Any, field: str | None = None, *, token: bytes | None = None) -> None:
         """Another backend or other parameters for a field: `HNSW(m=24)`, "flat", "auto". Searches go on meanwhile.
 
         The indexes that are there serve until new ones are built, in the background; `flush()` waits for them.
+        token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
+        returns what the first one returned.
         """
+        once = checked_token(token, "set_index" if field is None else f"set_index of {field!r}", self._uuid)
+        if once is not None and self._writable().kept(once) is not None:
+            return
         name = self._field_name(self._fields(self._writable().state(self._uuid).schema), field)
         chosen = checked_index(index)
 
@@ -258,7 +353,7 @@ class Collection:
             declared = replace(Dense.from_json(schema["fields"][name]), index=chosen)
             return {**schema, "fields": {**schema["fields"], name: declared.to_json()}}
 
-        self._writable().alter_schema(self._uuid, change)
+        self._writable().alter_schema(self._uuid, change, once)
 
     def rebuild_index(self, field: str | None = None) -> None:
         """Builds the indexes of a field anew, in the background; those that are there serve until then."""
@@ -268,7 +363,7 @@ class Collection:
 
     # -- reading ------------------------------------------------------------------------------------
 
-    def get(self, ids: Any, *, with_vectors: bool = True, with_payload: bool = True) -> list[Point | None]:
+    def get(self, ids: Any, *, with_vectors: bool = True, with_payload: WithPayload = True) -> list[Point | None]:
         """The points of `ids`, in the order asked, None where there is none."""
         snapshot = self._snapshot()
         single = isinstance(ids, int | str)
@@ -287,7 +382,7 @@ class Collection:
         return sum(bitmaps.count(bitmaps.allowed(part, expression), part.rows) for part in snapshot.parts if part.rows)
 
     def scroll(
-        self, where: Where = None, *, with_vectors: bool = False, with_payload: bool = True, limit: int | None = None
+        self, where: Where = None, *, with_vectors: bool = False, with_payload: WithPayload = True, limit: int | None = None
     ) -> Iterator[Point]:
         """All points that match, in the order in which they were last written, as of the moment of the call."""
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
@@ -298,7 +393,7 @@ class Collection:
         return self._scroll(snapshot, expression, with_vectors, with_payload, limit)
 
     def _scroll(
-        self, snapshot: Snapshot, where: Expression | None, with_vectors: bool, with_payload: bool, limit: int | None
+        self, snapshot: Snapshot, where: Expression | None, with_vectors: bool, with_payload: WithPayload, limit: int | None
     ) -> Iterator[Point]:
         passing: dict[int, Any] = {}
         left = limit if limit is not None else snapshot.count
@@ -321,7 +416,7 @@ class Collection:
         where: Where = None,
         seed: int = 0,
         with_vectors: bool | Sequence[str] = True,
-        with_payload: bool = True,
+        with_payload: WithPayload = True,
     ) -> list[Point]:
         """`count` points at random, or all where there are fewer; the same ones for the same seed and commit."""
         count = _checked_k(count, "count")
@@ -349,7 +444,7 @@ class Collection:
         field: str | None = None,
         recall: float | None = None,
         exact: bool = False,
-        with_payload: bool = True,
+        with_payload: WithPayload = True,
         with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None,
         group_by: str | None = None,
@@ -360,10 +455,11 @@ class Collection:
         """The k points nearest to `query`: Hits, best first, ties by id; fewer only when fewer match.
 
         query: (d,) numbers, or a text in a collection with an encoder. where: a filter, as expression, dict or text. field:
-        which vector, when there are several. recall: the share of the true k nearest to deliver (default 0.95); exact:
-        all of them. score_threshold: least similarity, or greatest distance for l2. group_by: a payload path; the
-        answer is then a list of the k best `Group`s of up to group_size hits. explain: fills `hits.plan`. timeout: seconds.
-        Raises DimensionMismatch, InvalidVector, InvalidFilter, InvalidInput, Corruption, DeadlineExceeded.
+        which vector, when there are several. recall: the share of the true k nearest to deliver (default 0.95); exact: all of
+        them. with_payload: "json" leaves payloads the bytes that are stored. score_threshold: least similarity, or greatest
+        distance for l2. group_by: a payload path; the answer is then a list of the k best `Group`s of up to group_size hits.
+        explain: fills `hits.plan`. timeout: seconds. Raises DimensionMismatch, InvalidVector, InvalidFilter, InvalidInput,
+        Corruption, DeadlineExceeded.
         """
         self._checked_fields(with_vectors)
         _checked_threshold(score_threshold)
@@ -387,7 +483,7 @@ class Collection:
         field: str | None = None,
         recall: float | None = None,
         exact: bool = False,
-        with_payload: bool = True,
+        with_payload: WithPayload = True,
         with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None,
         explain: bool = False,
@@ -562,6 +658,16 @@ class Collection:
     def name(self) -> str:
         return self._open_store().state(self._uuid).name
 
+    @property
+    def uuid(self) -> bytes:
+        """16 bytes that are its own, whatever it is called."""
+        return self._uuid
+
+    @property
+    def fields(self) -> dict[str, Dense]:
+        """What it is declared to hold."""
+        return dict(self._fields(self._open_store().state(self._uuid).schema))
+
     @cached_property
     def embedding(self) -> Embedding:
         """The collection's encoder. Raises InvalidInput when it was created without one."""
@@ -675,7 +781,7 @@ class Collection:
         planned = time.perf_counter()
         # No more than there are, so that buffers fit the answer and not the wish.
         best = min(k, max(1, snapshot.count))
-        control = None if timeout is None else Control(time.monotonic() + timeout)
+        control = stopping.control_for(timeout)
         mine = self._measured(snapshot, name)
         wanted = Asked(name, fields[name], best, asked, expression, without, control)
         if mine is not None:
@@ -683,9 +789,10 @@ class Collection:
         try:
             found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=parts)
         except DeadlineReached:
-            raise DeadlineExceeded(
-                f"the search took longer than {timeout:g} s; give it more time, or ask for less recall"
-            ) from None
+            after = "" if timeout is None else f" than {timeout:g} s"
+            raise DeadlineExceeded(f"the search took longer{after}; give it more time, or ask for less recall") from None
+        except Cancelled:
+            raise errors.Cancelled("the search was cancelled") from None
         if self._prober is not None:
             self._prober.offer(self._uuid, snapshot, wanted, vectors, found)
         if parts is None:
@@ -699,7 +806,7 @@ class Collection:
         return found, fields[name], plan
 
     def _hits(
-        self, found: list[Found], declared: Dense, threshold: float | None, with_payload: bool, with_vectors: Any
+        self, found: list[Found], declared: Dense, threshold: float | None, with_payload: WithPayload, with_vectors: Any
     ) -> Hits:
         if threshold is not None:
             found = _within(found, declared, threshold)
@@ -709,7 +816,7 @@ class Collection:
             hits = [Hit(each.id, _score(each.key, declared)) for each in found]
         for hit, each in zip(hits, found, strict=True):
             if with_payload:
-                hit.payload = parse(each.part.payload(each.row)) or {}
+                hit.payload = _payload(each.part, each.row, with_payload)
             if with_vectors:
                 hit.vectors = self._vectors(each.part, each.row, with_vectors)
         return Hits(hits)
@@ -720,13 +827,13 @@ class Collection:
         vectors = {name: _vector(part, row, name) for name in wanted}
         return {name: vector for name, vector in vectors.items() if vector is not None}
 
-    def _point(self, key: Id, part: Part, row: int, with_vectors: Any, with_payload: bool) -> Point:
-        payload = (parse(part.payload(row)) or {}) if with_payload else None
+    def _point(self, key: Id, part: Part, row: int, with_vectors: Any, with_payload: WithPayload) -> Point:
+        payload = _payload(part, row, with_payload) if with_payload else None
         return Point(key, self._vectors(part, row, with_vectors) if with_vectors else {}, payload)
 
     def _grouped(
         self, query: Any, k: int, where: Where, field: str | None, threshold: float | None, path: str, size: int,
-        with_payload: bool, with_vectors: Any,
+        with_payload: WithPayload, with_vectors: Any,
     ) -> list[Group]:  # fmt: skip
         """The k groups with the best hits. Finds the groups first, each pass without those found; then fills each.
 
@@ -762,6 +869,12 @@ class Collection:
         return groups
 
 
+def _payload(part: Part, row: int, wanted: WithPayload) -> Any:
+    """A payload, as it is asked for."""
+    stored = part.payload(row)
+    return stored if wanted == "json" else parse(stored) or {}
+
+
 def _value_at(payload: Any, path: str) -> Any:
     """A value that can name a group, or None."""
     from .filters import split_path
@@ -783,8 +896,8 @@ def _vector(part: Part, row: int, name: str) -> npt.NDArray[Any] | None:
 
 
 def _score(key: float, declared: Dense) -> float:
-    if declared.metric == "l2":
-        return float(max(0.0, -key) ** 0.5)
+    if declared.metric == "l2":  # as a float32, which the scores of batches are
+        return float(np.float32(max(0.0, -key) ** 0.5))
     # Rounding may leave a cosine a last bit outside its range.
     return max(-1.0, min(1.0, key)) if declared.metric == "cosine" else key
 
@@ -813,6 +926,11 @@ def _checked_threshold(threshold: Any) -> None:
     number = isinstance(threshold, int | float | np.number) and not isinstance(threshold, bool)
     if threshold is not None and (not number or threshold != threshold):
         raise InvalidInput(f"score_threshold must be a number, not {threshold!r}")
+
+
+def _call(insert: bool) -> str:
+    """What a token is used for."""
+    return "insert" if insert else "upsert"
 
 
 def _selective(where: Where) -> Where:

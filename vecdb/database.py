@@ -22,6 +22,7 @@ from vecdb_storage.verify import Report
 
 from .collection import Collection
 from .errors import AlreadyExists, Closed, InvalidInput, NotFound, Unsupported
+from .points import checked_token
 from .schema import AUTO, Dense, Dtype, Metric, Sparse, checked_field, checked_name, fields_of
 from .search.executor import Executor
 from .upkeep.indexing import indexer_of
@@ -116,12 +117,16 @@ class Database:
         schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None = None,
         *,
         embed: str | Encoder | None = None,
+        token: bytes | None = None,
     ) -> Collection:
         """A new, empty collection. Raises AlreadyExists or InvalidInput.
 
         schema: `Dense(384)`, or named fields `{"title": Dense(384), "body": Dense(384, metric="ip")}`. embed: "tfidf", or an
         encoder object, to turn texts into vectors of the one field; the schema may then be left out.
+        token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
+        returns what the first one returned.
         """
+        once = checked_token(token, f"create_collection {name!r}")
         checked_name(name)
         if embed is None:
             if schema is None:
@@ -131,9 +136,9 @@ class Database:
             from .embed import declare
 
             declared = declare(schema, embed)
-        uuid = self._writable().create_collection(name, declared)
+        uuid = self._writable().create_collection(name, declared, once)
         collection = self._collection(name, uuid)
-        if embed is not None:
+        if embed is not None and (once is None or uuid in self._store.collections().values()):  # it may be dropped by now
             collection.embedding.adopt(embed)
         return collection
 
@@ -201,6 +206,11 @@ class Database:
             collection.embedding.adopt(embed)
         return collection
 
+    def collection_of(self, uuid: bytes) -> Collection:
+        """The collection that has this `uuid`, whatever it is called now. Raises NotFound."""
+        self._store_open().state(uuid)
+        return self._collection("", uuid)
+
     def __getitem__(self, name: str) -> Collection:
         return self.collection(name)
 
@@ -224,19 +234,31 @@ class Database:
         """The collections' names, sorted."""
         return list(self._store_open().collections())
 
-    def drop_collection(self, name: str) -> None:
-        """Deletes a collection and its files. Raises NotFound."""
-        self._writable().drop_collection(name)
+    def drop_collection(self, name: str, *, token: bytes | None = None) -> None:
+        """Deletes a collection and its files. Raises NotFound.
 
-    def rename_collection(self, old: str, new: str) -> None:
-        """Raises NotFound, AlreadyExists or InvalidInput. Open Collection objects go on working."""
-        self._writable().rename_collection(old, checked_name(new))
+        token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
+        returns what the first one returned.
+        """
+        self._writable().drop_collection(name, checked_token(token, f"drop_collection {name!r}"))
 
-    def add_field(self, collection: str, name: str, field: Dense | Sparse) -> None:
+    def rename_collection(self, old: str, new: str, *, token: bytes | None = None) -> None:
+        """Raises NotFound, AlreadyExists or InvalidInput. Open Collection objects go on working.
+
+        token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
+        returns what the first one returned.
+        """
+        once = checked_token(token, f"rename_collection {old!r} to {new!r}")
+        self._writable().rename_collection(old, checked_name(new), once)
+
+    def add_field(self, collection: str, name: str, field: Dense | Sparse, *, token: bytes | None = None) -> None:
         """Adds a vector field to a collection; the points that are there lack it until they are written again.
 
         Raises NotFound, AlreadyExists or InvalidInput.
+        token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
+        returns what the first one returned.
         """
+        once = checked_token(token, f"add_field {name!r} to {collection!r}")
         declared = checked_field(name, field)
 
         def add(schema: dict[str, Any]) -> dict[str, Any]:
@@ -245,10 +267,12 @@ class Database:
             return {**schema, "fields": {**schema["fields"], name: declared.to_json()}}
 
         store = self._writable()
+        if once is not None and store.kept(once) is not None:  # the collection may have another name by now
+            return
         self.collection(collection)
         uuid = store.uuid_of(collection)
         assert uuid is not None
-        store.alter_schema(uuid, add)
+        store.alter_schema(uuid, add, once)
 
     def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
         """Reads every byte of the database and compares it with its checksums, and every index with its rows.

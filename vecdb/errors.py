@@ -21,7 +21,11 @@
     ├── DeadlineExceeded                 a search took longer than its timeout
     ├── EncoderFailed                    a model's server cannot be reached, or its reply is not a vector for each text
     ├── Unauthenticated                  a server wants a key, or refuses the one that it was given
+    ├── PermissionDenied                 the key's role or collections do not reach so far
     ├── Overloaded                       a server has no room, after several tries
+    ├── Unavailable                      a server cannot be reached, or went away
+    ├── CursorExpired                    a scroll over the wire was left unread for too long
+    ├── Cancelled                        the caller no longer wanted it
     ├── NewerFormat                      written by a later version
     └── Unsupported                      this platform, or an optional package that is not installed
 
@@ -101,14 +105,36 @@ class Unauthenticated(VecdbError):
     """A server wants a key, or refuses the one that it was given. The message never holds it."""
 
 
+class PermissionDenied(VecdbError):
+    """The role or the collections of the key do not reach so far."""
+
+
 class Overloaded(VecdbError):
-    """A server has no room for what was asked, after several tries."""
+    """A server has no room for what was asked, after several tries. retry_after: seconds, if it said so."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unavailable(VecdbError):
+    """A server cannot be reached, or went away before it answered."""
+
+
+class CursorExpired(VecdbError):
+    """A scroll over the wire was left unread for too long, and its snapshot let go; begin it again."""
+
+
+class Cancelled(VecdbError):
+    """The caller no longer wanted it."""
 
 
 __all__ = [
     "AlreadyExists",
+    "Cancelled",
     "Closed",
     "Corruption",
+    "CursorExpired",
     "DeadlineExceeded",
     "DimensionMismatch",
     "DiskFull",
@@ -125,9 +151,11 @@ __all__ = [
     "NewerFormat",
     "NotFound",
     "Overloaded",
+    "PermissionDenied",
     "ReadOnly",
     "StorageError",
     "Unauthenticated",
+    "Unavailable",
     "Unsupported",
     "VecdbError",
 ]

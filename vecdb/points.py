@@ -1,4 +1,4 @@
-"""User input -> checked batches: the one place where ids, vectors and payloads are validated.
+"""User input -> checked batches: the one place where ids, vectors, payloads and tokens are validated.
 
 Whatever form points arrive in (arrays, an iterable of points or dicts, an Arrow table, a pandas or polars frame), they
 leave as `vecdb_storage` batches: ids of one kind, finite vectors in the stored dtype with their norms, payloads
@@ -9,22 +9,26 @@ Plain functions, safe in any thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
+from vecdb_storage.arrayfile import checksum
 from vecdb_storage.batch import LEVEL0_BYTES, Batch, FieldRows
 from vecdb_storage.columns import NO_COLUMNS, prepare
 from vecdb_storage.ids import MAX_ID_BYTES, Id, Ints
-from vecdb_storage.ulid import ulid
+from vecdb_storage.once import DATABASE, Kept, Token
+from vecdb_storage.ulid import series, ulids
 
 from .errors import DimensionMismatch, DuplicateId, InvalidId, InvalidInput, InvalidPayload, InvalidVector
 from .schema import DEFAULT_FIELD, Dense
 
 CHUNK_BYTES = 64 << 20  # of an iterable, until a commit
 _CHUNK_POINTS = 20_000
+_MAX_TOKEN_BYTES = 64
 _SMALLEST_NORM = float(np.finfo(np.float32).tiny)
 _LARGEST_NORM = 2.0**62  # products and squared distances of such vectors stay finite in float32
 
@@ -115,6 +119,42 @@ def _check_distinct(ids: Sequence[Id]) -> None:
             if key in seen:
                 raise DuplicateId("it occurs twice in this batch; keep one of them", point=key)
             seen.add(key)
+
+
+# -- tokens ------------------------------------------------------------------------------------------------
+
+
+def checked_token(token: Any, call: str, place: bytes = DATABASE) -> Token | None:
+    """The caller's token for one call, in a collection (place: its uuid) or the database. None: none is given."""
+    if token is None:
+        return None
+    if not isinstance(token, bytes):
+        raise InvalidInput(f"a token is bytes, not {type(token).__name__}")
+    if not 1 <= len(token) <= _MAX_TOKEN_BYTES:
+        raise InvalidInput(f"a token has 1 to {_MAX_TOKEN_BYTES} bytes; this one has {len(token)}")
+    return Token(token, call, place)
+
+
+def token_of(token: Token, keys: Sequence[Id], made: Sequence[Id], part: int = 0) -> Token:
+    """A token for a batch of these points. made: those of their ids that were made for them and not given.
+
+    Ids that are given are the same in a repetition, so a checksum of them will do. Those that were made are not. They follow
+    each other, so the first says all; to derive them from the token would give a token that is used again after
+    a day the ids of other points.
+    """
+    new = set(made)
+    told = checksum(orjson.dumps([None if key in new else key for key in keys] if new else keys))
+    return replace(token, part=part, of=told, made=(str(made[0]), len(made)) if made else None)
+
+
+def ids_of_first(token: Token, kept: Kept | None, keys: Sequence[Id], made: Sequence[Id]) -> list[Id]:
+    """The ids that a batch has got: in a repetition, where ids were made for it, those of the first time."""
+    if not made or kept is None or kept.made == (made[0], len(made)):
+        return list(keys)
+    if kept.made is None:
+        raise token.refused(f"{token.call} of points with ids")
+    again = dict(zip(made, series(kept.made[0], len(made)), strict=True))
+    return [again.get(key, key) for key in keys]
 
 
 # -- vectors -----------------------------------------------------------------------------------------------
@@ -300,7 +340,7 @@ def batch_from_arrays(
         count = sizes[0] if sizes else count
         if count is None:
             raise InvalidInput("nothing to write: give vectors=, texts= or points")
-        keys: list[Id] = [ulid() for _ in range(count)]
+        keys: list[Id] = [*ulids(count)]
     else:
         keys = checked_ids(ids)
         _check_distinct(keys)
@@ -385,10 +425,13 @@ def _as_list(column: Any) -> list[Any]:
     return list(column.tolist() if hasattr(column, "tolist") else column)
 
 
-def batches_from(fields: Mapping[str, Dense], source: Any) -> Iterator[Batch]:
-    """Batches from an Arrow table or a frame (one), or from an iterable of points or dicts (chunk by chunk)."""
+def batches_from(fields: Mapping[str, Dense], source: Any) -> Iterator[tuple[Batch, list[Id]]]:
+    """Batches from an Arrow table or a frame (one), or from an iterable of points or dicts (chunk by chunk).
+
+    With each batch those of its ids that were made for points that had none.
+    """
     if hasattr(source, "__arrow_c_stream__"):
-        yield batch_from_table(fields, source)
+        yield _batch_from_table(fields, source)
         return
     if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
         raise InvalidInput(
@@ -405,8 +448,10 @@ def batches_from(fields: Mapping[str, Dense], source: Any) -> Iterator[Batch]:
 _POINT_KEYS = {"id", "vector", "vectors", "payload"}
 
 
-def _batch_from_points(fields: Mapping[str, Dense], points: list[Any]) -> Batch:
-    ids, payloads = [], []
+def _batch_from_points(fields: Mapping[str, Dense], points: list[Any]) -> tuple[Batch, list[Id]]:
+    ids: list[Any] = []
+    payloads = []
+    without: list[int] = []  # an id
     columns: dict[str, list[Any]] = {}
     key: Any
     for position, point in enumerate(points):
@@ -429,7 +474,9 @@ def _batch_from_points(fields: Mapping[str, Dense], points: list[Any]) -> Batch:
             raise InvalidInput(f"it is a {type(point).__name__}; give Point or dict", point=position)
         if not given:
             raise InvalidInput("it has no vector", point=key if key is not None else position)
-        ids.append(ulid() if key is None else key)
+        if key is None:
+            without.append(position)
+        ids.append(key)
         payloads.append(payload)
         for name, vector in given.items():
             if name not in columns:
@@ -438,10 +485,13 @@ def _batch_from_points(fields: Mapping[str, Dense], points: list[Any]) -> Batch:
         for column in columns.values():
             if len(column) <= position:
                 column.append(None)
-    return batch_from_arrays(fields, ids, columns, payloads)
+    made: list[Id] = [*ulids(len(without))]
+    for position, key in zip(without, made, strict=True):
+        ids[position] = key
+    return batch_from_arrays(fields, ids, columns, payloads), made
 
 
-def batch_from_table(fields: Mapping[str, Dense], source: Any) -> Batch:
+def _batch_from_table(fields: Mapping[str, Dense], source: Any) -> tuple[Batch, list[Id]]:
     """One batch from anything that speaks Arrow's C stream: column `id`, one column per field (lists of numbers; `vector`
     for an unnamed one), and all other columns as payload. Null payload values are left out.
     """
@@ -463,7 +513,8 @@ def batch_from_table(fields: Mapping[str, Dense], source: Any) -> Batch:
         raise InvalidId("the id column has nulls; drop the column to have ids generated", point=ids.index(None))
     rest = table.drop_columns([n for n in table.column_names if n in vectors or n in ("id", "vector")])
     payloads = [_without_nulls(row) for row in rest.to_pylist()] if rest.num_columns else None
-    return batch_from_arrays(fields, ids, vectors, payloads, count=table.num_rows)
+    batch = batch_from_arrays(fields, ids, vectors, payloads, count=table.num_rows)
+    return batch, list(batch.keys) if ids is None else []
 
 
 def vectors_of_column(column: Any, name: str) -> Any:

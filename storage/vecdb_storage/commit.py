@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import orjson
@@ -104,6 +104,10 @@ class Operation(Protocol):
     def size(self) -> int:
         """About how many bytes of the user's it writes."""
 
+    @property
+    def frees(self) -> bool:
+        """Whether it may be what makes room, so that it is let through where there is none."""
+
     def run(self, section: Section) -> Any:
         """Raises a VecdbError before it has changed anything, or returns the caller's result."""
 
@@ -136,6 +140,7 @@ class WriteRows:
     length: int = 0
     hashes: Hashes | None = None
     checkpoints: Checkpoints = field(default_factory=dict)
+    frees: ClassVar[bool] = False
 
     @property
     def room(self) -> int:
@@ -178,6 +183,7 @@ class DeleteRows:
     uuid: bytes
     keys: Sequence[Id]
     as_of: int | None = None
+    frees: ClassVar[bool] = True
 
     @property
     def room(self) -> int:
@@ -207,6 +213,7 @@ class ChangePayloads:
     keys: Sequence[Id]
     change: Callable[[Id, bytes], bytes]
     as_of: int | None = None
+    frees: ClassVar[bool] = False
 
     @property
     def room(self) -> int:
@@ -236,6 +243,7 @@ class ChangeCatalog:
     change: Callable[[Section], Any]
     room: int = 1 << 16
     size: int = 0
+    frees: ClassVar[bool] = True
 
     def run(self, section: Section) -> Any:
         return self.change(section)

@@ -9,7 +9,7 @@ Tables and keys (all integers big-endian, so that keys sort by them):
     tombstones  segment (26) chunk (u32)      8 KiB bitmap, see tombstones.py
     log         uuid (16) seq (u64) part (u32)   a slice of a log record
     garbage     file path relative to the store  the transaction id that dropped it
-    checkpoint  uuid (16) token               how far an ingest is
+    checkpoint  uuid (16) token               how far an ingest is; under 16 zeros writes that are applied once, see once.py
 
 Every value begins with the xxh3 of key and rest. LMDB itself has no checksums and, when its newest meta page is
 damaged, falls back to the commit before without a word: `check_before_open` refuses that. It also follows damaged pages
@@ -317,6 +317,20 @@ class Environment:
                 if not key.startswith(prefix):
                     return
                 yield key, self._checked(table, key, value)
+
+    def keys(
+        self, txn: Transaction, table: str, prefix: bytes, most: int, *, start: bytes = b"", until: bytes | None = None
+    ) -> list[bytes]:
+        """Up to `most` keys that begin with `prefix`, from prefix + start on, before `until`; values are not looked at."""
+        found: list[bytes] = []
+        with txn.cursor(db=self._tables[table]) as cursor:
+            if not cursor.set_range(prefix + start):
+                return found
+            for key in cursor.iternext(keys=True, values=False):
+                if len(found) >= most or not key.startswith(prefix) or (until is not None and key >= until):
+                    break
+                found.append(key)
+        return found
 
     def records(self, txn: Transaction, table: str, prefix: bytes) -> Iterator[bytes]:
         """What `put_parts` has put, whole, by key."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 class VecdbError(Exception):
     """Root of every error that vecdb raises on purpose.
 
-    applied: how many points of an iterable had been committed when a later one was refused.
+    applied: how many points of an iterable had been committed when a later one was refused. request_id: what a server
+    logged the request as, where there was one.
     """
 
     applied: int = 0
+    request_id: str | None = None
 
 
 def without_trace(error: VecdbError) -> VecdbError:

@@ -64,6 +64,7 @@ from .locks import WriterLock
 from .manifest import READABLE_BY, SUFFIX, Manifest
 from .merge import Merger
 from .metrics import Metrics, metrics_of
+from .once import Kept, Once, Token, Tokens, delete_entries
 from .segment import Segment
 from .snapshot import Snapshot
 from .state import CollectionState
@@ -74,7 +75,6 @@ from .verify import Also, Report, verify
 FORMAT = 1
 ATTACHMENT, INDEX = ".arr", ".idx"
 _NO_CHECKPOINTS: Checkpoints = {}
-_FREEING = (DeleteRows, ChangeCatalog)  # operations that may be what makes room
 
 
 class Store:
@@ -100,6 +100,7 @@ class Store:
         self.growing = GrowingFiles(self)
         self.merger = Merger(self)
         self.garbage = Garbage(self)
+        self.tokens = Tokens(self)
         self.generation_lock = threading.Lock()  # held while LMDB is copied, and taken before the commit lock
         self.listeners: list[Callable[[set[bytes]], None]] = []  # told under the commit lock what a commit changed; to be quick
         self._names: tuple[object, dict[str, bytes]] = (None, {})  # of the states that are there, and their uuids by name
@@ -181,6 +182,7 @@ class Store:
         self.environment.reader_check()
         clear_generations(self)
         self.garbage.clear_up()
+        self.tokens.purge_at_open()
 
     def _load(self) -> None:
         """Memory as the newest transaction says."""
@@ -217,12 +219,15 @@ class Store:
             self._names = states, {state.name: uuid for uuid, state in states.items()}
         return self._names[1].get(name)
 
-    def create_collection(self, name: str, schema: dict[str, Any]) -> bytes:
-        """schema: {"fields": {name: {"dim", "dtype", …}}, …}, JSON; kept as it is. Raises AlreadyExists."""
+    def create_collection(self, name: str, schema: dict[str, Any], token: Token | None = None) -> bytes:
+        """Its uuid. schema: {"fields": {name: {"dim", "dtype", …}}, …}, JSON; kept as it is. Raises AlreadyExists.
+
+        token, here and below: see `once.py`; a call that is a repetition changes nothing, and returns what the first one did.
+        """
         uuid = uuid_module.uuid4().bytes
         schema = orjson.loads(orjson.dumps(schema))
 
-        def create(section: Section) -> None:
+        def create(section: Section) -> str:
             if any(state.name == name for state in section.states.values()):
                 raise AlreadyExists(f"collection {name!r} exists")
             # Flushed means "up to here nothing of it is in the log", which is true of all commits so far.
@@ -230,11 +235,11 @@ class Store:
             section.states = {**section.states, uuid: state}
             section.put_catalog(state)
             section.put_manifest(state, state.manifest)
+            return uuid.hex()
 
-        self._submit(ChangeCatalog(create))
-        return uuid
+        return bytes.fromhex(self._submit(ChangeCatalog(create), token))
 
-    def drop_collection(self, collection: str) -> None:
+    def drop_collection(self, collection: str, token: Token | None = None) -> None:
         """Its rows, its log and its files; snapshots that readers hold stay readable. Raises NotFound."""
         dropped: list[CollectionState] = []
 
@@ -244,6 +249,7 @@ class Store:
             section.environment.delete(section.txn, "manifest", state.uuid)
             for table in ("log", "checkpoint"):
                 section.environment.delete_prefix(section.txn, table, state.uuid)
+            delete_entries(section.environment, section.txn, state.uuid)
             for entry in state.manifest.segments:
                 section.environment.delete_prefix(section.txn, "tombstones", entry.name.encode())
             section.drop_files(f"segments/{state.uuid.hex()}/{name}" for name in sorted(self.files_of(state)))
@@ -251,7 +257,9 @@ class Store:
             section.touched.add(state.uuid)
             dropped.append(state)
 
-        self._submit(ChangeCatalog(drop))
+        self._submit(ChangeCatalog(drop), token)
+        if not dropped:
+            return
         uuid = dropped[0].uuid
         growing = self.growing.seal(uuid)
         if growing is not None:
@@ -261,7 +269,7 @@ class Store:
                 self.files.remove_directory(self.folder(uuid))
         self.flusher.make_room()
 
-    def rename_collection(self, old: str, new: str) -> None:
+    def rename_collection(self, old: str, new: str, token: Token | None = None) -> None:
         """Raises NotFound or AlreadyExists."""
 
         def rename(section: Section) -> None:
@@ -273,19 +281,22 @@ class Store:
             section.states = dict(section.states)  # another set of names
             section.put_catalog(state)
 
-        self._submit(ChangeCatalog(rename))
+        self._submit(ChangeCatalog(rename), token)
 
-    def alter_schema(self, uuid: bytes, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-        """Replaces a collection's schema by change(schema), which may raise. Returns the new one."""
+    def alter_schema(
+        self, uuid: bytes, change: Callable[[dict[str, Any]], dict[str, Any]], token: Token | None = None
+    ) -> dict[str, Any]:
+        """Replaces a collection's schema by change(schema), which may raise. Returns the new one; a repetition, the newest."""
+        altered: list[dict[str, Any]] = []
 
-        def alter(section: Section) -> dict[str, Any]:
+        def alter(section: Section) -> None:
             state = section.state(uuid)
             state.set_schema(orjson.loads(orjson.dumps(change(state.schema))))
             section.put_catalog(state)
-            return state.schema
+            altered.append(state.schema)
 
-        altered: dict[str, Any] = self._submit(ChangeCatalog(alter))
-        return altered
+        self._submit(ChangeCatalog(alter), token)
+        return altered[0] if altered else self.state(uuid).schema
 
     def attach(self, uuid: bytes, name: str, arrays: Arrays, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Keeps arrays with a collection, under `name`, and changes its schema in the same commit.
@@ -394,30 +405,41 @@ class Store:
         insert: bool = False,
         ahead: Ahead | None = None,
         checkpoints: Checkpoints = _NO_CHECKPOINTS,
+        token: Token | None = None,
     ) -> int:
         """Rows, all or none of them; returns how many they replaced. With insert: AlreadyExists if one would be.
 
         ahead: from `begin`, if some of the batch was handed to it; it is released. checkpoints: see `set_checkpoints`; they
-        are durable when the rows are, and not otherwise.
+        are durable when the rows are, and not otherwise. token: of a repetition nothing is left, as of a batch that is refused.
         """
         ahead = ahead or self.begin(uuid)
         try:
+            if token is not None:
+                kept = self.kept(token)  # most repetitions come when the first is done: nothing is written for them
+                if kept is not None:
+                    return int(kept.result)
             if not batch.keys:
-                if checkpoints:
-                    self.set_checkpoints(uuid, checkpoints)
+                if checkpoints or token is not None:
+                    self.set_checkpoints(uuid, checkpoints, token)
                 return 0
             if ahead.is_segment or batch.nbytes - ahead.placing >= LEVEL0_BYTES:
                 hashes = hashes_of(batch.keys)
                 segment, length = ahead.finish(batch, hashes)
+                operation = WriteRows(uuid, batch, insert, None, segment, length, hashes, checkpoints)
                 try:
-                    return int(self._submit(WriteRows(uuid, batch, insert, None, segment, length, hashes, checkpoints)))
+                    if token is None:
+                        return int(self._submit(operation))
+                    kept = self._submit_once(operation, token)
                 except BaseException:
                     self.discard(uuid, segment)
                     raise
+                if kept.again:
+                    self.discard(uuid, segment)
+                return int(kept.result)
             if not ahead.begun:
                 ahead.add_fields(batch.fields)
             batch = ahead.place(batch)
-            return int(self._submit(WriteRows(uuid, batch, insert, record=batch.to_record(), checkpoints=checkpoints)))
+            return int(self._submit(WriteRows(uuid, batch, insert, record=batch.to_record(), checkpoints=checkpoints), token))
         finally:
             ahead.release()
 
@@ -427,16 +449,25 @@ class Store:
         with self.commit_lock, self.environment.read() as txn:
             return {key[len(uuid) :]: value for key, value in self.environment.scan(txn, "checkpoint", uuid + prefix)}
 
-    def set_checkpoints(self, uuid: bytes, checkpoints: Checkpoints) -> None:
+    def set_checkpoints(self, uuid: bytes, checkpoints: Checkpoints, token: Token | None = None) -> None:
         """How far something is that feeds the collection, by a token of at most 400 bytes; None takes it away.
 
         They go with the collection. Raises NotFound, StorageError.
         """
 
-        def change(section: Section) -> None:
+        def change(section: Section) -> int:
             section.put_checkpoints(section.state(uuid).uuid, checkpoints)
+            return 0
 
-        self._submit(ChangeCatalog(change))
+        self._submit(ChangeCatalog(change), token)
+
+    def kept(self, token: Token) -> Kept | None:
+        """What is known of the write that this token names, if it was applied; waits for a commit that is under way.
+
+        Raises InvalidInput where the token was used for another call.
+        """
+        self.check_open()
+        return self.tokens.kept(token)
 
     def discard(self, uuid: bytes, segment: Segment, indexes: Iterable[str] = ()) -> None:
         """Deletes the files of a segment that was not committed after all. indexes: its index files, if it has any."""
@@ -458,19 +489,33 @@ class Store:
         self.files.sync_directory(self.path)
         self._known.add(folder)
 
-    def delete(self, uuid: bytes, keys: Sequence[Id], as_of: int | None = None) -> int:
+    def delete(self, uuid: bytes, keys: Sequence[Id], as_of: int | None = None, token: Token | None = None) -> int:
         """Deletes ids (only rows no newer than seq `as_of`, if given); returns how many there were."""
-        return int(self._submit(DeleteRows(uuid, keys, as_of))) if keys else 0
+        # With a token also none: when it is repeated there may be some, which are not meant.
+        return int(self._submit(DeleteRows(uuid, keys, as_of), token)) if keys or token is not None else 0
 
     def change_payloads(
-        self, uuid: bytes, keys: Sequence[Id], change: Callable[[Id, bytes], bytes], as_of: int | None = None
+        self,
+        uuid: bytes,
+        keys: Sequence[Id],
+        change: Callable[[Id, bytes], bytes],
+        as_of: int | None = None,
+        token: Token | None = None,
     ) -> int:
         """Rewrites the payloads of existing ids by change(id, JSON) -> JSON; returns how many."""
-        return int(self._submit(ChangePayloads(uuid, keys, change, as_of))) if keys else 0
+        return int(self._submit(ChangePayloads(uuid, keys, change, as_of), token)) if keys or token is not None else 0
 
-    def _submit(self, operation: Operation) -> Any:
+    def _submit_once(self, operation: Operation, token: Token) -> Kept:
+        kept: Kept = self._submit(Once(operation, token, self.tokens))
+        return kept
+
+    def _submit(self, operation: Operation, token: Token | None = None) -> Any:
+        """The operation's result, of now or of the first time."""
+        if token is not None:
+            kept = self.kept(token)
+            return (kept or self._submit_once(operation, token)).result
         self.check_writable()
-        if not isinstance(operation, _FREEING):  # these may be what gives room
+        if not operation.frees:
             self.flusher.wait_for_room()
         try:
             return self.queue.submit(operation)
@@ -495,7 +540,7 @@ class Store:
                 return section
 
             room = sum(request.operation.room for request in group)
-            self.transact(room, run, frees=all(isinstance(request.operation, _FREEING) for request in group))
+            self.transact(room, run, frees=all(request.operation.frees for request in group))
             self.accepted += sum(request.operation.size for request in group if request.error is None)
         self.flusher.flush_if_large()
 

@@ -27,6 +27,7 @@ _CODES = (
     ("NotFound", 3), ("AlreadyExists", 9), ("Locked", 5), ("Closed", 5), ("ReadOnly", 5), ("InvalidInput", 4),
     ("Corruption", 6), ("NewerFormat", 6), ("StorageError", 7), ("Unsupported", 8),
     ("DeadlineExceeded", 7), ("Unauthenticated", 10), ("EncoderFailed", 10), ("Overloaded", 10),
+    ("PermissionDenied", 10), ("Unavailable", 10), ("CursorExpired", 10), ("Cancelled", 7),
 )  # fmt: skip
 
 _STOPPED = "stopped; what was acknowledged stays"
@@ -36,7 +37,7 @@ def app() -> Any:
     """The Typer application."""
     import typer
 
-    from . import collections, files, machine, picture, points, upkeep
+    from . import collections, files, machine, picture, points, server, upkeep
 
     made = typer.Typer(
         name="vecdb",
@@ -57,7 +58,7 @@ def app() -> Any:
         if debug:
             os.environ["VECDB_DEBUG"] = "1"
 
-    for group in (files, collections, points, upkeep, machine, picture):
+    for group in (files, collections, points, upkeep, machine, picture, server):
         group.register(made)
     return made
 

@@ -179,7 +179,7 @@ def ingest(
 
 
 def _is_database(path: str) -> bool:
-    return os.path.exists(os.path.join(path, "VECDB"))
+    return output.is_server(path) or os.path.exists(os.path.join(path, "VECDB"))
 
 
 def _pairs(given: _Many, option: str) -> dict[str, str]:

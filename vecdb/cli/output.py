@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from ..collection import Collection
     from ..database import Database
 
-Db = Annotated[str, typer.Option("--db", envvar="VECDB_DB", help="The database: a directory.", show_default=False)]
+Db = Annotated[
+    str,
+    typer.Option(
+        "--db",
+        envvar="VECDB_DB",
+        help="The database: a directory, or a server (grpc://host:port, grpcs://…).",
+        show_default=False,
+    ),
+]
 Name = Annotated[str, typer.Argument(help="The collection.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -36,10 +44,18 @@ Where = Annotated[
 
 @contextmanager
 def opened(path: str, *, write: bool = False, create: bool = False, **options: Any) -> Iterator[Database]:
-    """The database; read-only beside a process that writes, unless `write`. create: a directory that is not there is made."""
+    """The database; read-only beside a process that writes, unless `write`. create: a directory that is not there is made.
+
+    A server is asked with the key, certificates and authorities of the environment: VECDB_API_KEY, VECDB_CA, VECDB_CERT,
+    VECDB_KEY.
+    """
     import vecdb
     from vecdb.errors import NotFound
 
+    if is_server(path):
+        with vecdb.connect(path) as remote:
+            yield remote  # type: ignore[misc]
+        return
     if not create and not os.path.exists(os.path.join(path, "VECDB")):
         raise NotFound(f"{path}: there is no database; `vecdb create` and `vecdb ingest` make one")
     db = vecdb.open(path, read_only=not write, **options)
@@ -47,6 +63,10 @@ def opened(path: str, *, write: bool = False, create: bool = False, **options: A
         yield db
     finally:
         db.close()
+
+
+def is_server(path: str) -> bool:
+    return path.startswith(("grpc://", "grpcs://"))
 
 
 def ids_of(collection: Collection, ids: Sequence[str]) -> list[Any]:

@@ -45,7 +45,7 @@ class Encoder(Protocol):
 
 def declare(schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None, embed: str | Encoder) -> dict[str, Any]:
     """The stored schema of a collection whose texts `embed` encodes. Raises InvalidInput or DimensionMismatch."""
-    name, fingerprint, dim = _identity(embed)
+    name, fingerprint, dim = identity_of(embed)
     fields = {DEFAULT_FIELD: Dense(dim or TFIDF_DIM)} if schema is None else fields_of(schema)
     if DEFAULT_FIELD not in fields and len(fields) > 1:
         raise InvalidInput(f"texts are embedded into one field: name it {DEFAULT_FIELD!r}, or declare only one")
@@ -61,7 +61,7 @@ def declare(schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None, embed:
     }
 
 
-def _identity(embed: object) -> tuple[str, str | None, int | None]:
+def identity_of(embed: object) -> tuple[str, str | None, int | None]:
     """Name, fingerprint and dim of an encoder; the last two are None for "tfidf", which is yet to be fitted."""
     if isinstance(embed, str):
         if embed != TFIDF:
@@ -88,11 +88,23 @@ class Embedding:
         if "embed" not in store.state(uuid).schema:
             raise InvalidInput("this collection has no encoder, so give vectors; texts need create_collection(name, embed=…)")
 
+    @property
+    def field(self) -> str:
+        """Where the vectors of texts go."""
+        found: str = self._schema()["embed"]["field"]
+        return found
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the encoder; None before "tfidf" is fitted."""
+        found: str | None = self._schema()["embed"]["fingerprint"]
+        return found
+
     def adopt(self, encoder: str | Encoder) -> None:
         """Uses this encoder object from now on. Raises EncoderMismatch when the texts were embedded by another."""
         from .encoders import same_kind
 
-        name, fingerprint, dim = _identity(encoder)
+        name, fingerprint, dim = identity_of(encoder)
         declared = self._schema()["embed"]
         if not same_kind(name, declared["name"]) or (dim is not None and fingerprint != declared["fingerprint"]):
             raise EncoderMismatch(
@@ -108,8 +120,8 @@ class Embedding:
         accept: raises if points with such vectors and payloads would be refused. Asked before the encoder is fitted,
         which happens once: texts that are not written must not decide it.
         """
-        texts = _checked(texts)
-        rows = _with_texts(payloads, texts)
+        texts = checked_texts(texts)
+        rows = with_texts(payloads, texts)
         schema = self._schema()
         field = schema["embed"]["field"]
         dim = schema["fields"][field]["dim"]
@@ -123,7 +135,7 @@ class Embedding:
 
     def of_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """(m, dim) float32. Raises EncoderMismatch when the collection's encoder is not at hand."""
-        texts = _checked(texts)
+        texts = checked_texts(texts)
         encoder = self._ready()
         if encoder is None:
             raise InvalidInput("its encoder is fitted on the first texts; write some before you search by text")
@@ -186,7 +198,7 @@ class Embedding:
             return encoder
 
 
-def _checked(texts: Any) -> Sequence[str]:
+def checked_texts(texts: Any) -> Sequence[str]:
     if isinstance(texts, str):
         texts = [texts]
     elif hasattr(texts, "to_pylist"):
@@ -200,7 +212,7 @@ def _checked(texts: Any) -> Sequence[str]:
     return checked
 
 
-def _with_texts(payloads: Any, texts: Sequence[str]) -> Any:
+def with_texts(payloads: Any, texts: Sequence[str]) -> Any:
     """Payloads, as rows or as columns, with the texts in them. A row that is no dict is left to be refused later."""
     if payloads is None or isinstance(payloads, Mapping):
         if payloads and list(payloads.get(TEXT, texts)) != list(texts):

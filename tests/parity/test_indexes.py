@@ -1,0 +1,23 @@
+"""`tests/vecdb/test_indexes.py` on the clients, the blocking one."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+BENEATH: dict[str, str] = {
+    "test_an_index_saves_work": "plans go by measured costs",
+    "test_every_metric_and_dtype_has_its_index": "plans go by measured costs",
+    "test_less_recall_costs_no_more": "plans go by measured costs",
+    "test_indexes_outlive_a_reopen_and_serve_readers": "opens read-only",
+    "test_a_merge_has_its_index_before_searches_find_it": "plans go by measured costs",
+    "test_a_damaged_index_costs_no_answer_and_is_built_again": "damages files of a closed database",
+    "test_a_calibration_on_own_queries_is_outgrown_and_measured_again": "looks at what is known inside",
+    "test_with_several_segments_whole_searches_are_measured_and_deliver_what_is_asked": "looks at what is known inside",
+    "test_more_recall_than_an_index_was_seen_to_reach_is_got_by_an_exact_search": "looks at what is known inside",
+    "test_an_index_can_be_changed_and_rebuilt_on_a_live_collection": "looks at what is known inside",
+}
+
+globals().update(runpy.run_path(str(Path(__file__).parent / "borrow.py"))["tests_of"]("test_indexes.py", BENEATH))
+
+pytestmark = pytest.mark.parametrize("served", ["blocking"], indirect=True)

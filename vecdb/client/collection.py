@@ -1,0 +1,701 @@
+"""A collection on a server, as coroutines. `vecdb.client.blocking` has the same without.
+
+What is given is checked here as the embedded API does, by `vecdb.points`, so that mistakes are told at once and vectors
+travel as they are stored; and again by the server, which believes nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid as uuids
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from vecdb_storage.batch import Batch, FieldRows
+from vecdb_storage.columns import prepare
+
+from ..errors import EncoderMismatch, InvalidInput, InvalidPayload, VecdbError
+from ..filters import parse as parse_filter
+from ..hits import BatchHits, Group, Hits
+from ..info import IndexInfo, Info
+from ..points import CHUNK_BYTES, Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
+from ..schema import Dense
+from ..wire import convert, messages
+from .channel import Channel
+
+if TYPE_CHECKING:
+    from vecdb_storage.vacuum import Vacuumed
+    from vecdb_storage.verify import Report
+
+    from ..collection import Where
+    from ..embed import Encoder
+    from ..search.calibrate import Report as RecallReport
+
+Id = int | str
+
+
+def token() -> bytes:
+    """By which a server knows a write again."""
+    return uuids.uuid4().bytes
+
+
+class Prepared:
+    """Points that are ready to be sent."""
+
+    def __init__(self, collection: AsyncCollection, batch: Batch) -> None:
+        self._collection, self.batch = collection, batch
+
+    async def commit(
+        self, *, insert: bool = False, checkpoints: Mapping[bytes, bytes | None] | None = None, token: bytes | None = None
+    ) -> int:
+        return (await self._collection.send(self.batch, insert, token, checkpoints)).replaced  # type: ignore[no-any-return]
+
+    async def release(self) -> None:
+        """Nothing is held."""
+
+
+class AsyncEmbedding:
+    """The encoder of a collection: one that the caller has given, or the server's."""
+
+    def __init__(self, collection: AsyncCollection) -> None:
+        self._collection = collection
+        self._encoder: Encoder | None = None
+
+    def adopt(self, encoder: str | Encoder, declared: Any) -> None:
+        """Raises EncoderMismatch when the texts were embedded by another."""
+        from ..embed import identity_of
+        from ..embed.encoders import same_kind
+
+        name, fingerprint, dim = identity_of(encoder)
+        if declared is None:
+            raise InvalidInput("this collection has no encoder, so give vectors; texts need create_collection(name, embed=…)")
+        if not same_kind(name, declared.name) or (dim is not None and fingerprint != declared.fingerprint):
+            raise EncoderMismatch(
+                f"its texts were embedded by {declared.name!r} ({declared.fingerprint}), not by {name!r} ({fingerprint}); "
+                f"give that encoder, or embed the texts anew"
+            )
+        if not isinstance(encoder, str):
+            self._encoder = encoder
+
+    async def of_points(self, texts: Any, payloads: Any, accept: Callable[[Any, Any], object]) -> tuple[dict[str, Any], Any]:
+        from ..embed import checked_texts, with_texts
+
+        texts = checked_texts(texts)
+        rows = with_texts(payloads, texts)
+        field = await self._field()
+        if not texts:
+            return {field: np.zeros((0, self._collection.known[field].dim), np.float32)}, rows
+        accept({field: np.ones((len(texts), self._collection.known[field].dim), np.float32)}, rows)
+        if self._encoder is not None:
+            return {field: np.asarray(self._encoder.encode(texts), np.float32)}, rows
+        return {field: await self._collection.embed_by_server("Points/Fit", texts)}, rows
+
+    async def of_queries(self, texts: Any) -> npt.NDArray[np.float32]:
+        from ..embed import checked_texts
+
+        texts = checked_texts(texts)
+        if self._encoder is not None:
+            return np.asarray(self._encoder.encode(texts), np.float32)
+        return await self._collection.embed_by_server("Points/Embed", texts)
+
+    @property
+    def here(self) -> bool:
+        """Whether texts are embedded in this process."""
+        return self._encoder is not None
+
+    async def _field(self) -> str:
+        found = await self._collection.described()
+        if not found.HasField("encoder"):
+            raise InvalidInput("this collection has no encoder, so give vectors; texts need create_collection(name, embed=…)")
+        return str(found.encoder.field)
+
+
+class AsyncCollection:
+    """Use `AsyncDatabase.create_collection` or `AsyncDatabase.collection`. Methods are those of `vecdb.Collection`."""
+
+    def __init__(self, channel: Channel, described: Any, largest: int) -> None:
+        """described: a CollectionInfo. largest: bytes of a message."""
+        self._channel, self._largest = channel, largest
+        self._uuid: bytes = described.uuid
+        self._name: str = described.name
+        self.known: dict[str, Dense] = {}
+        self._embedding = AsyncEmbedding(self)
+        self._learn(described)
+
+    def _learn(self, described: Any) -> Any:
+        self._name = described.name
+        self.known = {field.name: convert.from_stored_field(field) for field in described.fields}
+        return described
+
+    @property
+    def target(self) -> Any:
+        return messages.Target(uuid=self._uuid)
+
+    @property
+    def name(self) -> str:
+        """As of the last call that said so."""
+        return self._name
+
+    @property
+    def uuid(self) -> bytes:
+        return self._uuid
+
+    @property
+    def embedding(self) -> AsyncEmbedding:
+        return self._embedding
+
+    async def described(self) -> Any:
+        """A CollectionInfo, as of now."""
+        return self._learn(await self._channel.call("Collections/Get", messages.GetCollectionRequest(target=self.target)))
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    async def upsert(
+        self, points: Any = None, *, ids: Any = None, vectors: Any = None, payloads: Any = None, texts: Any = None,
+        token: bytes | None = None,
+    ) -> list[Id]:  # fmt: skip
+        """As `vecdb.Collection.upsert`; columns of more than a message (64 MiB) are committed in several parts."""
+        return await self._write(points, ids, vectors, payloads, texts, insert=False, token=token)
+
+    async def insert(
+        self, points: Any = None, *, ids: Any = None, vectors: Any = None, payloads: Any = None, texts: Any = None,
+        token: bytes | None = None,
+    ) -> list[Id]:  # fmt: skip
+        """As `vecdb.Collection.insert`."""
+        return await self._write(points, ids, vectors, payloads, texts, insert=True, token=token)
+
+    async def _write(
+        self, points: Any, ids: Any, vectors: Any, payloads: Any, texts: Any, *, insert: bool, token: bytes | None
+    ) -> list[Id]:
+        if points is None:
+            if texts is not None:
+                if vectors is not None:
+                    raise InvalidInput("give texts or vectors, not both")
+                ids = ids if ids is None or isinstance(ids, np.ndarray) else checked_ids(ids)  # it may be read twice
+                vectors, payloads = await self._embedding.of_points(texts, payloads, lambda v, p: self.check_known(ids, v, p))
+            whole = await self._checked(lambda: batch_from_arrays(self.known, ids, vectors, payloads))
+            batches: Iterable[tuple[Batch, Sequence[Id]]] = [(whole, whole.keys if ids is None else ())]
+        else:
+            if ids is not None or vectors is not None or payloads is not None or texts is not None:
+                raise InvalidInput("give points, or ids=, vectors= and payloads=, not both")
+            if isinstance(points, Point) or (isinstance(points, Mapping) and "id" in points):
+                points = [points]
+            elif isinstance(points, Sequence) and points and all(isinstance(p, str) for p in points):
+                raise InvalidInput("to write texts, say texts=[...]")
+            batches = batches_from(self.known, points)
+        written: list[Id] = []
+        number = 0
+        try:
+            for batch, made in batches:
+                for part in _parts(batch, self._largest):
+                    mine = None if token is None else _part_of(token, number)
+                    # Ids that were made here would be others when the call is made again, so that the token would not fit: then
+                    # the server makes them.
+                    reply = await self.send(part, insert, mine, None, () if token is None else made)
+                    written += convert.from_ids(reply.ids) or part.keys
+                    number += 1
+        except VecdbError as error:
+            error.applied = len(written)
+            raise
+        return written
+
+    async def _checked(self, make: Callable[[], Any]) -> Any:
+        """What is made by the fields that are known; asked for anew where that fails, since they may have changed."""
+        try:
+            return make()
+        except InvalidInput:
+            before = self.known
+            await self.described()
+            if self.known == before:
+                raise
+            return make()
+
+    async def send(
+        self,
+        batch: Batch,
+        insert: bool,
+        given: bytes | None,
+        checkpoints: Mapping[bytes, bytes | None] | None,
+        without: Sequence[Id] = (),
+    ) -> Any:
+        """One commit. without: ids that are left for the server to make."""
+        request = messages.UpsertRequest(target=self.target, insert=insert, token=given or token(), quiet=not without)
+        if without and len(without) < len(batch.keys):
+            request.points.extend(_points(batch, set(without)))
+            return await self._channel.call("Points/Upsert", request)
+        columns = request.columns
+        if not without:
+            columns.ids.CopyFrom(convert.to_ids(list(batch.keys)))
+        for name, rows in batch.fields.items():
+            columns.vectors[name].CopyFrom(convert.to_matrix(rows.vectors, rows.present))
+        if any(batch.payloads):
+            columns.payloads.extend(batch.payloads)
+        for each, value in (checkpoints or {}).items():
+            request.checkpoints.append(messages.Checkpoint(token=each, value=value))
+        return await self._channel.call("Points/Upsert", request)
+
+    async def prepare(self, ids: Any, vectors: Any, payloads: Any) -> Prepared:
+        """As `vecdb.Collection.prepare`; nothing is sent before it is committed."""
+        return Prepared(self, await self._checked(lambda: batch_from_arrays(self.known, ids, vectors, payloads)))
+
+    async def checkpoints(self, prefix: bytes = b"") -> dict[bytes, bytes]:
+        request = messages.CheckpointsRequest(target=self.target, prefix=prefix)
+        found = await self._channel.call("Points/Checkpoints", request)
+        return {each.token: each.value for each in found.checkpoints}
+
+    async def set_checkpoints(self, checkpoints: Mapping[bytes, bytes | None]) -> None:
+        made = [messages.Checkpoint(token=each, value=value) for each, value in checkpoints.items()]
+        request = messages.SetCheckpointsRequest(target=self.target, checkpoints=made)
+        await self._channel.call("Points/SetCheckpoints", request, again=True)
+
+    async def check(self, ids: Any, vectors: Any, payloads: Any) -> None:
+        """As `vecdb.Collection.check`; done here, by the fields as they are known."""
+        self.check_known(ids, vectors, payloads)
+
+    def check_known(self, ids: Any, vectors: Any, payloads: Any) -> None:
+        batch_from_arrays(self.known, ids, vectors, payloads)
+
+    async def delete(self, ids: Any = None, *, where: Where = None, token: bytes | None = None) -> int:
+        """As `vecdb.Collection.delete`."""
+        if (ids is None) == (where is None):
+            raise InvalidInput("give ids= or where=, one of them")
+        request = messages.DeleteRequest(target=self.target, token=token or _new_token())
+        if ids is not None:
+            request.ids.CopyFrom(convert.to_ids(_asked(ids)))
+        else:
+            request.where.CopyFrom(_selective(where))
+        return int((await self._channel.call("Points/Delete", request)).count)
+
+    async def update_payload(
+        self, ids: Any = None, payload: Any = None, *, where: Where = None, replace: bool = False, remove: Iterable[str] = (),
+        token: bytes | None = None,
+    ) -> int:  # fmt: skip
+        """As `vecdb.Collection.update_payload`."""
+        if (ids is None) == (where is None):
+            raise InvalidInput("give ids or where=, one of them")
+        request = messages.UpdatePayloadRequest(
+            target=self.target, replace=replace, remove=sorted(set(remove)), token=token or _new_token()
+        )
+        if payload is None and not request.remove:
+            raise InvalidInput("give payload= (a dict) or remove= (keys)")
+        shared = payload is None or isinstance(payload, Mapping)
+        if not shared and not isinstance(payload, Iterable):
+            raise InvalidInput(f"payload is a dict, or a list of dicts, one for each id; not {payload!r}")
+        patches = [] if payload is None else [payload] if shared else list(payload)
+        keys = None if ids is None else _asked(ids)
+        if not shared and keys is not None and len(patches) != len(keys):
+            raise InvalidInput(f"{len(patches)} payloads for {len(keys)} points")
+        try:
+            request.payloads.extend([json or b"{}" for json in prepare(patches, columns=False).json])
+        except InvalidPayload as error:
+            point = None if shared or keys is None or not isinstance(error.point, int) else keys[error.point]
+            raise InvalidPayload(error.reason, point=point, field=error.field) from None
+        request.each = not shared
+        if keys is not None:
+            request.ids.CopyFrom(convert.to_ids(keys))
+        else:
+            request.where.CopyFrom(_selective(where))
+        return int((await self._channel.call("Points/UpdatePayload", request)).count)
+
+    async def flush(self, wait: bool = True) -> None:
+        """As `vecdb.Collection.flush`."""
+        await self._channel.call("Collections/Flush", messages.FlushRequest(target=self.target, wait=wait), again=True)
+
+    async def merge(self, wait: bool = True) -> None:
+        """As `vecdb.Collection.merge`."""
+        await self._channel.call("Collections/Merge", messages.MergeRequest(target=self.target, wait=wait), again=True)
+
+    async def vacuum(self, progress: Callable[[int, int], None] | None = None) -> Vacuumed:
+        """As `vecdb.Collection.vacuum`."""
+        return await vacuum(self._channel, self.target, progress)
+
+    async def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
+        """As `vecdb.Collection.verify`."""
+        return await verify(self._channel, self.target, repair, progress)
+
+    async def set_index(self, index: Any, field: str | None = None, *, token: bytes | None = None) -> None:
+        """As `vecdb.Collection.set_index`."""
+        request = messages.SetIndexRequest(
+            target=self.target, index=convert.to_index(index), field=field or "", token=token or _new_token()
+        )
+        await self._channel.call("Collections/SetIndex", request)
+
+    async def rebuild_index(self, field: str | None = None) -> None:
+        """As `vecdb.Collection.rebuild_index`."""
+        request = messages.RebuildIndexRequest(target=self.target, field=field or "")
+        await self._channel.call("Collections/RebuildIndex", request, again=True)
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    async def get(self, ids: Any, *, with_vectors: bool = True, with_payload: bool = True) -> list[Point | None]:
+        """As `vecdb.Collection.get`."""
+        keys = _asked(ids)
+        request = messages.GetRequest(target=self.target, ids=convert.to_ids(keys), with_payload=with_payload)
+        _want_vectors(request, with_vectors)
+        found = await self._channel.call("Points/Get", request)
+        points = (convert.from_point(point, with_payload=with_payload) for point in found.points)
+        missing = set(found.missing)
+        return [None if position in missing else next(points) for position in range(len(keys))]
+
+    async def count(self, where: Where = None) -> int:
+        """As `vecdb.Collection.count`."""
+        request = messages.CountRequest(target=self.target, where=convert.to_filter(where))
+        return int((await self._channel.call("Points/Count", request)).count)
+
+    async def scroll(
+        self, where: Where = None, *, with_vectors: bool = False, with_payload: bool = True, limit: int | None = None
+    ) -> AsyncIterator[Point]:
+        """As `vecdb.Collection.scroll`, as of the moment when the first point is asked for.
+
+        The snapshot is the server's, and is let go when nothing is read for a minute: CursorExpired.
+        """
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+            raise InvalidInput(f"limit must be a whole number from 0 up, not {limit!r}")
+        request = messages.ScrollRequest(
+            target=self.target, where=convert.to_filter(where), with_payload=with_payload, limit=limit
+        )
+        _want_vectors(request, with_vectors)
+        async for reply in self._channel.stream("Points/Export", request):
+            for point in convert.from_columns(reply.columns, with_payload=with_payload):
+                yield point
+
+    async def sample(
+        self, count: int, *, where: Where = None, seed: int = 0, with_vectors: bool | Sequence[str] = True,
+        with_payload: bool = True,
+    ) -> list[Point]:  # fmt: skip
+        """As `vecdb.Collection.sample`."""
+        request = messages.SampleRequest(
+            target=self.target, count=_checked_k(count, "count"), where=convert.to_filter(where), seed=seed,
+            with_payload=with_payload,
+        )  # fmt: skip
+        _want_vectors(request, with_vectors)
+        found = await self._channel.call("Points/Sample", request)
+        return convert.from_columns(found.columns, with_payload=with_payload)
+
+    async def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        where: Where = None,
+        field: str | None = None,
+        recall: float | None = None,
+        exact: bool = False,
+        with_payload: bool = True,
+        with_vectors: bool | Sequence[str] = False,
+        score_threshold: float | None = None,
+        group_by: str | None = None,
+        group_size: int = 3,
+        explain: bool = False,
+        timeout: float | None = None,
+    ) -> Any:
+        """As `vecdb.Collection.search`."""
+        options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain)
+        request = messages.SearchRequest(target=self.target, k=_checked_k(k), options=options)
+        if isinstance(query, str) and not self._embedding.here:
+            request.text = _checked_text(query)
+        else:
+            vectors = await self._query_vectors(query, field)
+            request.query.CopyFrom(convert.to_vector(vectors[0]))
+        timeout = _checked_timeout(timeout)
+        if group_by is not None:
+            if not isinstance(group_by, str):
+                raise InvalidInput(f"group_by is a payload path such as 'author.name', not {group_by!r}")
+            grouped = messages.SearchGroupsRequest(
+                search=request, group_by=group_by, group_size=_checked_k(group_size, "group_size")
+            )
+            found = await self._channel.call("Search/SearchGroups", grouped, timeout=timeout)
+            return [Group(convert.from_literal(group.value), _hits(group.hits, with_payload)) for group in found.groups]
+        return _of_reply(await self._channel.call("Search/Search", request, timeout=timeout), with_payload)
+
+    async def search_batch(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        where: Where = None,
+        field: str | None = None,
+        recall: float | None = None,
+        exact: bool = False,
+        with_payload: bool = True,
+        with_vectors: bool | Sequence[str] = False,
+        score_threshold: float | None = None,
+        explain: bool = False,
+        timeout: float | None = None,
+    ) -> BatchHits:
+        """As `vecdb.Collection.search_batch`; payloads come with the reply, so leave them out where they are not wanted."""
+        if isinstance(queries, str):
+            raise InvalidInput("give a list of texts; for a single one use search")
+        options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain)
+        k = _checked_k(k)
+        request = messages.SearchBatchRequest(target=self.target, k=k, options=options)
+        texts = isinstance(queries, Sequence) and bool(queries) and all(isinstance(q, str) for q in queries)
+        if texts and not self._embedding.here:
+            request.texts.extend([_checked_text(text) for text in queries])
+            count = len(queries)
+        else:
+            vectors = await self._query_vectors(queries, field, batch=True)
+            request.queries.CopyFrom(convert.to_matrix(vectors))
+            count = len(vectors)
+        found = await self._channel.call("Search/SearchBatch", request, timeout=_checked_timeout(timeout))
+        return _batch_of(found, count, k, with_payload)
+
+    async def calibrate(self, queries: Any, truth: Any = None, *, field: str | None = None) -> RecallReport:
+        """As `vecdb.Collection.calibrate`."""
+        from ..search.calibrate import Report
+
+        vectors = await self._query_vectors(queries, field, batch=True)
+        request = messages.CalibrateRequest(target=self.target, queries=convert.to_matrix(vectors), field=field or "")
+        if truth is not None:
+            if isinstance(truth, str) or len(truth) != len(vectors):
+                raise InvalidInput(f"truth needs a row of ids for each of the {len(vectors)} queries; it has {len(truth)} rows")
+            for position, row in enumerate(truth):
+                if isinstance(row, int | str | np.integer) or not len(row):
+                    raise InvalidInput("its row of truth is no list of ids, or an empty one", query=position)
+                request.truth.append(convert.to_ids(checked_ids(list(row))))
+        found: RecallReport = convert.from_figures(await self._channel.call("Search/Calibrate", request, again=True), Report)
+        return found
+
+    async def recommend(
+        self,
+        positive: Sequence[Any],
+        negative: Sequence[Any] = (),
+        k: int = 10,
+        *,
+        where: Where = None,
+        field: str | None = None,
+        **options: Any,
+    ) -> Hits:
+        """As `vecdb.Collection.recommend`."""
+        positive, negative = ([e] if isinstance(e, int | str) else e for e in (positive, negative))
+        if not len(positive):
+            raise InvalidInput("give at least one positive example, an id or a vector")
+        if "group_by" in options:
+            raise InvalidInput("recommend has no groups; search with group_by for the mean of the examples")
+        timeout = _checked_timeout(options.pop("timeout", None))
+        told = {"recall": None, "exact": False, "with_payload": True, "with_vectors": False, "score_threshold": None,
+                "explain": False}  # fmt: skip
+        if strangers := options.keys() - told.keys():
+            raise TypeError(f"recommend() got an unexpected keyword argument {sorted(strangers)[0]!r}")
+        told |= options
+        request = messages.RecommendRequest(
+            target=self.target,
+            k=_checked_k(k),
+            options=_options(where, field, **told),  # type: ignore[arg-type]
+        )
+        for some, into in ((positive, request.positive), (negative, request.negative)):
+            for example in some:
+                if isinstance(example, int | str) and not isinstance(example, bool):
+                    into.append(messages.Example(id=convert.to_id(_asked(example)[0])))
+                else:
+                    vector = (await self._query_vectors([example], field, batch=True))[0]
+                    into.append(messages.Example(vector=convert.to_vector(vector)))
+        found = await self._channel.call("Search/Recommend", request, timeout=timeout)
+        return _of_reply(found, bool(told["with_payload"]))
+
+    async def info(self) -> Info:
+        """As `vecdb.Collection.info`."""
+        found = await self.described()
+        return Info(
+            name=found.name,
+            rows=found.rows,
+            dead=found.dead,
+            segments=found.segments,
+            memtable_rows=found.memtable_rows,
+            bytes=found.bytes,
+            seq=found.seq,
+            fields=dict(self.known),
+            ids=found.ids if found.HasField("ids") else None,
+            encoder=found.encoder.name if found.HasField("encoder") else None,
+            indexes={name: convert.from_figures(found.indexes[name], IndexInfo) for name in self.known},
+            flush_error=found.flush_error if found.HasField("flush_error") else None,
+        )
+
+    async def embed_by_server(self, method: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The vectors of texts. method: "Points/Embed" or "Points/Fit"."""
+        request = messages.EmbedRequest(target=self.target, texts=texts)
+        found: npt.NDArray[np.float32] = convert.from_matrix((await self._channel.call(method, request, again=True)).vectors)
+        return found
+
+    async def _query_vectors(self, queries: Any, field: str | None, *, batch: bool = False) -> npt.NDArray[np.float32]:
+        if isinstance(queries, str):
+            return await self._embedding.of_queries([queries])
+        if batch and isinstance(queries, Sequence) and queries and all(isinstance(q, str) for q in queries):
+            return await self._embedding.of_queries(queries)
+        if not batch and isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "fiu":
+            queries, batch = queries[None, :], True
+
+        def made() -> npt.NDArray[np.float32]:
+            name = only_field(self.known) if field is None else field
+            if name not in self.known:
+                raise InvalidInput(f"no such field; this collection has {', '.join(self.known)}", field=name)
+            return checked_queries(queries if batch else [queries], self.known[name], name)
+
+        found: npt.NDArray[np.float32] = await self._checked(made)
+        return found
+
+    def __repr__(self) -> str:
+        return f"<vecdb.Collection {self._name!r} at {self._channel.address.target}>"
+
+
+_new_token = token
+
+
+def _part_of(token: bytes, number: int) -> bytes:
+    """The token of a later part of a write that takes several."""
+    return token if number == 0 else hashlib.sha256(token + number.to_bytes(8, "big")).digest()
+
+
+def _parts(batch: Batch, largest: int) -> Iterator[Batch]:
+    """The batch, in parts that fit a message and a commit."""
+    size = batch.nbytes
+    count = -(-size // min(CHUNK_BYTES, largest * 15 // 16))
+    if count <= 1 or len(batch.keys) <= 1:
+        yield batch
+        return
+    step = -(-len(batch.keys) // count)
+    for start in range(0, len(batch.keys), step):
+        fields: dict[str, FieldRows] = {name: rows.slice(start, start + step) for name, rows in batch.fields.items()}
+        yield from _parts(Batch(batch.keys[start : start + step], fields, batch.payloads[start : start + step]), largest)
+
+
+def _points(batch: Batch, without: set[Id]) -> Iterator[Any]:
+    """One by one, so that some have ids and some have none."""
+    for at, key in enumerate(batch.keys):
+        made = messages.Point(id=None if key in without else convert.to_id(key), payload=batch.payloads[at])
+        for name, rows in batch.fields.items():
+            if rows.present is None or rows.present[at]:
+                made.vectors[name].CopyFrom(convert.to_vector(rows.vectors[at]))
+        yield made
+
+
+def _asked(ids: Any) -> list[Id]:
+    return list(checked_ids([ids] if isinstance(ids, int | str) and not isinstance(ids, bool) else ids))
+
+
+def _selective(where: Where) -> Any:
+    if parse_filter(where) is None:
+        raise InvalidInput("the filter is empty, which means every point; say so with ids=, or drop the collection")
+    return convert.to_filter(where)
+
+
+def _checked_k(k: Any, name: str = "k") -> int:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise InvalidInput(f"{name} must be a whole number from 1 up, not {k!r}")
+    return min(int(k), 2**32 - 1)
+
+
+def _checked_text(text: str) -> str:
+    from ..embed import checked_texts
+
+    return checked_texts([text])[0]
+
+
+def _checked_timeout(timeout: Any) -> float | None:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        raise InvalidInput(f"timeout must be a number of seconds above 0, not {timeout!r}")
+    return timeout
+
+
+def _want_vectors(request: Any, names: Any) -> None:
+    wanted = convert.to_with_vectors(names)
+    if wanted is not None:
+        request.with_vectors.CopyFrom(wanted)
+
+
+def _options(
+    where: Where, field: str | None, recall: float | None, exact: bool, with_payload: bool, with_vectors: Any,
+    score_threshold: Any, explain: bool,
+) -> Any:  # fmt: skip
+    if recall is not None and (isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1):
+        raise InvalidInput(f"recall must be above 0 and at most 1, not {recall!r}")
+    number = isinstance(score_threshold, int | float | np.number) and not isinstance(score_threshold, bool)
+    if score_threshold is not None and (not number or score_threshold != score_threshold):
+        raise InvalidInput(f"score_threshold must be a number, not {score_threshold!r}")
+    made = messages.Options(
+        field=field or "", recall=recall, exact=bool(exact), with_payload=bool(with_payload),
+        score_threshold=score_threshold, explain=bool(explain),
+    )  # fmt: skip
+    if where is not None:
+        made.where.CopyFrom(convert.to_filter(where) or messages.Filter())
+    _want_vectors(made, with_vectors)
+    return made
+
+
+def _hits(found: Any, with_payload: bool) -> Hits:
+    return Hits([convert.from_hit(hit, with_payload=with_payload) for hit in found])
+
+
+def _of_reply(found: Any, with_payload: bool) -> Hits:
+    hits = _hits(found.hits, with_payload)
+    if found.HasField("plan"):
+        hits.plan = plan_of(found.plan)
+    return hits
+
+
+def plan_of(message: Any) -> Any:
+    from ..search.plan import Plan
+
+    return convert.from_figures(message, Plan)
+
+
+def _batch_of(found: Any, count: int, k: int, with_payload: bool) -> BatchHits:
+    lengths = np.array(found.lengths, np.int64)
+    ids, scores = np.full((count, k), None, object), np.full((count, k), np.nan, np.float32)
+    kept = np.arange(k) < lengths[:, None]
+    flat = convert.from_ids(found.ids)
+    ids[kept] = np.array(flat, object) if flat else []
+    scores[kept] = np.frombuffer(found.scores, "<f4")
+    starts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+    vectors = {name: convert.from_matrix(rows, name) for name, rows in found.vectors.items()}
+
+    def hits_of(at: int) -> Hits:
+        from ..hits import Hit
+
+        made = []
+        for number, place in enumerate(range(starts[at], starts[at + 1])):
+            payload = (orjson.loads(found.payloads[place] or b"{}") if found.payloads else {}) if with_payload else None
+            mine = {name: rows[place].copy() for name, rows in vectors.items() if rows[place] is not None}
+            made.append(Hit(flat[place], float(scores[at, number]), payload, mine))
+        return Hits(made)
+
+    return BatchHits(ids, scores, lengths, hits_of, plan_of(found.plan) if found.HasField("plan") else None)
+
+
+async def verify(channel: Channel, target: Any, repair: bool, progress: Callable[[int, int], None] | None) -> Report:
+    """Raises what the server raised."""
+    from vecdb_storage.verify import Report
+
+    report: Report | None = None
+    async for reply in channel.stream("Admin/Verify", messages.VerifyRequest(target=target, repair=repair)):
+        if reply.HasField("report"):
+            report = convert.from_figures(reply.report, Report)
+        elif progress is not None:
+            progress(reply.progress.done, reply.progress.total)
+    assert report is not None
+    return report
+
+
+async def vacuum(channel: Channel, target: Any, progress: Callable[[int, int], None] | None) -> Vacuumed:
+    from vecdb_storage.vacuum import Vacuumed
+
+    vacuumed: Vacuumed | None = None
+    async for reply in channel.stream("Admin/Vacuum", messages.VacuumRequest(target=target)):
+        if reply.HasField("vacuumed"):
+            vacuumed = convert.from_figures(reply.vacuumed, Vacuumed)
+        elif progress is not None:
+            progress(reply.progress.done, reply.progress.total)
+    assert vacuumed is not None
+    return vacuumed
+
+
+def safe_name(path: str) -> str:
+    """A relative name that a server may give to a file. Raises VecdbError."""
+    parts = path.split("/")
+    if not path or os.path.isabs(path) or any(part in ("", ".", "..") for part in parts) or "\\" in path:
+        raise VecdbError(f"the server names a file {path!r}, which is not a file of a backup")
+    return path

@@ -1,0 +1,128 @@
+"""Searches that arrive together become one kernel call.
+
+Nobody waits for company: a search that finds the way free goes at once, alone. Those that arrive while it runs, and ask for the
+same thing of the same collection, go together next, led by the first of them. So a batch is as large as the load makes
+it, the wait is at most that of the call before, and nothing is on when the server is idle. One `Coalescer` for a process,
+safe in any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+from ..errors import DeadlineExceeded
+
+Query = TypeVar("Query")
+Reply = TypeVar("Reply")
+LARGEST = 256  # queries in a call
+
+
+class _Waiting(Generic[Query, Reply]):
+    __slots__ = ("deadline", "error", "led", "query", "ready", "reply")
+
+    def __init__(self, query: Query, deadline: float | None) -> None:
+        self.query, self.deadline = query, deadline
+        self.ready = threading.Event()
+        self.led: list[_Waiting[Query, Reply]] | None = None  # set when it is to lead these, itself among them
+        self.reply: Reply | None = None
+        self.error: BaseException | None = None
+
+
+class _Line:
+    """Those who ask for the same thing."""
+
+    __slots__ = ("running", "waiting")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.waiting: list[Any] = []
+
+
+class Coalescer(Generic[Query, Reply]):
+    """width: calls for the same thing that may run side by side: as many as there are cores for them."""
+
+    def __init__(self, width: int, seen: Callable[[int], None] = lambda size: None) -> None:
+        """seen: told the size of each call."""
+        self._width, self._seen = width, seen
+        self._lock = threading.Lock()
+        self._lines: dict[Hashable, _Line] = {}
+
+    def search(
+        self,
+        same: Hashable,
+        query: Query,
+        deadline: float | None,
+        run: Callable[[list[Query], float | None], list[Reply]],
+    ) -> Reply:
+        """The reply to one query. same: what must be equal for queries to go together.
+
+        deadline: a time.monotonic() value, or None. run: answers some queries, until the latest of their deadlines; what it
+        raises is raised to each of them. Raises DeadlineExceeded.
+        """
+        with self._lock:
+            line = self._lines.get(same)
+            if line is None:
+                line = self._lines[same] = _Line()
+            if line.running < self._width:
+                line.running += 1
+                mine = None
+            else:
+                mine = _Waiting[Query, Reply](query, deadline)
+                line.waiting.append(mine)
+        if mine is None:
+            try:
+                self._seen(1)
+                return run([query], deadline)[0]
+            finally:
+                self._next(same, line)
+        if not mine.ready.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            with self._lock:
+                if mine in line.waiting:
+                    line.waiting.remove(mine)
+                left = mine.led is None
+            if left:
+                raise DeadlineExceeded("the search waited for others until its time was up")
+        if mine.led is not None:
+            self._lead(same, line, mine.led, run)
+        if mine.error is not None:
+            raise mine.error
+        assert mine.reply is not None
+        return mine.reply
+
+    def _lead(
+        self,
+        same: Hashable,
+        line: _Line,
+        together: list[_Waiting[Query, Reply]],
+        run: Callable[[list[Query], float | None], list[Reply]],
+    ) -> None:
+        deadlines = [each.deadline for each in together]
+        latest = None if None in deadlines else max(each for each in deadlines if each is not None)
+        try:
+            self._seen(len(together))
+            replies = run([each.query for each in together], latest)
+            for each, reply in zip(together, replies, strict=True):
+                each.reply = reply
+        except BaseException as error:
+            for each in together:
+                each.error = error
+        finally:
+            self._next(same, line)
+            for each in together[1:]:
+                each.ready.set()
+
+    def _next(self, same: Hashable, line: _Line) -> None:
+        """Those who wait go next, led by the first of them; or nobody does."""
+        with self._lock:
+            together, line.waiting = line.waiting[:LARGEST], line.waiting[LARGEST:]
+            if together:
+                together[0].led = together
+            else:
+                line.running -= 1
+                if not line.running and self._lines.get(same) is line:
+                    del self._lines[same]
+        if together:
+            together[0].ready.set()

@@ -1,0 +1,216 @@
+"""The service `Points`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..collection import Collection
+from ..errors import InvalidInput, VecdbError
+from ..points import Point
+from ..wire import convert, messages
+from .gate import Call
+from .services import Answer, Served
+
+_PAGE_POINTS = 500
+_PAGE_BYTES = 1 << 20
+
+
+def upsert(served: Served, call: Call, request: Any) -> Any:
+    collection = served.collection(call, request.target)
+    keys, replaced = _write(collection, request)
+    made = messages.UpsertReply(applied=len(keys), replaced=replaced)
+    if not request.quiet:
+        made.ids.CopyFrom(convert.to_ids(keys))
+    return made
+
+
+def _write(collection: Collection, request: Any) -> tuple[list[Any], int]:
+    """One commit. Returns the ids, and how many points were replaced."""
+    columns, token = request.columns, request.token or None
+    checkpoints = {each.token: each.value if each.HasField("value") else None for each in request.checkpoints}
+    if request.points:
+        if request.HasField("columns"):
+            raise InvalidInput("give columns or points, not both")
+        return _write_points(collection, request, token, checkpoints)
+    ids = convert.from_ids(columns.ids) or None
+    payloads = convert.from_payloads(columns.payloads)
+    vectors: Any = {name: convert.from_matrix(rows, name) for name, rows in columns.vectors.items()}
+    if "" in vectors:
+        vectors = vectors[""] if len(vectors) == 1 else vectors
+    if columns.texts:
+        if vectors:
+            raise InvalidInput("give texts or vectors, not both")
+        texts = list(columns.texts)
+        vectors, payloads = collection.embedding.of_points(texts, payloads, lambda v, p: collection.check(ids, v, p))
+    prepared = collection.prepare(ids, vectors, payloads)
+    replaced = prepared.commit(insert=request.insert, checkpoints=checkpoints, token=token)
+    return list(prepared.ids), replaced
+
+
+def _write_points(
+    collection: Collection, request: Any, token: bytes | None, checkpoints: dict[bytes, bytes | None]
+) -> tuple[list[Any], int]:
+    if checkpoints:
+        raise InvalidInput("checkpoints go with columns")
+    write = collection.insert if request.insert else collection.upsert
+    if any(point.text for point in request.points):
+        if not all(point.text and not point.vectors for point in request.points):
+            raise InvalidInput("points of a request have texts or vectors, all the same")
+        ids = [convert.from_id(point.id) for point in request.points]
+        if None in ids and any(each is not None for each in ids):
+            raise InvalidInput("give ids to all points of a request, or to none")
+        payloads = [convert.from_payload(point.payload) for point in request.points]
+        texts = [point.text for point in request.points]
+        return write(ids=None if None in ids else ids, texts=texts, payloads=payloads, token=token), 0
+    return write([convert.point_to_write(point) for point in request.points], token=token), 0
+
+
+def upsert_stream(served: Served, call: Call, requests: Iterator[Any]) -> Any:
+    """Each message a commit. The next one is read from the network while the one before is committed."""
+    applied = replaced = 0
+    keys: list[Any] = []
+    target: Any = None
+    try:
+        for request in requests:
+            if request.HasField("target"):
+                target = request.target
+            elif target is None:
+                raise InvalidInput("the first message names the collection")
+            collection = served.collection(call, target)
+            some, fewer = _write(collection, request)
+            applied, replaced = applied + len(some), replaced + fewer
+            if not request.quiet:
+                keys += some
+    except VecdbError as error:
+        error.applied = applied
+        raise
+    return messages.UpsertReply(ids=convert.to_ids(keys), applied=applied, replaced=replaced)
+
+
+def delete(served: Served, call: Call, request: Any) -> Any:
+    collection = served.collection(call, request.target)
+    ids, where = _chosen(request)
+    return messages.Changed(count=collection.delete(ids, where=where, token=request.token or None))
+
+
+def _chosen(request: Any) -> tuple[list[Any] | None, Any]:
+    """By ids or by a filter, whichever is there."""
+    ids = convert.from_ids(request.ids) if request.HasField("ids") else None
+    where = convert.from_filter(request.where) if request.HasField("where") else None
+    if request.HasField("where") and where is None:
+        raise InvalidInput("the filter is empty, which means every point; say so with ids, or drop the collection")
+    return ids, where
+
+
+def update_payload(served: Served, call: Call, request: Any) -> Any:
+    collection = served.collection(call, request.target)
+    ids, where = _chosen(request)
+    payloads = [convert.from_payload(each) or {} for each in request.payloads]
+    payload: Any = payloads if request.each else payloads[0] if payloads else None
+    if len(payloads) > 1 and not request.each:
+        raise InvalidInput("one payload for all, or each")
+    changed = collection.update_payload(
+        ids, payload, where=where, replace=request.replace, remove=list(request.remove), token=request.token or None
+    )
+    return messages.Changed(count=changed)
+
+
+def get(served: Served, call: Call, request: Any) -> Any:
+    collection = served.collection(call, request.target)
+    ids = convert.from_ids(request.ids)
+    found = collection.get(ids, **_shape(request))
+    return messages.GetReply(
+        points=[convert.to_point(point) for point in found if point is not None],
+        missing=[position for position, point in enumerate(found) if point is None],
+    )
+
+
+def _shape(request: Any) -> dict[str, Any]:
+    return {
+        "with_vectors": convert.from_with_vectors(request.with_vectors),
+        "with_payload": "json" if request.with_payload or not request.HasField("with_payload") else False,
+    }
+
+
+def count(served: Served, call: Call, request: Any) -> Any:
+    where = convert.from_filter(request.where)
+    return messages.CountReply(count=served.collection(call, request.target).count(where))
+
+
+def sample(served: Served, call: Call, request: Any) -> Any:
+    collection, shape = served.collection(call, request.target), _shape(request)
+    points = collection.sample(request.count, where=convert.from_filter(request.where), seed=request.seed, **shape)
+    return messages.ExportReply(columns=convert.to_columns(points, with_payload=bool(shape["with_payload"])))
+
+
+def scroll(served: Served, call: Call, request: Any) -> Iterator[Any]:
+    for page in _pages(served, call, request):
+        yield messages.ScrollReply(points=[convert.to_point(point) for point in page])
+
+
+def export(served: Served, call: Call, request: Any) -> Iterator[Any]:
+    with_payload = request.with_payload if request.HasField("with_payload") else True
+    for page in _pages(served, call, request):
+        yield messages.ExportReply(columns=convert.to_columns(page, with_payload=with_payload))
+
+
+def _pages(served: Served, call: Call, request: Any) -> Iterator[list[Point]]:
+    """Points in order, some at a time; the snapshot is taken before anything is sent."""
+    collection = served.collection(call, request.target)
+    limit = request.limit if request.HasField("limit") else None
+    points = collection.scroll(convert.from_filter(request.where), limit=limit, **_shape(request))
+    call.context.send_initial_metadata(())
+    width = sum(4 * field.dim for field in collection.fields.values()) if request.HasField("with_vectors") else 0
+    size = max(1, min(_PAGE_POINTS, _PAGE_BYTES // (width + 200)))
+    page: list[Point] = []
+    for point in points:
+        page.append(point)
+        if len(page) == size:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def embed(served: Served, call: Call, request: Any) -> Any:
+    collection = served.collection(call, request.target)
+    embedding = collection.embedding
+    vectors = embedding.of_queries(list(request.texts))
+    return messages.EmbedReply(vectors=convert.to_matrix(vectors), field=embedding.field)
+
+
+def fit(served: Served, call: Call, request: Any) -> Any:
+    collection = served.collection(call, request.target)
+    made, _ = collection.embedding.of_points(list(request.texts), None, lambda v, p: collection.check(None, v, p))
+    ((field, vectors),) = made.items()
+    return messages.EmbedReply(vectors=convert.to_matrix(vectors), field=field)
+
+
+def checkpoints(served: Served, call: Call, request: Any) -> Any:
+    found = served.collection(call, request.target).checkpoints(request.prefix)
+    made = [messages.Checkpoint(token=token, value=value) for token, value in found.items()]
+    return messages.CheckpointsReply(checkpoints=made)
+
+
+def set_checkpoints(served: Served, call: Call, request: Any) -> Any:
+    given = {each.token: each.value if each.HasField("value") else None for each in request.checkpoints}
+    served.collection(call, request.target).set_checkpoints(given)
+    return messages.CheckpointsReply()
+
+
+ANSWERS: dict[str, Answer] = {
+    "Points/Upsert": upsert,
+    "Points/UpsertStream": upsert_stream,
+    "Points/Delete": delete,
+    "Points/UpdatePayload": update_payload,
+    "Points/Get": get,
+    "Points/Count": count,
+    "Points/Sample": sample,
+    "Points/Scroll": scroll,
+    "Points/Export": export,
+    "Points/Embed": embed,
+    "Points/Fit": fit,
+    "Points/Checkpoints": checkpoints,
+    "Points/SetCheckpoints": set_checkpoints,
+}

@@ -1,0 +1,108 @@
+"""What the services have in common: the database, whose collection is meant, and how methods become handlers of gRPC.
+
+A service is a dict of functions by the names of its methods; each takes (Served, Call, request) and returns a reply, or is a
+generator of them. Streams of requests come as iterators of messages. Everything is safe in any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from ..collection import Collection
+from ..database import Database
+from ..errors import InvalidInput, NotFound
+from ..search.stopping import stopped_by
+from ..wire import messages
+from .coalesce import Coalescer
+from .config import Config
+from .gate import Call
+
+_NAMED = 20  # collections that an error names
+Answer = Callable[["Served", Call, Any], Any]
+
+
+@dataclass
+class Served:
+    """What requests are answered from."""
+
+    db: Database
+    config: Config
+    coalescer: Coalescer[Any, Any]
+
+    def collection(self, call: Call, target: Any) -> Collection:
+        """The collection that is meant, if the key may have it. Raises NotFound, PermissionDenied, InvalidInput.
+
+        A name that is not in the key's scope is refused before it is looked up, so that nobody learns what there is.
+        """
+        if target.uuid:
+            if len(target.uuid) != 16:
+                raise InvalidInput("a uuid has 16 bytes")
+            found = self.db.collection_of(target.uuid)
+            call.check_collection(found.name)
+            return found
+        if not target.collection:
+            raise InvalidInput("the request names no collection")
+        call.check_collection(target.collection)
+        if target.collection not in self.db:
+            known = [name for name in self.db.collections() if call.key.reaches(name)]
+            some = ", ".join(known[:_NAMED]) + (", …" if len(known) > _NAMED else "")
+            raise NotFound(f"no collection {target.collection!r}; there are: {some or 'none'}")
+        return self.db.collection(target.collection)
+
+    def asked(self, call: Call, target: Any) -> Collection | None:
+        """As `collection`, and None where none is named."""
+        return self.collection(call, target) if target.uuid or target.collection else None
+
+
+class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """All methods of the contract, answered by `answers`, by name: "Points/Upsert"."""
+
+    def __init__(self, served: Served, answers: dict[str, Answer]) -> None:
+        missing = messages.METHODS.keys() - answers.keys()
+        assert not missing, f"not answered: {missing}"
+        self._handlers = {
+            messages.METHODS[name].path: _handler(served, messages.METHODS[name], answer) for name, answer in answers.items()
+        }
+
+    def service(self, details: Any) -> Any:
+        return self._handlers.get(details.method)
+
+
+def _handler(served: Served, method: messages.Method, answer: Answer) -> Any:
+    def asked(call: Call, data: Any) -> Any:
+        if method.client_streams:
+            return (call.parse(method.request, each) for each in data)
+        request = call.parse(method.request, data)
+        call.stage("decode")
+        return request
+
+    def one(data: Any, call: Call) -> bytes:
+        with stopped_by(call.control):
+            reply = answer(served, call, asked(call, data))
+        call.stage("answer")
+        encoded: bytes = reply.SerializeToString()
+        call.stage("encode")
+        return encoded
+
+    def several(data: Any, call: Call) -> Iterator[bytes]:
+        # Set around each step and not around the whole, since a generator runs in the context of whoever asks for more.
+        replies = iter(answer(served, call, asked(call, data)))
+        while True:
+            with stopped_by(call.control):
+                call.control.poll()
+                reply = next(replies, None)
+            if reply is None:
+                return
+            yield reply.SerializeToString()
+
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    return kinds[method.client_streams, method.server_streams](several if method.server_streams else one)

@@ -1,0 +1,229 @@
+"""Several processes behind one port: reads by all of them, writes by the first.
+
+The process that `vecdb serve --workers N` starts opens no database: it starts the workers, starts one anew that ended on its
+own, and asks them for their figures. Worker 0 has the database open for writing; the others follow it read-only, and send
+writes on to it through a socket in a folder that only this user can enter. The kernel spreads connections over them
+(SO_REUSEPORT).
+
+A worker is a fresh interpreter, never a fork. Its standard input is its life line: when it closes, because the parent ended
+in whatever way, the worker drains and ends. Over it the parent also asks for metrics: a line with the question, and on
+standard output one with the answer, as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import StorageError, VecdbError
+from . import telemetry
+from .config import Config, check_exposure
+from .keys import Keys
+from .probes import Probes
+
+log = logging.getLogger("vecdb.server")
+_START = 60.0  # seconds for a worker to say that it serves
+_QUICK = 1.0  # one that ended sooner than that is started anew after a pause
+_PAUSE = 1.0
+
+
+class Worker:
+    """One process, as its parent sees it. Belongs to the thread that watches it, but for `ask`."""
+
+    def __init__(self, config: Config, number: int, inner: str) -> None:
+        self.number = number
+        self._lock = threading.Lock()
+        told = {"config": asdict(config), "number": number, "inner": inner}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vecdb.server.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.started = time.monotonic()
+        self._say(json.dumps(told))
+
+    def wait_ready(self) -> None:
+        """Raises the error with which it ended."""
+        told = self._answer()
+        if told is None or "error" in told:
+            self.process.wait(_START)
+            raise StorageError((told or {}).get("error") or f"worker {self.number} ended with {self.process.returncode}")
+
+    def ask(self, question: str) -> Any:
+        """None when it is not there."""
+        with self._lock:
+            try:
+                self._say(question)
+                return self._answer()
+            except (OSError, ValueError):
+                return None
+
+    def _say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+
+
+class Supervisor:
+    """The parent of the workers."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises what opening the database or listening raises in a worker."""
+        check_exposure(config, has_keys=bool(Keys(config.keys_path)))
+        self._folder = tempfile.mkdtemp(prefix="vecdb-")  # 0700
+        self._inner = f"unix:{self._folder}/writer"
+        self._stopped = threading.Event()
+        self._probes: Probes | None = None
+        self._reserved: socket.socket | None = None
+        self._workers: list[Worker] = []
+        try:
+            if config.port == 0:
+                config = replace(config, port=self._reserve(config.host))
+            self.config = config
+            for number in range(config.workers):
+                worker = Worker(config, number, self._inner)
+                self._workers.append(worker)
+                worker.wait_ready()
+            if config.metrics_port is not None:
+                self._probes = Probes(config, self._metrics, self._ready)
+        except BaseException:
+            self._end()
+            raise
+        self._watchers = [
+            threading.Thread(target=self._watch, args=(n,), name=f"vecdb-worker-{n}") for n in range(config.workers)
+        ]
+        for watcher in self._watchers:
+            watcher.start()
+
+    def _reserve(self, host: str) -> int:
+        """A free port, bound so that nobody else gets it, and not listened on."""
+        self._reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._reserved.bind((host, 0))
+        port: int = self._reserved.getsockname()[1]
+        return port
+
+    @property
+    def port(self) -> int:
+        return self.config.port
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.process.pid for worker in self._workers]
+
+    @property
+    def metrics_port(self) -> int | None:
+        return None if self._probes is None else self._probes.port
+
+    def _watch(self, number: int) -> None:
+        """Starts worker `number` anew whenever it has ended on its own."""
+        while True:
+            worker = self._workers[number]
+            code = worker.process.wait()
+            if self._stopped.is_set():
+                return
+            log.error("a worker ended and is started anew", extra={"worker": number, "code": code})
+            worker.end()
+            if time.monotonic() - worker.started < _QUICK and self._stopped.wait(_PAUSE):
+                return
+            fresh = Worker(self.config, number, self._inner)
+            self._workers[number] = fresh
+            try:
+                fresh.wait_ready()
+            except VecdbError as error:
+                log.error("a worker cannot start", extra={"worker": number, "reason": str(error)})
+                if self._stopped.wait(_PAUSE):
+                    return
+
+    def _metrics(self) -> bytes:
+        return telemetry.joined(
+            [(worker.number, told["metrics"]) for worker in self._workers if (told := worker.ask("metrics"))]
+        )
+
+    def _ready(self) -> bool:
+        return not self._stopped.is_set() and all(worker.process.poll() is None for worker in self._workers)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def wait(self) -> None:
+        while not self._stopped.wait(60):
+            pass
+        self._end()
+        for watcher in self._watchers:
+            watcher.join()
+        log.info("stopped")
+
+    def _end(self) -> None:
+        """All workers drain, those that read first."""
+        self._stopped.set()
+        if self._probes is not None:
+            self._probes.close()
+        for worker in reversed(self._workers):
+            worker.end()
+        for worker in reversed(self._workers):
+            try:
+                worker.process.wait(self.config.grace + 10)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+        if self._reserved is not None:
+            self._reserved.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _run() -> None:
+    """A worker: see above."""
+    from .serve import Server
+
+    told = json.loads(sys.stdin.readline())
+    config, number, inner = Config(**told["config"]), told["number"], told["inner"]
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else prints must not be taken for an answer
+    telemetry.log_to_stderr(config.log_level)
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, signal.SIG_IGN)  # a terminal sends them to all; the parent tells when to end
+    try:
+        if number == 0:
+            Path(inner.removeprefix("unix:")).unlink(missing_ok=True)
+            server = Server(config, inner=inner)
+        else:
+            server = Server(config, worker=number, writer=inner)
+        server.start()
+    except VecdbError as error:
+        answers.write(json.dumps({"error": str(error)}) + "\n")
+        sys.exit(1)
+    answers.write(json.dumps({"port": server.port}) + "\n")
+
+    def listen() -> None:
+        for line in sys.stdin:
+            if line.strip() == "metrics":
+                answers.write(json.dumps({"metrics": server.metrics.text().decode()}) + "\n")
+        server.stop()
+
+    threading.Thread(target=listen, name="vecdb-life-line", daemon=True).start()
+    server.wait()
+
+
+if __name__ == "__main__":
+    _run()
