@@ -20,7 +20,9 @@ MAY_IMPORT = {"vecdb": {"vecdb_index", "vecdb_storage"}, "vecdb_index": set(), "
 HEAVY = {
     "numba",
     "lmdb",
+    "google",
     "grpc",
+    "prometheus_client",
     "pyarrow",
     "pandas",
     "polars",

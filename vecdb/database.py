@@ -166,7 +166,8 @@ class Database:
             raise AlreadyExists(f"collection {name!r} exists; choose another name, or drop it first")
         from .ingest.peers.hnswlib import import_file
 
-        return import_file(self, name, path, metric, dtype, index, batch, progress)
+        import_file(self, name, path, metric, dtype, index, batch, progress)
+        return self.collection(name)
 
     def ingest(
         self,

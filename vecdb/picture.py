@@ -18,7 +18,7 @@ import orjson
 from .errors import AlreadyExists, InvalidInput, StorageError, Unsupported
 
 if TYPE_CHECKING:
-    from .collection import Collection, Where
+    from .api import Collection, Where
     from .points import Point
 
 # Okabe and Ito's colours, which can be told apart by all, and two more; the last is for what has none of its own.

@@ -329,10 +329,11 @@ def batch_from_arrays(
     *,
     count: int | None = None,
     early: Callable[[dict[str, FieldRows]], None] | None = None,
+    columns: bool = True,
 ) -> Batch:
     """One batch from columns: ids (n) or None for new ULIDs; vectors (n, d), or field -> (n, d) in which a row may be
-    None where the point lacks the field; payloads: n dicts (or None), a dict of columns, or None. early: told the
-    checked vectors before payloads are looked at, so that it can begin to write them.
+    None where the point lacks the field; payloads: n dicts (or None), a dict of columns, or None. early: told the checked
+    vectors before payloads are looked at, so that it can begin to write them. columns: false where it is not stored here.
     """
     by_field = _by_field(fields, vectors)
     if ids is None:
@@ -357,7 +358,7 @@ def batch_from_arrays(
     large = sum(rows.vectors.nbytes for rows in stored.values()) >= LEVEL0_BYTES
     if payloads is None:  # nothing to walk
         return Batch(keys, stored, [b""] * len(keys), (), NO_COLUMNS if large else None)
-    prepared = _prepared(_as_rows(payloads, len(keys)), keys, columns=large)
+    prepared = _prepared(_as_rows(payloads, len(keys)), keys, columns=large and columns)
     return Batch(keys, stored, prepared.json, (), prepared.columns, raw=prepared.raw)
 
 

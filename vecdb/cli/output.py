@@ -18,8 +18,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..collection import Collection
-    from ..database import Database
+    from ..api import Collection, Database
 
 Db = Annotated[
     str,
@@ -54,7 +53,7 @@ def opened(path: str, *, write: bool = False, create: bool = False, **options: A
 
     if is_server(path):
         with vecdb.connect(path) as remote:
-            yield remote  # type: ignore[misc]
+            yield remote
         return
     if not create and not os.path.exists(os.path.join(path, "VECDB")):
         raise NotFound(f"{path}: there is no database; `vecdb create` and `vecdb ingest` make one")

@@ -11,8 +11,7 @@ from . import output
 from .output import Db, Field, Json, Name, Where, Yes
 
 if TYPE_CHECKING:
-    from ..collection import Collection
-    from ..database import Database
+    from ..api import Collection, Database
 
 _Query = Annotated[str | None, typer.Argument(help="A text, in a collection with an encoder.", show_default=False)]
 _Vector = Annotated[

@@ -172,7 +172,7 @@ class RemoteDatabase:
         """As `vecdb.Database.ingest`: files of this machine, read here."""
         from ..ingest.load import plan_of
 
-        return plan_of(self, collection, files, **how).run(progress)  # type: ignore[arg-type]
+        return plan_of(self, collection, files, **how).run(progress)
 
     def import_hnswlib(
         self,
@@ -190,8 +190,8 @@ class RemoteDatabase:
             raise AlreadyExists(f"collection {name!r} exists; choose another name, or drop it first")
         from ..ingest.peers.hnswlib import import_file
 
-        made: Any = import_file(self, name, path, metric, dtype, index, batch, progress)  # type: ignore[arg-type]
-        return made  # type: ignore[no-any-return]
+        import_file(self, name, path, metric, dtype, index, batch, progress)
+        return self.collection(name)
 
     def __getitem__(self, name: str) -> RemoteCollection:
         return self.collection(name)

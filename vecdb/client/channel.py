@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -126,14 +126,28 @@ class Channel:
         method = messages.METHODS[name]
         if again is None:
             again = not method.writes or bool(getattr(request, "token", b""))
+        data = request.SerializeToString()
+        return method.reply.FromString(await self._tried(lambda rest: self._once(method, data, rest), timeout, again))
+
+    async def send(self, name: str, requests: Callable[[], Iterator[Any]]) -> Any:
+        """A call with a stream of requests, each of which has a token, and one reply. requests: begins them anew."""
+        method = messages.METHODS[name]
+
+        def begun(rest: float | None) -> Awaitable[bytes]:
+            return self._all(method, (each.SerializeToString() for each in requests()), rest)
+
+        return method.reply.FromString(await self._tried(begun, None, again=True))
+
+    async def _tried(self, call: Callable[[float | None], Awaitable[bytes]], timeout: float | None, again: bool) -> bytes:
+        """The reply to a call that is told how many seconds are left for it."""
         timeout = self.address.timeout if timeout is None else timeout
         until = None if timeout is None else time.monotonic() + timeout
-        pause, data = _FIRST, request.SerializeToString()
+        pause = _FIRST
         for left in range(self.address.retries, -1, -1):
             self.check_open()
             try:
                 rest = None if until is None else max(0.001, until - time.monotonic())
-                return method.reply.FromString(await self._once(method, data, rest))
+                return await call(rest)
             except grpc.RpcError as failed:
                 error = error_of(failed)
             # What was sent away was not begun; what is unavailable may have been.
@@ -158,6 +172,9 @@ class Channel:
     async def _once(self, method: messages.Method, data: bytes, timeout: float | None) -> bytes: ...
 
     @abstractmethod
+    async def _all(self, method: messages.Method, data: Iterator[bytes], timeout: float | None) -> bytes: ...
+
+    @abstractmethod
     async def _sleep(self, seconds: float) -> None: ...
 
     @abstractmethod
@@ -178,6 +195,11 @@ class Blocking(Channel):
         self._channel = made(address.target, *secrets, options=address.options())
         self._unary = {m.name: self._channel.unary_unary(m.path) for m in messages.METHODS.values()}
         self._streams = {m.name: self._channel.unary_stream(m.path) for m in messages.METHODS.values()}
+
+    async def _all(self, method: messages.Method, data: Iterator[bytes], timeout: float | None) -> bytes:
+        call = self._channel.stream_unary(method.path)
+        found: bytes = call(data, timeout=timeout, metadata=self.address.metadata)
+        return found
 
     async def _once(self, method: messages.Method, data: bytes, timeout: float | None) -> bytes:
         found: bytes = self._unary[method.name](data, timeout=timeout, metadata=self.address.metadata)
@@ -215,6 +237,11 @@ class Waiting(Channel):
         self._channel = made(address.target, *secrets, options=address.options())
         self._unary = {m.name: self._channel.unary_unary(m.path) for m in messages.METHODS.values()}
         self._streams = {m.name: self._channel.unary_stream(m.path) for m in messages.METHODS.values()}
+
+    async def _all(self, method: messages.Method, data: Iterator[bytes], timeout: float | None) -> bytes:
+        call = self._channel.stream_unary(method.path)
+        found: bytes = await call(data, timeout=timeout, metadata=tuple(self.address.metadata))
+        return found
 
     async def _once(self, method: messages.Method, data: bytes, timeout: float | None) -> bytes:
         found: bytes = await self._unary[method.name](data, timeout=timeout, metadata=tuple(self.address.metadata))

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..search.calibrate import Report as RecallReport
 
 Id = int | str
+_PAGE = 1000  # points that are got in a call
 
 
 def token() -> bytes:
@@ -177,7 +178,7 @@ class AsyncCollection:
                     raise InvalidInput("give texts or vectors, not both")
                 ids = ids if ids is None or isinstance(ids, np.ndarray) else checked_ids(ids)  # it may be read twice
                 vectors, payloads = await self._embedding.of_points(texts, payloads, lambda v, p: self.check_known(ids, v, p))
-            whole = await self._checked(lambda: batch_from_arrays(self.known, ids, vectors, payloads))
+            whole = await self._checked(lambda: self._batch(ids, vectors, payloads))
             batches: Iterable[tuple[Batch, Sequence[Id]]] = [(whole, whole.keys if ids is None else ())]
         else:
             if ids is not None or vectors is not None or payloads is not None or texts is not None:
@@ -191,7 +192,11 @@ class AsyncCollection:
         number = 0
         try:
             for batch, made in batches:
-                for part in _parts(batch, self._largest):
+                parts = _parts(batch, self._largest)
+                if len(parts) > 1 and token is None:
+                    written += await self._stream(parts, insert)
+                    continue
+                for part in parts:
                     mine = None if token is None else _part_of(token, number)
                     # Ids that were made here would be others when the call is made again, so that the token would not fit: then
                     # the server makes them.
@@ -214,6 +219,17 @@ class AsyncCollection:
                 raise
             return make()
 
+    async def _stream(self, parts: list[Batch], insert: bool) -> list[Id]:
+        """Several commits, of which the server prepares one while it makes the one before; the tokens let it begin again."""
+        tokens = [_new_token() for _ in parts]
+
+        def requests() -> Iterator[Any]:
+            for part, mine in zip(parts, tokens, strict=True):
+                yield self._request(part, insert, mine)
+
+        await self._channel.send("Points/UpsertStream", requests)
+        return [key for part in parts for key in part.keys]
+
     async def send(
         self,
         batch: Batch,
@@ -223,24 +239,28 @@ class AsyncCollection:
         without: Sequence[Id] = (),
     ) -> Any:
         """One commit. without: ids that are left for the server to make."""
-        request = messages.UpsertRequest(target=self.target, insert=insert, token=given or token(), quiet=not without)
-        if without and len(without) < len(batch.keys):
-            request.points.extend(_points(batch, set(without)))
-            return await self._channel.call("Points/Upsert", request)
-        columns = request.columns
-        if not without:
-            columns.ids.CopyFrom(convert.to_ids(list(batch.keys)))
-        for name, rows in batch.fields.items():
-            columns.vectors[name].CopyFrom(convert.to_matrix(rows.vectors, rows.present))
-        if any(batch.payloads):
-            columns.payloads.extend(batch.payloads)
+        request = self._request(batch, insert, given or _new_token(), without)
         for each, value in (checkpoints or {}).items():
             request.checkpoints.append(messages.Checkpoint(token=each, value=value))
         return await self._channel.call("Points/Upsert", request)
 
+    def _request(self, batch: Batch, insert: bool, token: bytes, without: Sequence[Id] = ()) -> Any:
+        request = messages.UpsertRequest(target=self.target, insert=insert, token=token, quiet=not without)
+        if without and len(without) < len(batch.keys):
+            request.points.extend(_points(batch, set(without)))
+            return request
+        columns = request.columns
+        if not without:
+            convert.fill_ids(columns.ids, batch.keys)
+        for name, rows in batch.fields.items():
+            convert.fill_matrix(columns.vectors[name], rows.vectors, rows.present)
+        if any(batch.payloads):
+            columns.payloads.extend(batch.payloads)
+        return request
+
     async def prepare(self, ids: Any, vectors: Any, payloads: Any) -> Prepared:
         """As `vecdb.Collection.prepare`; nothing is sent before it is committed."""
-        return Prepared(self, await self._checked(lambda: batch_from_arrays(self.known, ids, vectors, payloads)))
+        return Prepared(self, await self._checked(lambda: self._batch(ids, vectors, payloads)))
 
     async def checkpoints(self, prefix: bytes = b"") -> dict[bytes, bytes]:
         request = messages.CheckpointsRequest(target=self.target, prefix=prefix)
@@ -257,7 +277,10 @@ class AsyncCollection:
         self.check_known(ids, vectors, payloads)
 
     def check_known(self, ids: Any, vectors: Any, payloads: Any) -> None:
-        batch_from_arrays(self.known, ids, vectors, payloads)
+        self._batch(ids, vectors, payloads)
+
+    def _batch(self, ids: Any, vectors: Any, payloads: Any) -> Batch:
+        return batch_from_arrays(self.known, ids, vectors, payloads, columns=False)
 
     async def delete(self, ids: Any = None, *, where: Where = None, token: bytes | None = None) -> int:
         """As `vecdb.Collection.delete`."""
@@ -333,13 +356,16 @@ class AsyncCollection:
 
     async def get(self, ids: Any, *, with_vectors: bool = True, with_payload: bool = True) -> list[Point | None]:
         """As `vecdb.Collection.get`."""
-        keys = _asked(ids)
-        request = messages.GetRequest(target=self.target, ids=convert.to_ids(keys), with_payload=with_payload)
-        _want_vectors(request, with_vectors)
-        found = await self._channel.call("Points/Get", request)
-        points = (convert.from_point(point, with_payload=with_payload) for point in found.points)
-        missing = set(found.missing)
-        return [None if position in missing else next(points) for position in range(len(keys))]
+        keys, got = _asked(ids), []
+        for start in range(0, max(1, len(keys)), _PAGE):
+            some = keys[start : start + _PAGE]
+            request = messages.GetRequest(target=self.target, ids=convert.to_ids(some), with_payload=with_payload)
+            _want_vectors(request, with_vectors)
+            found = await self._channel.call("Points/Get", request)
+            points = (convert.from_point(point, with_payload=with_payload) for point in found.points)
+            missing = set(found.missing)
+            got += [None if position in missing else next(points) for position in range(len(some))]
+        return got
 
     async def count(self, where: Where = None) -> int:
         """As `vecdb.Collection.count`."""
@@ -400,7 +426,7 @@ class AsyncCollection:
             request.text = _checked_text(query)
         else:
             vectors = await self._query_vectors(query, field)
-            request.query.CopyFrom(convert.to_vector(vectors[0]))
+            request.query.dtype, request.query.data = convert.F32, vectors[0].tobytes()
         timeout = _checked_timeout(timeout)
         if group_by is not None:
             if not isinstance(group_by, str):
@@ -550,17 +576,18 @@ def _part_of(token: bytes, number: int) -> bytes:
     return token if number == 0 else hashlib.sha256(token + number.to_bytes(8, "big")).digest()
 
 
-def _parts(batch: Batch, largest: int) -> Iterator[Batch]:
-    """The batch, in parts that fit a message and a commit."""
+def _parts(batch: Batch, largest: int) -> list[Batch]:
+    """The batch; or, where it is more than a commit, in parts of half of one."""
+    largest = min(CHUNK_BYTES, largest * 15 // 16)
     size = batch.nbytes
-    count = -(-size // min(CHUNK_BYTES, largest * 15 // 16))
-    if count <= 1 or len(batch.keys) <= 1:
-        yield batch
-        return
-    step = -(-len(batch.keys) // count)
+    if size <= largest or len(batch.keys) <= 1:
+        return [batch]
+    step = max(1, len(batch.keys) // -(-2 * size // largest))
+    parts = []
     for start in range(0, len(batch.keys), step):
         fields: dict[str, FieldRows] = {name: rows.slice(start, start + step) for name, rows in batch.fields.items()}
-        yield from _parts(Batch(batch.keys[start : start + step], fields, batch.payloads[start : start + step]), largest)
+        parts += _parts(Batch(batch.keys[start : start + step], fields, batch.payloads[start : start + step]), largest)
+    return parts
 
 
 def _points(batch: Batch, without: set[Id]) -> Iterator[Any]:

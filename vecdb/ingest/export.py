@@ -20,7 +20,7 @@ from ..errors import AlreadyExists, InvalidInput, StorageError
 from .mapping import JSON_COLUMN
 
 if TYPE_CHECKING:
-    from ..collection import Collection, Where
+    from ..api import Collection, Where
     from ..points import Point
 
 _ROWS = 4096  # of a row group, or written at once

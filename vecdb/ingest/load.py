@@ -14,8 +14,6 @@ Checkpoints are taken away when all files are in. A Plan belongs to one thread.
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +24,7 @@ import xxhash
 from vecdb_storage.batch import LEVEL0_BYTES
 
 from ..errors import AlreadyExists, DuplicateId, InvalidFile, InvalidInput, NotFound
+from ..pipeline import Ahead
 from ..schema import AUTO, Dense, Dtype, Metric, checked_metric
 from .mapping import ROW, Chunk, Column, Mapped, Wanted, columns_of, settle
 from .readers import START, Limits, Options, Piece, Place, Pruning, Reader, Unread, open_reader
@@ -33,8 +32,7 @@ from .sources import Source, find
 from .split import split
 
 if TYPE_CHECKING:
-    from ..collection import Collection, Prepared
-    from ..database import Database
+    from ..api import Collection, Database, Prepared
     from ..embed import Encoder
 
 _PREFIX = b"ingest."
@@ -378,10 +376,10 @@ class _Run:
 
     def run(self) -> Summary:
         if self._plan.mapped.text is None:
-            chunks = _Ahead(self._prepared(work) for work in self._read())
+            chunks = Ahead((self._prepared(work) for work in self._read()), _Work.drop)
         else:
-            read = _Ahead(self._read())
-            chunks = _Ahead((self._prepared(self._embedded(work)) for work in read), read)
+            read = Ahead(self._read(), _Work.drop)
+            chunks = Ahead((self._prepared(self._embedded(work)) for work in read), _Work.drop, read)
         try:
             for work in chunks:
                 try:
@@ -677,61 +675,3 @@ class _Rejects:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-
-class _Ahead:
-    """Runs an iterator of work in a thread, one piece ahead of who takes them. before: another one, which it takes from."""
-
-    def __init__(self, items: Iterator[_Work], before: _Ahead | None = None) -> None:
-        self._items, self._before = items, before
-        self._queue: queue.Queue[tuple[_Work | None, BaseException | None]] = queue.Queue(1)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vecdb-ingest", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            for item in self._items:
-                self._put(item, None)
-                if self._stopped.is_set():
-                    break
-            self._put(None, None)
-        except BaseException as error:
-            self._put(None, error)
-        finally:
-            close = getattr(self._items, "close", None)
-            if close is not None:
-                close()
-
-    def _put(self, item: _Work | None, error: BaseException | None) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put((item, error), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-        if item is not None:
-            item.drop()
-
-    def __iter__(self) -> Iterator[_Work]:
-        while not self._stopped.is_set():
-            try:
-                item, error = self._queue.get(timeout=0.1)
-            except queue.Empty:
-                continue
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-
-    def close(self) -> None:
-        """Stops the thread, wherever it is between two pieces, and waits for it; what was not taken is dropped."""
-        self._stopped.set()
-        if self._before is not None:
-            self._before.close()
-        self._thread.join()
-        while not self._queue.empty():
-            item, _ = self._queue.get()
-            if item is not None:
-                item.drop()

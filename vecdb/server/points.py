@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ..collection import Collection
 from ..errors import InvalidInput, VecdbError
+from ..pipeline import Ahead
 from ..points import Point
 from ..wire import convert, messages
 from .gate import Call
-from .services import Answer, Served
+from .services import Answer, Served, check_reply
 
 _PAGE_POINTS = 500
 _PAGE_BYTES = 1 << 20
 
 
+@dataclass
+class _Ready:
+    """What is asked to be written, checked and on its way to disk. commit: returns the ids, and how many were replaced."""
+
+    collection: Collection
+    quiet: bool
+    commit: Callable[[], tuple[list[Any], int]]
+    release: Callable[[], None] = lambda: None
+
+
 def upsert(served: Served, call: Call, request: Any) -> Any:
-    collection = served.collection(call, request.target)
-    keys, replaced = _write(collection, request)
+    keys, replaced = _ready(served.collection(call, request.target), request).commit()
     made = messages.UpsertReply(applied=len(keys), replaced=replaced)
     if not request.quiet:
         made.ids.CopyFrom(convert.to_ids(keys))
     return made
 
 
-def _write(collection: Collection, request: Any) -> tuple[list[Any], int]:
-    """One commit. Returns the ids, and how many points were replaced."""
+def _ready(collection: Collection, request: Any) -> _Ready:
     columns, token = request.columns, request.token or None
     checkpoints = {each.token: each.value if each.HasField("value") else None for each in request.checkpoints}
     if request.points:
-        if request.HasField("columns"):
-            raise InvalidInput("give columns or points, not both")
-        return _write_points(collection, request, token, checkpoints)
+        if request.HasField("columns") or checkpoints:
+            raise InvalidInput("give columns or points, not both; checkpoints go with columns")
+        return _Ready(collection, request.quiet, lambda: (_write_points(collection, request, token), 0))
     ids = convert.from_ids(columns.ids) or None
     payloads = convert.from_payloads(columns.payloads)
     vectors: Any = {name: convert.from_matrix(rows, name) for name, rows in columns.vectors.items()}
@@ -44,15 +54,15 @@ def _write(collection: Collection, request: Any) -> tuple[list[Any], int]:
         texts = list(columns.texts)
         vectors, payloads = collection.embedding.of_points(texts, payloads, lambda v, p: collection.check(ids, v, p))
     prepared = collection.prepare(ids, vectors, payloads)
-    replaced = prepared.commit(insert=request.insert, checkpoints=checkpoints, token=token)
-    return list(prepared.ids), replaced
+
+    def commit() -> tuple[list[Any], int]:
+        replaced = prepared.commit(insert=request.insert, checkpoints=checkpoints, token=token)
+        return prepared.ids, replaced
+
+    return _Ready(collection, request.quiet, commit, prepared.release)
 
 
-def _write_points(
-    collection: Collection, request: Any, token: bytes | None, checkpoints: dict[bytes, bytes | None]
-) -> tuple[list[Any], int]:
-    if checkpoints:
-        raise InvalidInput("checkpoints go with columns")
+def _write_points(collection: Collection, request: Any, token: bytes | None) -> list[Any]:
     write = collection.insert if request.insert else collection.upsert
     if any(point.text for point in request.points):
         if not all(point.text and not point.vectors for point in request.points):
@@ -62,29 +72,37 @@ def _write_points(
             raise InvalidInput("give ids to all points of a request, or to none")
         payloads = [convert.from_payload(point.payload) for point in request.points]
         texts = [point.text for point in request.points]
-        return write(ids=None if None in ids else ids, texts=texts, payloads=payloads, token=token), 0
-    return write([convert.point_to_write(point) for point in request.points], token=token), 0
+        return write(ids=None if None in ids else ids, texts=texts, payloads=payloads, token=token)
+    return write([convert.point_to_write(point) for point in request.points], token=token)
 
 
 def upsert_stream(served: Served, call: Call, requests: Iterator[Any]) -> Any:
-    """Each message a commit. The next one is read from the network while the one before is committed."""
+    """Each message a commit, in their order. The next one is read and checked while the one before is committed."""
     applied = replaced = 0
     keys: list[Any] = []
-    target: Any = None
-    try:
+
+    def ready() -> Iterator[_Ready]:
+        target: Any = None
         for request in requests:
             if request.HasField("target"):
                 target = request.target
             elif target is None:
                 raise InvalidInput("the first message names the collection")
-            collection = served.collection(call, target)
-            some, fewer = _write(collection, request)
+            yield _ready(served.collection(call, target), request)
+
+    ahead = Ahead(ready(), lambda each: each.release())
+    try:
+        for each in ahead:
+            some, fewer = each.commit()
             applied, replaced = applied + len(some), replaced + fewer
-            if not request.quiet:
+            if not each.quiet:
                 keys += some
+                check_reply(each.collection, len(keys), with_vectors=False)
     except VecdbError as error:
         error.applied = applied
         raise
+    finally:
+        ahead.close()
     return messages.UpsertReply(ids=convert.to_ids(keys), applied=applied, replaced=replaced)
 
 
@@ -118,8 +136,9 @@ def update_payload(served: Served, call: Call, request: Any) -> Any:
 
 def get(served: Served, call: Call, request: Any) -> Any:
     collection = served.collection(call, request.target)
-    ids = convert.from_ids(request.ids)
-    found = collection.get(ids, **_shape(request))
+    ids, shape = convert.from_ids(request.ids), _shape(request)
+    check_reply(collection, len(ids), shape["with_vectors"])
+    found = collection.get(ids, **shape)
     return messages.GetReply(
         points=[convert.to_point(point) for point in found if point is not None],
         missing=[position for position, point in enumerate(found) if point is None],
@@ -140,6 +159,7 @@ def count(served: Served, call: Call, request: Any) -> Any:
 
 def sample(served: Served, call: Call, request: Any) -> Any:
     collection, shape = served.collection(call, request.target), _shape(request)
+    check_reply(collection, min(request.count, collection.count()), shape["with_vectors"])
     points = collection.sample(request.count, where=convert.from_filter(request.where), seed=request.seed, **shape)
     return messages.ExportReply(columns=convert.to_columns(points, with_payload=bool(shape["with_payload"])))
 

@@ -14,10 +14,11 @@ from ..hits import Hits
 from ..search.stopping import stopped_by
 from ..wire import convert, failures, messages
 from .gate import Call
-from .services import Answer, Served
+from .services import Answer, Served, check_reply
 
 _K = 10
 _GROUP_SIZE = 3
+_FEW = 10_000  # hits that need no second look
 
 
 def _options(options: Any) -> dict[str, Any]:
@@ -32,6 +33,15 @@ def _options(options: Any) -> dict[str, Any]:
         "score_threshold": options.score_threshold if options.HasField("score_threshold") else None,
         "explain": options.explain,
     }
+
+
+def _k(collection: Collection, asked: int, options: Any, queries: int = 1) -> int:
+    """No more than there are, so that nobody makes room for hits that cannot come. Raises InvalidInput."""
+    k = asked or _K
+    if k * queries > _FEW:
+        k = min(k, max(1, collection.count()))
+        check_reply(collection, k * queries, options.HasField("with_vectors"))
+    return k
 
 
 def _query(request: Any) -> Any:
@@ -53,7 +63,8 @@ def search(served: Served, call: Call, request: Any) -> Any:
 
 
 def _reply(hits: Hits) -> Any:
-    made = messages.SearchReply(hits=[convert.to_hit(hit) for hit in hits])
+    made = messages.SearchReply()
+    convert.add_hits(hits, made.hits)
     if hits.plan is not None:
         made.plan.CopyFrom(convert.to_figures(hits.plan, messages.Plan))
     return made
@@ -61,7 +72,7 @@ def _reply(hits: Hits) -> Any:
 
 def _search(served: Served, call: Call, request: Any) -> Hits:
     collection = served.collection(call, request.target)
-    query, k = _query(request), request.k or _K
+    query, k = _query(request), _k(collection, request.k, request.options)
     if isinstance(query, str) or request.options.explain:
         alone: Hits = collection.search(query, k, **_options(request.options))
         return alone
@@ -102,8 +113,8 @@ def search_batch(served: Served, call: Call, request: Any) -> Any:
     if request.HasField("queries") == bool(request.texts):
         raise InvalidInput("give queries or texts, one of them")
     queries = convert.from_matrix(request.queries) if request.HasField("queries") else list(request.texts)
-    options = _options(request.options)
-    batch = collection.search_batch(queries, request.k or _K, **options)
+    options, k = _options(request.options), _k(collection, request.k, request.options, len(queries))
+    batch = collection.search_batch(queries, k, **options)
     call.stage("search")
     lengths = batch.lengths
     kept = np.arange(batch.ids.shape[1]) < lengths[:, None]
@@ -140,7 +151,8 @@ def search_groups(served: Served, call: Call, request: Any) -> Any:
     asked = request.search
     collection = served.collection(call, asked.target)
     groups = collection.search(
-        _query(asked), asked.k or _K, group_by=request.group_by, group_size=request.group_size or _GROUP_SIZE,
+        _query(asked), _k(collection, asked.k, asked.options, request.group_size or _GROUP_SIZE), group_by=request.group_by,
+        group_size=request.group_size or _GROUP_SIZE,
         **_options(asked.options),
     )  # fmt: skip
     return messages.SearchGroupsReply(groups=[convert.to_group(group) for group in groups])
@@ -150,7 +162,7 @@ def recommend(served: Served, call: Call, request: Any) -> Any:
     collection = served.collection(call, request.target)
     options = _options(request.options)
     positive, negative = (list(map(_example, some)) for some in (request.positive, request.negative))
-    hits = collection.recommend(positive, negative, request.k or _K, **options)
+    hits = collection.recommend(positive, negative, _k(collection, request.k, request.options), **options)
     return _reply(hits)
 
 

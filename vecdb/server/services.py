@@ -21,6 +21,8 @@ from .coalesce import Coalescer
 from .config import Config
 from .gate import Call
 
+_LARGEST_REPLY = 256 << 20  # bytes, about, of a reply that is not a stream
+_HIT_BYTES = 200  # of a hit or point, about, without its vectors
 _NAMED = 20  # collections that an error names
 Answer = Callable[["Served", Call, Any], Any]
 
@@ -56,6 +58,16 @@ class Served:
     def asked(self, call: Call, target: Any) -> Collection | None:
         """As `collection`, and None where none is named."""
         return self.collection(call, target) if target.uuid or target.collection else None
+
+
+def check_reply(collection: Collection, points: int, with_vectors: Any) -> None:
+    """A reply of so many points has room in memory. Raises InvalidInput."""
+    width = sum(4 * field.dim for field in collection.fields.values()) if with_vectors else 0
+    most = _LARGEST_REPLY // (_HIT_BYTES + width)
+    if points > most:
+        raise InvalidInput(
+            f"the reply would have {points:,} points, and one holds {most:,} of this size: ask for fewer at a time, or scroll"
+        )
 
 
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]

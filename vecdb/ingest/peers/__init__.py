@@ -24,8 +24,7 @@ from ...errors import AlreadyExists, DuplicateId, InvalidFile, InvalidInput, Not
 from ...schema import Dense, Metric, checked_name, fields_of
 
 if TYPE_CHECKING:
-    from ...collection import Collection
-    from ...database import Database
+    from ...api import Collection, Database
 
 # what --from says -> module, extra
 PEERS = {

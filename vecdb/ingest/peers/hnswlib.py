@@ -36,8 +36,7 @@ from ...errors import AlreadyExists, DuplicateId, InvalidId, InvalidInput, Inval
 from ...schema import MAX_DIM, Dense, Dtype, Metric
 
 if TYPE_CHECKING:
-    from ...collection import Collection
-    from ...database import Database
+    from ...api import Collection, Database
 
 _HEADER = np.dtype(
     [

@@ -1,0 +1,74 @@
+"""Work in a pipeline: the next piece is made in one thread while another takes the one before.
+
+Used where pieces are large, one at a time in memory is right, and their order matters: loading files, and streams of points.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """Runs an iterator in a thread, one item ahead of who takes them. Iterated by one thread, and closed by it.
+
+    drop: told each item that nobody takes. before: another one, which this one's iterator takes from.
+    """
+
+    def __init__(self, items: Iterator[T], drop: Callable[[T], None], before: Ahead[T] | None = None) -> None:
+        self._items, self._drop, self._before = items, drop, before
+        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(1)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vecdb-ahead", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for item in self._items:
+                self._put(item, None)
+                if self._stopped.is_set():
+                    break
+            self._put(None, None)
+        except BaseException as error:
+            self._put(None, error)
+        finally:
+            close = getattr(self._items, "close", None)
+            if close is not None:
+                close()
+
+    def _put(self, item: T | None, error: BaseException | None) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put((item, error), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+        if item is not None:
+            self._drop(item)
+
+    def __iter__(self) -> Iterator[T]:
+        while not self._stopped.is_set():
+            try:
+                item, error = self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+
+    def close(self) -> None:
+        """Stops the thread, wherever it is between two pieces, and waits for it; what was not taken is dropped."""
+        self._stopped.set()
+        if self._before is not None:
+            self._before.close()
+        self._thread.join()
+        while not self._queue.empty():
+            item, _ = self._queue.get()
+            if item is not None:
+                self._drop(item)
