@@ -513,7 +513,8 @@ class Collection:
         def hits_of(at: int) -> Hits:
             return self._hits(found[at], declared, score_threshold, with_payload, with_vectors)
 
-        return BatchHits(ids, scores, kept.sum(axis=1), hits_of, plan)
+        lengths = kept.sum(axis=1)
+        return BatchHits(ids, scores, lengths, hits_of, lambda: found.payloads(lengths.tolist()), plan)
 
     def calibrate(self, queries: Any, truth: Any = None, *, field: str | None = None) -> RecallReport:
         """Measures what searches deliver on queries of your own, and goes by that from now on. Print the answer.

@@ -87,13 +87,15 @@ class BatchHits(Sequence[Hits]):
     """Hits of many queries.
 
     ids: (m, k) object, None where a query has fewer hits. scores: (m, k) float32, NaN there. lengths: (m,) int64, hits
-    of each query. batch[i] is the Hits of query i, whose payloads are read when it is asked for.
+    of each query. batch[i] is the Hits of query i, whose payloads are read when it is asked for. payloads(): those of all hits,
+    query after query, as the JSON that is stored (b"" for none), for whoever hands them on.
     """
 
     ids: npt.NDArray[np.object_]
     scores: npt.NDArray[np.float32]
     lengths: npt.NDArray[np.int64]
     _shape: Callable[[int], Hits] = field(repr=False)
+    payloads: Callable[[], Sequence[bytes]] = field(repr=False)
     plan: Plan | None = None
 
     def __len__(self) -> int:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 from vecdb_storage.batch import Batch, FieldRows
 from vecdb_storage.columns import prepare
 
 from ..errors import EncoderMismatch, InvalidInput, InvalidPayload, VecdbError
 from ..filters import parse as parse_filter
-from ..hits import BatchHits, Group, Hits
+from ..hits import BatchHits, Group, Hit, Hits
 from ..info import IndexInfo, Info
 from ..points import CHUNK_BYTES, Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
 from ..schema import Dense
@@ -681,16 +680,23 @@ def _batch_of(found: Any, count: int, k: int, with_payload: bool) -> BatchHits:
     vectors = {name: convert.from_matrix(rows, name) for name, rows in found.vectors.items()}
 
     def hits_of(at: int) -> Hits:
-        from ..hits import Hit
+        places = range(starts[at], starts[at + 1])
+        payloads: Sequence[Any] = [None] * len(places)
+        if with_payload:
+            payloads = convert.from_payloads(found.payloads[places.start : places.stop]) or [{}] * len(places)
+        hits = [
+            Hit(key, score, payload if payload is not None or not with_payload else {})
+            for key, score, payload in zip(flat[places.start : places.stop], scores[at].tolist(), payloads, strict=False)
+        ]
+        for name, rows in vectors.items():
+            for hit, place in zip(hits, places, strict=True):
+                if rows[place] is not None:
+                    hit.vectors[name] = rows[place].copy()
+        return Hits(hits)
 
-        made = []
-        for number, place in enumerate(range(starts[at], starts[at + 1])):
-            payload = (orjson.loads(found.payloads[place] or b"{}") if found.payloads else {}) if with_payload else None
-            mine = {name: rows[place].copy() for name, rows in vectors.items() if rows[place] is not None}
-            made.append(Hit(flat[place], float(scores[at, number]), payload, mine))
-        return Hits(made)
-
-    return BatchHits(ids, scores, lengths, hits_of, plan_of(found.plan) if found.HasField("plan") else None)
+    return BatchHits(
+        ids, scores, lengths, hits_of, lambda: found.payloads, plan_of(found.plan) if found.HasField("plan") else None
+    )
 
 
 async def verify(channel: Channel, target: Any, repair: bool, progress: Callable[[int, int], None] | None) -> Report:

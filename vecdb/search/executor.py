@@ -135,6 +135,18 @@ class Answer:
             self._lists[query] = found
         return found
 
+    def payloads(self, lengths: Sequence[int]) -> list[bytes]:
+        """The stored JSON of the first hits of each query, so many as `lengths` says, query after query."""
+        found: list[bytes] = []
+        for query, length in enumerate(lengths):
+            settled = self._lists.get(query)
+            if settled is not None:
+                found += [hit.part.payload(hit.row) for hit in settled[:length]]
+                continue
+            rows, owners = self._rows[query, :length].tolist(), self._owner[query, :length].tolist()
+            found += [self._parts[owner].payload(row) for owner, row in zip(owners, rows, strict=True)]
+        return found
+
 
 @dataclass
 class _Planned:

@@ -42,7 +42,7 @@ class _Line:
 
 
 class Coalescer(Generic[Query, Reply]):
-    """width: calls for the same thing that may run side by side: as many as there are cores for them."""
+    """width: calls for the same thing that may run side by side: as many as there are kernel threads."""
 
     def __init__(self, width: int, seen: Callable[[int], None] = lambda size: None) -> None:
         """seen: told the size of each call."""

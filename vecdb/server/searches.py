@@ -124,10 +124,10 @@ def search_batch(served: Served, call: Call, request: Any) -> Any:
         lengths=lengths.tolist(),
     )
     with_vectors = options["with_vectors"]
-    if options["with_payload"] or with_vectors:
+    if options["with_payload"]:
+        made.payloads.extend(batch.payloads())
+    if with_vectors:
         hits = [hit for at in range(len(batch)) for hit in batch[at]]
-        if options["with_payload"]:
-            made.payloads.extend([convert.to_payload(hit.payload) for hit in hits])
         for name in {name for hit in hits for name in hit.vectors}:
             rows = [hit.vectors.get(name) for hit in hits]
             some = next(row for row in rows if row is not None)

@@ -73,7 +73,7 @@ class Server:
             self.metrics = Metrics(config.metrics_port is not None)
             self._gate = Gate(config, keys, self.metrics)
             self.metrics.watch(self.db, lambda: self._gate.inside)
-            served = Served(self.db, config, Coalescer(max(1, cores // threads), self.metrics.batches.observe))
+            served = Served(self.db, config, Coalescer(threads, self.metrics.batches.observe))
             self._writer = None if writer is None else Writer(writer)
             self._health = health.HealthServicer()
             self._server = self._made(config, _Handlers(Handlers(served, ANSWERS), self._writer))
