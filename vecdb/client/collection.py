@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_storage.batch import Batch, FieldRows
+from vecdb_storage.batch import Batch
 from vecdb_storage.columns import prepare
 
 from ..errors import EncoderMismatch, InvalidInput, InvalidPayload, VecdbError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..search.calibrate import Report as RecallReport
 
 Id = int | str
+_PIECE = 2 << 20  # bytes of a message, about, of a write that takes several
 _PAGE = 1000  # points that are got in a call
 
 
@@ -192,8 +193,9 @@ class AsyncCollection:
         try:
             for batch, made in batches:
                 parts = _parts(batch, self._largest)
-                if len(parts) > 1 and token is None:
-                    written += await self._stream(parts, insert)
+                if token is None and (len(parts) > 1 or batch.nbytes > 2 * _PIECE):
+                    await self._stream(parts, insert)
+                    written += batch.keys
                     continue
                 for part in parts:
                     mine = None if token is None else _part_of(token, number)
@@ -218,16 +220,22 @@ class AsyncCollection:
                 raise
             return make()
 
-    async def _stream(self, parts: list[Batch], insert: bool) -> list[Id]:
-        """Several commits, of which the server prepares one while it makes the one before; the tokens let it begin again."""
+    async def _stream(self, parts: list[Batch], insert: bool) -> None:
+        """A commit for each part, in messages that are made, sent and read at the same time.
+
+        The server prepares one commit while it makes the one before; the tokens let it begin anew.
+        """
         tokens = [_new_token() for _ in parts]
 
         def requests() -> Iterator[Any]:
             for part, mine in zip(parts, tokens, strict=True):
-                yield self._request(part, insert, mine)
+                pieces = _pieces(part, -(-part.nbytes // _PIECE))
+                for number, piece in enumerate(pieces, 1):
+                    request = self._request(piece, insert, mine)
+                    request.more = number < len(pieces)
+                    yield request
 
         await self._channel.send("Points/UpsertStream", requests)
-        return [key for part in parts for key in part.keys]
 
     async def send(
         self,
@@ -581,12 +589,21 @@ def _parts(batch: Batch, largest: int) -> list[Batch]:
     size = batch.nbytes
     if size <= largest or len(batch.keys) <= 1:
         return [batch]
-    step = max(1, len(batch.keys) // -(-2 * size // largest))
-    parts = []
-    for start in range(0, len(batch.keys), step):
-        fields: dict[str, FieldRows] = {name: rows.slice(start, start + step) for name, rows in batch.fields.items()}
-        parts += _parts(Batch(batch.keys[start : start + step], fields, batch.payloads[start : start + step]), largest)
-    return parts
+    return [part for piece in _pieces(batch, -(-2 * size // largest)) for part in _parts(piece, largest)]
+
+
+def _pieces(batch: Batch, count: int) -> list[Batch]:
+    """The batch in about so many pieces, of as many points each."""
+    step = max(1, -(-len(batch.keys) // max(1, count)))
+    starts = range(0, len(batch.keys), step)
+    return [
+        Batch(
+            batch.keys[at : at + step],
+            {name: rows.slice(at, at + step) for name, rows in batch.fields.items()},
+            batch.payloads[at : at + step],
+        )
+        for at in starts
+    ]
 
 
 def _points(batch: Batch, without: set[Id]) -> Iterator[Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
+
+import numpy as np
 
 from ..collection import Collection
 from ..errors import InvalidInput, VecdbError
@@ -29,30 +32,70 @@ class _Ready:
 
 
 def upsert(served: Served, call: Call, request: Any) -> Any:
-    keys, replaced = _ready(served.collection(call, request.target), request).commit()
+    if request.more:
+        raise InvalidInput("a commit of several messages goes with UpsertStream")
+    keys, replaced = _ready(served.collection(call, request.target), request, []).commit()
     made = messages.UpsertReply(applied=len(keys), replaced=replaced)
     if not request.quiet:
         made.ids.CopyFrom(convert.to_ids(keys))
     return made
 
 
-def _ready(collection: Collection, request: Any) -> _Ready:
-    columns, token = request.columns, request.token or None
+@dataclass
+class _Columns:
+    """The columns of one message, or of several that are one commit. Views of their bytes where that can be."""
+
+    ids: list[Any]
+    vectors: dict[str, Any]
+    payloads: list[Any]
+    texts: list[str]
+
+    @staticmethod
+    def of(message: Any) -> _Columns:
+        vectors = {name: convert.from_matrix(rows, name) for name, rows in message.vectors.items()}
+        return _Columns(
+            convert.from_ids(message.ids), vectors, convert.from_payloads(message.payloads) or [], list(message.texts)
+        )
+
+    @staticmethod
+    def joined(parts: list[_Columns]) -> _Columns:
+        """Raises InvalidInput where they are not of one kind."""
+        if len(parts) == 1:
+            return parts[0]
+        if len({(frozenset(p.vectors), bool(p.ids), bool(p.payloads), bool(p.texts)) for p in parts}) > 1:
+            raise InvalidInput("the messages of one commit all have ids, payloads, texts and the same fields, or all have none")
+        vectors = {name: _rows([part.vectors[name] for part in parts]) for name in parts[0].vectors}
+        ids, payloads, texts = ([each for part in parts for each in column(part)] for column in (_ids, _payloads, _texts))
+        return _Columns(ids, vectors, payloads, texts)
+
+
+_ids, _payloads, _texts = attrgetter("ids"), attrgetter("payloads"), attrgetter("texts")
+
+
+def _rows(parts: list[Any]) -> Any:
+    if any(isinstance(part, list) for part in parts):
+        return [row for part in parts for row in part]
+    if len({(part.shape[1], part.dtype) for part in parts}) > 1:
+        raise InvalidInput("the messages of one commit have rows of one length and dtype")
+    return np.concatenate(parts)
+
+
+def _ready(collection: Collection, request: Any, before: list[_Columns]) -> _Ready:
+    """before: columns of earlier messages of the same commit."""
+    token = request.token or None
     checkpoints = {each.token: each.value if each.HasField("value") else None for each in request.checkpoints}
     if request.points:
-        if request.HasField("columns") or checkpoints:
-            raise InvalidInput("give columns or points, not both; checkpoints go with columns")
+        if request.HasField("columns") or checkpoints or before:
+            raise InvalidInput("give columns or points, not both; checkpoints and several messages go with columns")
         return _Ready(collection, request.quiet, lambda: (_write_points(collection, request, token), 0))
-    ids = convert.from_ids(columns.ids) or None
-    payloads = convert.from_payloads(columns.payloads)
-    vectors: Any = {name: convert.from_matrix(rows, name) for name, rows in columns.vectors.items()}
-    if "" in vectors:
-        vectors = vectors[""] if len(vectors) == 1 else vectors
+    columns = _Columns.joined([*before, _Columns.of(request.columns)])
+    ids, payloads, vectors = columns.ids or None, columns.payloads or None, columns.vectors
+    if "" in vectors and len(vectors) == 1:
+        vectors = vectors[""]
     if columns.texts:
         if vectors:
             raise InvalidInput("give texts or vectors, not both")
-        texts = list(columns.texts)
-        vectors, payloads = collection.embedding.of_points(texts, payloads, lambda v, p: collection.check(ids, v, p))
+        vectors, payloads = collection.embedding.of_points(columns.texts, payloads, lambda v, p: collection.check(ids, v, p))
     prepared = collection.prepare(ids, vectors, payloads)
 
     def commit() -> tuple[list[Any], int]:
@@ -83,12 +126,29 @@ def upsert_stream(served: Served, call: Call, requests: Iterator[Any]) -> Any:
 
     def ready() -> Iterator[_Ready]:
         target: Any = None
+        before: list[_Columns] = []
+        size = 0
         for request in requests:
             if request.HasField("target"):
                 target = request.target
             elif target is None:
                 raise InvalidInput("the first message names the collection")
-            yield _ready(served.collection(call, target), request)
+            if request.more or before:
+                size += request.ByteSize()
+                if size > served.config.largest_message:
+                    raise InvalidInput(
+                        f"the messages of one commit have more than {served.config.max_message_mib} MiB together "
+                        f"(max_message_mib): make several commits of them"
+                    )
+            if request.more:
+                if request.points:
+                    raise InvalidInput("messages of which more follows have columns")
+                before.append(_Columns.of(request.columns))
+                continue
+            yield _ready(served.collection(call, target), request, before)
+            before, size = [], 0
+        if before:
+            raise InvalidInput("the stream ended in the middle of a commit")
 
     ahead = Ahead(ready(), lambda each: each.release())
     try:
