@@ -30,7 +30,7 @@ from . import errors
 from .errors import Closed, DeadlineExceeded, InvalidInput, InvalidPayload, NotFound, ReadOnly, VecdbError
 from .filters import Expression, F
 from .filters import parse as parse_filter
-from .hits import BatchHits, Group, Hit, Hits
+from .hits import BatchHits, Group, Hit, Hits, check_places
 from .info import IndexInfo, Info
 from .points import (
     Point,
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 Where = Expression | Mapping[str, Any] | str | None
 WithPayload = bool | Literal["json"]
 DEFAULT_RECALL = 0.95
-_LARGEST_ANSWER = 1 << 28  # places of a batch, of 12 bytes at least
 _FEWEST_QUERIES = 20  # that a calibration can be made of
 
 
@@ -496,8 +495,7 @@ class Collection:
         self._checked_fields(with_vectors)
         _checked_threshold(score_threshold)
         vectors, k = self._query_vectors(queries, field, batch=True), _checked_k(k)
-        if len(vectors) * k > _LARGEST_ANSWER:
-            raise InvalidInput(f"{len(vectors):,} queries with k={k:,} have more than {_LARGEST_ANSWER:,} places: ask for less")
+        check_places(len(vectors), k)
         found, declared, plan = self._search(
             vectors, k, where, field, recall, exact, explain, started, timeout=timeout, batch=True
         )

@@ -10,8 +10,19 @@ import numpy as np
 import numpy.typing as npt
 from vecdb_storage.ids import Id
 
+from .errors import InvalidInput
+
 if TYPE_CHECKING:
     from .search.plan import Plan
+
+
+_MOST_PLACES = 1 << 28  # of a batch, of 12 bytes at least
+
+
+def check_places(queries: int, k: int) -> None:
+    """A batch has room for k hits of each query. Raises InvalidInput."""
+    if queries * k > _MOST_PLACES:
+        raise InvalidInput(f"{queries:,} queries with k={k:,} have more than {_MOST_PLACES:,} places: ask for less")
 
 
 @dataclass(slots=True)

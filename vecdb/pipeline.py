@@ -39,6 +39,8 @@ class Ahead(Generic[T]):
             close = getattr(self._items, "close", None)
             if close is not None:
                 close()
+            if self._stopped.is_set():
+                self._empty()
 
     def _put(self, item: T | None, error: BaseException | None) -> None:
         while not self._stopped.is_set():
@@ -62,13 +64,23 @@ class Ahead(Generic[T]):
                 return
             yield item
 
-    def close(self) -> None:
-        """Stops the thread, wherever it is between two pieces, and waits for it; what was not taken is dropped."""
+    def close(self, *, wait: bool = True) -> None:
+        """Stops the thread, wherever it is between two pieces, and waits for it; what was not taken is dropped.
+
+        wait: False where the next piece may be long in coming; the thread then ends when it comes, or fails to.
+        """
         self._stopped.set()
         if self._before is not None:
-            self._before.close()
-        self._thread.join()
-        while not self._queue.empty():
-            item, _ = self._queue.get()
+            self._before.close(wait=wait)
+        if wait:
+            self._thread.join()
+        self._empty()
+
+    def _empty(self) -> None:
+        while True:
+            try:
+                item, _ = self._queue.get_nowait()
+            except queue.Empty:
+                return
             if item is not None:
                 self._drop(item)

@@ -7,6 +7,7 @@ Run by path from the files of tests here, since they have the names of those tha
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,20 @@ def tests_of(file: str, without: dict[str, str]) -> dict[str, Any]:
     tests = {key for key in found if key.startswith("test_")}
     unknown = without.keys() - tests
     assert not unknown, f"{file} has no {unknown}"
-    return {key: value for key, value in found.items() if key in tests - without.keys() or _is_fixture(value)}
+    openers = {key for key, value in found.items() if inspect.isfunction(value) and "vecdb.open(" in inspect.getsource(value)}
+
+    def opens(test: Any) -> bool:
+        """Whether it has to do with a database; others say nothing about clients."""
+        names = set(inspect.signature(test).parameters)
+        body = inspect.getsource(test)
+        return (
+            bool(names & {"db", *filter(lambda n: _is_fixture(found.get(n)), names)})
+            or "vecdb.open(" in body
+            or any(f"{name}(" in body for name in openers)
+        )
+
+    mine = {key for key in tests - without.keys() if inspect.isclass(found[key]) or opens(found[key])}
+    return {key: value for key, value in found.items() if key in mine or _is_fixture(value)}
 
 
 def _is_fixture(value: Any) -> bool:

@@ -6,6 +6,7 @@
     upkeep.py         verify, vacuum, backup, restore, rebuild, calibrate
     machine.py        doctor, warmup, bench
     picture.py        map
+    server.py         serve; keys create, list, revoke
 
 Commands stand on `vecdb.open` and the API and never on what is beneath. What they print goes through `output.py`: tables for
 people, `--json` for scripts. Nothing heavy is imported before a command runs.
@@ -45,7 +46,7 @@ def app() -> Any:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # its formatter takes twice as long to import as all else here
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="An embedded vector database. Commands take --db PATH, or the environment's VECDB_DB.",
+        help="A vector database. Commands take --db PATH or --db grpc://host:port, or the environment's VECDB_DB.",
     )
 
     @made.callback()

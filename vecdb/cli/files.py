@@ -163,13 +163,16 @@ def ingest(
         _show(plan, json=json and dry_run, points=dry_run, quiet=json and not dry_run)
         if dry_run:
             return
-        database.pause_indexing()  # disk and cores are for the load; graphs of what is merged later would go
+        here = not output.is_server(db)  # a server is others' too, and would stay paused if this were killed
+        if here:
+            database.pause_indexing()  # disk and cores are for the load; graphs of what is merged later would go
         began = time.monotonic()
         with _progress(plan) as report:
             summary = plan.run(report)
         seconds = time.monotonic() - began
         _say_summary(summary, seconds, json)
-        database.resume_indexing()
+        if here:
+            database.resume_indexing()
         if wait and any(not each.is_flat for each in database[collection].info().fields.values()) and not json:
             output.say("all rows are in; indexes are built now, or, if this is stopped, by the next process that writes here")
         if wait:

@@ -10,6 +10,8 @@ import typer
 from . import output
 from .output import Db, Field, Json, Name, Where
 
+_FAR = 0.01  # seconds
+
 
 def register(app: typer.Typer) -> None:
     for command in (doctor, warmup, bench):
@@ -35,7 +37,7 @@ def doctor(
         typer.Option(
             "--db",
             envvar="VECDB_DB",
-            help="A database whose disk is measured; default: the folder for temporary files.",
+            help="A database whose disk is measured, or a server, to which the way is; default: the folder for temporary files.",
             show_default=False,
         ),
     ] = None,
@@ -44,7 +46,10 @@ def doctor(
     """What this machine is: cores, instruction sets, compiler cache, memory and disk rates; what is slow, and why."""
     from vecdb.machine import examine
 
-    found = examine(db)
+    server = db if db is not None and output.is_server(db) else None
+    found = examine(None if server else db)
+    if server:
+        _way_to(server, found)
     if json:
         output.print_json(found)
         return
@@ -53,6 +58,22 @@ def doctor(
         output.say(f"! {each}")
     if not found.remarks:
         output.say("nothing is out of order")
+
+
+def _way_to(server: str, found: Any) -> None:
+    """How long a question that costs the server nothing takes."""
+    from vecdb.machine import Fact
+
+    with output.opened(server) as database:
+        times = []
+        for _ in range(21):
+            began = time.perf_counter()
+            database.collections()
+            times.append(time.perf_counter() - began)
+    middle = sorted(times)[len(times) // 2]
+    found.facts += [Fact("server", server), Fact("round trip", f"{1e3 * middle:.2f} ms")]
+    if middle > _FAR:
+        found.remarks.append(f"each call takes {1e3 * middle:.0f} ms on its way: search and write many at a time")
 
 
 def bench(

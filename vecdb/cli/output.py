@@ -49,9 +49,11 @@ def opened(path: str, *, write: bool = False, create: bool = False, **options: A
     VECDB_KEY.
     """
     import vecdb
-    from vecdb.errors import NotFound
+    from vecdb.errors import NotFound, Unsupported
 
     if is_server(path):
+        if options:
+            raise Unsupported(f"{path}: the server was told its own {', '.join(options)} when it was started")
         with vecdb.connect(path) as remote:
             yield remote
         return

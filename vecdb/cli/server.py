@@ -71,8 +71,9 @@ def serve(
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log every request, not only slow ones.")] = False,
 ) -> None:
     """Serve a database by gRPC until SIGTERM or Ctrl-C. Logs are JSON lines on stderr, the address goes to stdout."""
+    from vecdb.errors import Unsupported
     from vecdb.server import telemetry
-    from vecdb.server.config import config_of
+    from vecdb.server.config import config_of, is_loopback
     from vecdb.server.serve import Server, stop_at_signals
 
     made = config_of(
@@ -82,6 +83,8 @@ def serve(
         log_requests=log_requests or None,
     )  # fmt: skip
     telemetry.log_to_stderr(made.log_level)
+    if output.is_server(made.db):
+        raise Unsupported(f"{made.db} is served already; give the path of a database of this machine")
     server: Any
     if made.workers > 1:
         from vecdb.server.workers import Supervisor
@@ -92,11 +95,16 @@ def serve(
         server.start()
     stop_at_signals(server.stop)
     scheme = "grpcs" if made.tls else "grpc"
-    shown = f"[{made.host}]" if ":" in made.host else made.host
-    print(f"serving {made.db} at {scheme}://{shown}:{server.port}", flush=True)
+    print(f"serving {made.db} at {scheme}://{_shown(made.host)}:{server.port}", flush=True)
     if server.metrics_port is not None:
-        print(f"metrics at http://{made.metrics_host}:{server.metrics_port}/metrics", flush=True)
+        scheme = "https" if made.tls and not is_loopback(made.metrics_host) else "http"
+        print(f"metrics at {scheme}://{_shown(made.metrics_host)}:{server.metrics_port}/metrics", flush=True)
     server.wait()
+
+
+def _shown(host: str) -> str:
+    """As URLs have it."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 _Keys = Annotated[str | None, typer.Option("--keys", help="The file; default: keys.json in the database.", show_default=False)]

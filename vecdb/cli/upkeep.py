@@ -82,7 +82,10 @@ def restore(
 ) -> None:
     """Make a database of a backup, and compare every file with its checksum."""
     import vecdb
+    from vecdb.errors import Unsupported
 
+    if output.is_server(to):
+        raise Unsupported("a backup is restored to a directory, which `vecdb serve` can then serve")
     with output.progress("restoring") as report_progress:
         vecdb.restore(where, to, progress=report_progress)
     output.say(f"restored to {to}")

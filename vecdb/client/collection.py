@@ -19,7 +19,7 @@ from vecdb_storage.columns import prepare
 
 from ..errors import EncoderMismatch, InvalidInput, InvalidPayload, VecdbError
 from ..filters import parse as parse_filter
-from ..hits import BatchHits, Group, Hit, Hits
+from ..hits import BatchHits, Group, Hit, Hits, check_places
 from ..info import IndexInfo, Info
 from ..points import CHUNK_BYTES, Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
 from ..schema import Dense
@@ -474,6 +474,7 @@ class AsyncCollection:
             vectors = await self._query_vectors(queries, field, batch=True)
             request.queries.CopyFrom(convert.to_matrix(vectors))
             count = len(vectors)
+        check_places(count, k)
         found = await self._channel.call("Search/SearchBatch", request, timeout=_checked_timeout(timeout))
         return _batch_of(found, count, k, with_payload)
 

@@ -78,6 +78,7 @@ def _told(work: Callable[[Callable[[int, int], None]], Any]) -> Iterator[Any]:
 
 def backup(served: Served, call: Call, request: Any) -> Iterator[Any]:
     """Links the files of one commit into a folder of the server's own, and sends them."""
+    call.check_whole()
     folder = Path(tempfile.mkdtemp(prefix=BACKUPS, dir=served.config.db))
     try:
         made = served.db.backup(folder / "backup", link=True)

@@ -66,21 +66,24 @@ def list_(served: Served, call: Call, request: Any) -> Any:
 
 def drop(served: Served, call: Call, request: Any) -> Any:
     call.check_collection(request.name)
-    served.db.drop_collection(request.name, token=request.token or None)
+    with served.named(call, request.name):
+        served.db.drop_collection(request.name, token=request.token or None)
     return DONE
 
 
 def rename(served: Served, call: Call, request: Any) -> Any:
     call.check_collection(request.new)
     call.check_collection(request.old)
-    served.db.rename_collection(request.old, request.new, token=request.token or None)
+    with served.named(call, request.old):
+        served.db.rename_collection(request.old, request.new, token=request.token or None)
     return DONE
 
 
 def add_field(served: Served, call: Call, request: Any) -> Any:
     call.check_collection(request.collection)
     field = convert.from_field(request.field)
-    served.db.add_field(request.collection, request.field.name, field, token=request.token or None)
+    with served.named(call, request.collection):
+        served.db.add_field(request.collection, request.field.name, field, token=request.token or None)
     return DONE
 
 

@@ -125,13 +125,19 @@ def check_exposure(config: Config, *, has_keys: bool) -> None:
         missing["encryption"] = "--tls-cert FILE --tls-key FILE"
     if not has_keys and config.client_ca is None:
         missing["authentication"] = f"a key (vecdb keys create NAME --db {config.db}), or --tls-client-ca FILE"
-    hosts = [config.host, *([config.metrics_host] if config.metrics_port is not None else [])]
-    for host in hosts:
-        if missing and not is_loopback(host):
-            raise InvalidInput(
-                f"{host} can be reached from other machines, and this server would be there without {' and '.join(missing)}: "
-                f"add {' and '.join(missing.values())}; or stay on 127.0.0.1"
-            )
+    _refuse(config.host, missing)
+    if config.metrics_port is not None:
+        if not has_keys:  # that port asks for no certificates
+            missing["authentication"] = f"a key (vecdb keys create NAME --db {config.db})"
+        _refuse(config.metrics_host, missing)
+
+
+def _refuse(host: str, missing: dict[str, str]) -> None:
+    if missing and not is_loopback(host):
+        raise InvalidInput(
+            f"{host} can be reached from other machines, and this server would be there without {' and '.join(missing)}: "
+            f"add {' and '.join(missing.values())}; or stay on 127.0.0.1"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from ..errors import Cancelled
 from ..wire import failures, messages
 from .gate import Call
 
@@ -54,6 +55,8 @@ class Writer:
                 reply: bytes = under_way.result()
             except grpc.RpcError:
                 raise _error_of(under_way) from None
+            except grpc.FutureCancelledError:
+                raise Cancelled("the caller has gone") from None
             return reply
 
         def several(data: Any, call: Call) -> Iterator[bytes]:

@@ -3,7 +3,12 @@
 A `Gate` is the server's one interceptor. It counts who is inside and sends others away; finds out whose key it is and whether
 its role, rate and sizes allow the call; gives the call its deadline, its cancel flag and a request id; and turns what is
 raised into statuses. Then it counts, logs, and writes to the audit log. Reflection passes it like all else, and only the
-standard health service needs no key, since those who probe have none; it says SERVING or not.
+standard health service needs no key, since those who probe have none; it says SERVING or not, and has places of its own, so
+that nobody without a key can take those of others.
+
+All methods are streams of requests to gRPC, also those with one request, which is the same on the wire: a key is looked at
+before a message is waited for, so that who sends headers and nothing more holds no thread unless the key is good, and then
+not for longer than `stream_idle`.
 
 Replies and requests are bytes here: services take them apart (`Call.parse`), so that what is malformed is refused with the same
 typed errors as everything else. A Gate is safe in any thread; a Call belongs to its request.
@@ -23,17 +28,20 @@ from google.protobuf.message import DecodeError
 from vecdb_index.contract import Control
 
 from .. import errors
-from ..errors import Cancelled, InvalidInput, Overloaded, VecdbError
+from ..errors import Cancelled, InvalidInput, Overloaded, PermissionDenied, VecdbError
 from ..wire import failures, messages
 from . import telemetry
 from .config import MIB, Config
 from .keys import ANYBODY, Buckets, Key, Keys
 
 OPEN = {"grpc.health.v1.Health"}  # services that need no key
+PROBES = 8  # places of those
+_LONGEST_NAME = 128  # of a collection, in a log
 _FOREVER = 1e8  # seconds: more is no deadline
 _PAUSE = 0.05  # what is told to those who are sent away
-_LONGEST_MESSAGE = 1500  # of a status: headers are bounded
+_LONGEST_MESSAGE = 1500  # bytes, of a status: headers are bounded
 _LARGEST_DETAILS = 3000
+_NEVER = float("inf")
 
 log = logging.getLogger("vecdb.server")
 audit = logging.getLogger("vecdb.audit")
@@ -48,13 +56,14 @@ class Call:
     def __init__(self, method: str, context: grpc.ServicerContext, metadata: dict[str, Any]) -> None:
         self.method, self.context, self.metadata = method, context, metadata
         given = str(metadata.get(failures.REQUEST_ID, ""))
-        self.request_id = given if 0 < len(given) <= 64 and given.isprintable() else f"{random.getrandbits(64):016x}"
+        fits = 0 < len(given) <= 64 and given.isascii() and given.isprintable()
+        self.request_id = given if fits else f"{random.getrandbits(64):016x}"
         left = context.time_remaining()
         self.deadline = None if left is None or left > _FOREVER else time.monotonic() + left
         self.control = Control(self.deadline)
         self.key: Key = ANYBODY
         self.collection = ""  # for the logs
-        self.moved = time.monotonic()  # when a message last went in or out
+        self.waits = time.monotonic()  # since when, for a message to go in or out
         self.expired = False
         self.bytes = 0
         self.stages: list[tuple[str, float]] = []
@@ -76,8 +85,16 @@ class Call:
         self.stages.append((name, now - self._mark))
         self._mark = now
 
+    def check_whole(self) -> None:
+        """The key may have the database as a whole, whatever collections there are."""
+        if "*" not in self.key.collections:
+            raise PermissionDenied(
+                f"{self.method} is of the whole database, and the key {self.key.name!r} is for the collections "
+                f"{', '.join(self.key.collections)}"
+            )
+
     def check_collection(self, name: str) -> None:
-        self.collection = name
+        self.collection = name[:_LONGEST_NAME]
         self.key.check_collection(name)
 
 
@@ -88,15 +105,24 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         self._config, self._keys, self._metrics = config, keys, metrics
         self._buckets = Buckets()
         self._lock = threading.Lock()
-        self._inside = {False: 0, True: 0}  # requests, and streams
+        self._inside = {"requests": 0, "streams": 0, "probes": 0}
+        self._most = {"requests": config.queue, "streams": config.streams, "probes": PROBES}
         self._bytes = 0
-        self._streams: set[Call] = set()
+        self._calls: set[Call] = set()
+        self._watched: set[Call] = set()  # probes
         self._handlers: dict[str, Any] = {}
         self._ended = threading.Event()
-        threading.Thread(target=self._end_idle_streams, name="vecdb-idle", daemon=True).start()
+        threading.Thread(target=self._end_idle_calls, name="vecdb-idle", daemon=True).start()
 
     def close(self) -> None:
         self._ended.set()
+
+    def end_probes(self) -> None:
+        """Those who watch the health of a server that ends would keep it from ending."""
+        with self._lock:
+            watched = list(self._watched)
+        for call in watched:
+            call.context.cancel()
 
     @property
     def inside(self) -> int:
@@ -120,6 +146,7 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         if method is not None and not role:
             raise AssertionError(f"{path} declares no role")
         streams = handler.request_streaming or handler.response_streaming
+        kind = "probes" if service in OPEN else "streams" if streams else "requests"
         serializers = handler.request_deserializer, handler.response_serializer
         behaviour = next(
             each for each in (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream) if each
@@ -128,7 +155,7 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         def enter(context: grpc.ServicerContext) -> Call:
             call = Call(name, context, dict(context.invocation_metadata()))
             try:
-                self._admit(call, streams)
+                self._admit(call, kind)
             except VecdbError as error:
                 self._abort(call, error)
             try:
@@ -139,25 +166,32 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 if not context.add_callback(call.control.cancel):
                     raise Cancelled("the caller has gone")
             except VecdbError as error:
-                self._leave(call, streams, writes, error)
+                self._leave(call, kind, writes, error)
                 self._abort(call, error)
             return call
 
-        def one(call: Call, request: Any) -> Any:
-            self._check_size(call, request)
-            return request
-
         def several(call: Call, requests: Any) -> Iterator[Any]:
-            try:
-                for number, request in enumerate(requests):
-                    call.moved = time.monotonic()
-                    if number:
-                        self._check_rate(call)
-                    yield one(call, request)
-            except VecdbError:
-                raise
-            except Exception:  # the stream was cut off
-                raise Cancelled("the caller has gone") from None
+            number = 0
+            while True:
+                call.waits = time.monotonic()
+                try:
+                    request = next(requests, None)
+                except Exception:  # the stream was cut off
+                    raise Cancelled("the caller has gone") from None
+                call.waits = _NEVER
+                if request is None:
+                    return
+                if number:
+                    self._check_rate(call)
+                number += 1
+                self._check_size(call, request)
+                yield request
+
+        def one(call: Call, requests: Any) -> Any:
+            request = next(several(call, requests), None)
+            if request is None:
+                raise InvalidInput("the call has no request")
+            return request
 
         take = several if handler.request_streaming else one
 
@@ -170,7 +204,7 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
             except Exception as error:
                 failed = error
             finally:
-                self._leave(call, streams, writes, failed)
+                self._leave(call, kind, writes, failed)
             self._abort(call, failed)
 
         def to_several(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
@@ -179,38 +213,33 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
             try:
                 with telemetry.span(call):
                     for reply in behaviour(take(call, request), call):
-                        call.moved = time.monotonic()
+                        call.waits = time.monotonic()
                         yield reply
+                        call.waits = _NEVER
             except GeneratorExit:
                 failed = Cancelled("the caller has gone")
                 raise
             except Exception as error:
                 failed = error
             finally:
-                self._leave(call, streams, writes, failed)
+                self._leave(call, kind, writes, failed)
             if failed is not None:
                 self._abort(call, failed)
 
-        made = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        return made(to_several if handler.response_streaming else to_one, *serializers)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(to_several, *serializers)
+        return grpc.stream_unary_rpc_method_handler(to_one, *serializers)
 
     # -- on the way in -----------------------------------------------------------------------------------
 
-    def _admit(self, call: Call, stream: bool) -> None:
-        most = self._config.streams if stream else self._config.queue
+    def _admit(self, call: Call, kind: str) -> None:
+        most = self._most[kind]
         with self._lock:
-            if self._inside[stream] >= most:
-                what = "streams" if stream else "requests"
-                self._metrics.shed.labels("streams" if stream else "queue").inc()
-                raise Overloaded(f"{most} {what} are under way already; come again in {_PAUSE:g} s", retry_after=_PAUSE)
-            self._inside[stream] += 1
-            if stream:
-                self._streams.add(call)
+            if self._inside[kind] >= most:
+                self._metrics.shed.labels("queue" if kind == "requests" else kind).inc()
+                raise Overloaded(f"{most} {kind} are under way already; come again in {_PAUSE:g} s", retry_after=_PAUSE)
+            self._inside[kind] += 1
+            (self._watched if kind == "probes" else self._calls).add(call)
 
     def _check_rate(self, call: Call) -> None:
         wait = self._buckets.take(call.key)
@@ -234,6 +263,8 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 f"(max_message_mib, or serve --max-message-mib): send fewer points at a time"
             )
         with self._lock:
+            if call not in self._calls and call not in self._watched:
+                raise Cancelled("the call has ended")
             self._bytes += size - call.bytes
             call.bytes = size
             full = self._bytes > self._config.in_flight_mib * MIB and self._bytes > size
@@ -246,11 +277,12 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
 
     # -- on the way out ----------------------------------------------------------------------------------
 
-    def _leave(self, call: Call, stream: bool, writes: bool, failed: BaseException | None) -> None:
+    def _leave(self, call: Call, kind: str, writes: bool, failed: BaseException | None) -> None:
         with self._lock:
-            self._inside[stream] -= 1
+            self._inside[kind] -= 1
             self._bytes -= call.bytes
-            self._streams.discard(call)
+            self._calls.discard(call)
+            self._watched.discard(call)
         if failed is not None and not isinstance(failed, VecdbError):
             log.error("%s failed", call.method, exc_info=failed, extra={"request_id": call.request_id})
         code = "OK" if failed is None else _code(failed).name
@@ -282,19 +314,19 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         told = failures.to_error(error, call.request_id)
         if len(told.attributes) > _LARGEST_DETAILS:
             told.attributes = b""
-        told.message = told.message[:_LONGEST_MESSAGE]
+        told.message = _cut(told.message, lambda letter: len(letter.encode()))
         trailers = [(failures.KEY, told.SerializeToString()), (failures.REQUEST_ID, call.request_id)]
         if isinstance(error, Overloaded) and error.retry_after is not None:
             trailers.append((failures.PUSHBACK, str(max(1, round(1000 * error.retry_after)))))
         call.context.set_trailing_metadata(trailers)
-        call.context.abort(_code(failed if failed is None or not call.expired else error), told.message)
+        call.context.abort(_code(failed if failed is None or not call.expired else error), _cut(told.message, _escaped))
 
-    def _end_idle_streams(self) -> None:
-        """A stream in which nothing moves holds a thread and a snapshot."""
+    def _end_idle_calls(self) -> None:
+        """A call whose caller neither sends nor takes what is waited for holds a thread, and may hold a snapshot."""
         while not self._ended.wait(min(1.0, self._config.stream_idle / 4)):
             before = time.monotonic() - self._config.stream_idle
             with self._lock:
-                idle = [call for call in self._streams if call.moved < before and not call.method.startswith("Admin/")]
+                idle = [call for call in self._calls if call.waits < before]
             for call in idle:
                 call.expired = True
                 call.control.cancel()
@@ -305,6 +337,20 @@ def _code(error: BaseException | None) -> grpc.StatusCode:
     if isinstance(error, VecdbError):
         return failures.code_of(error)
     return grpc.StatusCode.INTERNAL
+
+
+def _cut(text: str, size: Callable[[str], int]) -> str:
+    """As much of it as has room in a header. size: bytes of a letter there."""
+    room = _LONGEST_MESSAGE
+    for at, letter in enumerate(text[:_LONGEST_MESSAGE]):
+        room -= size(letter)
+        if room < 0:
+            return text[:at]
+    return text[:_LONGEST_MESSAGE]
+
+
+def _escaped(letter: str) -> int:
+    return 1 if " " <= letter <= "~" and letter != "%" else 3 * len(letter.encode())
 
 
 def _text(value: Any) -> str | None:

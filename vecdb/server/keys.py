@@ -72,11 +72,11 @@ ANYBODY = Key("", "anybody", "", "admin")  # where no keys are in use, which onl
 class Keys:
     """The keys of one file, as they are now."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises Corruption when the file cannot be read as what it should be."""
+    def __init__(self, path: Path, *, needed: bool = False) -> None:
+        """needed: keys are in use, though the file may have gone. Raises Corruption when it cannot be read as what it should be."""
         self.path = path
         self._lock = threading.Lock()
-        self._seen: tuple[int, ...] | None = None
+        self._seen: tuple[int, ...] | None = () if needed else None
         self._keys: dict[str, Key] = {}
         self._refresh()
 

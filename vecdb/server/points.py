@@ -162,7 +162,7 @@ def upsert_stream(served: Served, call: Call, requests: Iterator[Any]) -> Any:
         error.applied = applied
         raise
     finally:
-        ahead.close()
+        ahead.close(wait=False)  # the caller may send nothing until it is told of an error
     return messages.UpsertReply(ids=convert.to_ids(keys), applied=applied, replaced=replaced)
 
 

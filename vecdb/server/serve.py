@@ -27,7 +27,7 @@ from . import admin, collections, points, searches
 from .coalesce import Coalescer
 from .config import MIB, Config, check_exposure
 from .forward import Writer
-from .gate import Gate
+from .gate import PROBES, Gate
 from .keys import Keys
 from .probes import Probes
 from .services import Answer, Handlers, Served
@@ -36,6 +36,7 @@ from .tls import credentials
 
 ANSWERS: dict[str, Answer] = {**collections.ANSWERS, **points.ANSWERS, **searches.ANSWERS, **admin.ANSWERS}
 _SPARE = 8  # threads for those who are sent away
+_TOLD = 0.2  # seconds for those who watch the health to be told that it ends
 log = logging.getLogger("vecdb.server")
 
 
@@ -52,11 +53,16 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 class Server:
-    """One process that serves. worker: its number; writer: where the one that writes listens, None for that one itself."""
+    """One process that serves. writer: where the one that writes listens, None for that one itself."""
 
-    def __init__(self, config: Config, *, worker: int = 0, writer: str | None = None, inner: str | None = None) -> None:
-        """inner: an address beside, for the other workers. Raises InvalidInput, StorageError, and what opening raises."""
-        keys = Keys(config.keys_path)
+    def __init__(
+        self, config: Config, *, writer: str | None = None, inner: str | None = None, needs_keys: bool = False
+    ) -> None:
+        """inner: an address beside, for the other workers. needs_keys: they were in use, though their file may have gone.
+
+        Raises InvalidInput, StorageError, and what opening raises.
+        """
+        keys = Keys(config.keys_path, needed=needs_keys)
         check_exposure(config, has_keys=bool(keys))
         self.config = config
         self._stopped = threading.Event()
@@ -86,7 +92,7 @@ class Server:
             raise
 
     def _made(self, config: Config, handlers: Any) -> grpc.Server:
-        threads = config.queue + config.streams + _SPARE
+        threads = config.queue + config.streams + PROBES + _SPARE
         server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="vecdb-request"),
             handlers=(handlers,),
@@ -145,7 +151,10 @@ class Server:
         self._stopped.wait()
         self._health.enter_graceful_shutdown()
         log.info("draining", extra={"inside": self._gate.inside, "grace": self.config.grace})
-        self._server.stop(self.config.grace).wait()
+        drained = self._server.stop(self.config.grace)
+        if not drained.wait(_TOLD):
+            self._gate.end_probes()
+        drained.wait()
         self._gate.close()
         if self._probes is not None:
             self._probes.close()

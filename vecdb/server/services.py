@@ -7,6 +7,7 @@ generator of them. Streams of requests come as iterators of messages. Everything
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import grpc
 
 from ..collection import Collection
 from ..database import Database
-from ..errors import InvalidInput, NotFound
+from ..errors import InvalidInput, NotFound, PermissionDenied
 from ..search.stopping import stopped_by
 from ..wire import messages
 from .coalesce import Coalescer
@@ -43,21 +44,34 @@ class Served:
         if target.uuid:
             if len(target.uuid) != 16:
                 raise InvalidInput("a uuid has 16 bytes")
-            found = self.db.collection_of(target.uuid)
-            call.check_collection(found.name)
+            try:
+                found = self.db.collection_of(target.uuid)
+                call.check_collection(found.name)
+            except (NotFound, PermissionDenied):  # which of them, and its name, is nobody's business
+                raise NotFound("no collection has this uuid, or the key is not for it") from None
             return found
         if not target.collection:
             raise InvalidInput("the request names no collection")
         call.check_collection(target.collection)
-        if target.collection not in self.db:
-            known = [name for name in self.db.collections() if call.key.reaches(name)]
+        with self.named(call, target.collection):
+            return self.db.collection(target.collection)
+
+    @contextmanager
+    def named(self, call: Call, name: str) -> Iterator[None]:
+        """Where a collection of that name is not found, the key is told only of those that it may have."""
+        try:
+            yield
+        except NotFound:
+            known = [each for each in self.db.collections() if call.key.reaches(each)]
             some = ", ".join(known[:_NAMED]) + (", …" if len(known) > _NAMED else "")
-            raise NotFound(f"no collection {target.collection!r}; there are: {some or 'none'}")
-        return self.db.collection(target.collection)
+            raise NotFound(f"no collection {name!r}; there are: {some or 'none'}") from None
 
     def asked(self, call: Call, target: Any) -> Collection | None:
-        """As `collection`, and None where none is named."""
-        return self.collection(call, target) if target.uuid or target.collection else None
+        """As `collection`, and None where none is named, which means all."""
+        if target.uuid or target.collection:
+            return self.collection(call, target)
+        call.check_whole()
+        return None
 
 
 def check_reply(collection: Collection, points: int, with_vectors: Any) -> None:

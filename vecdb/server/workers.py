@@ -43,10 +43,10 @@ _PAUSE = 1.0
 class Worker:
     """One process, as its parent sees it. Belongs to the thread that watches it, but for `ask`."""
 
-    def __init__(self, config: Config, number: int, inner: str) -> None:
+    def __init__(self, config: Config, number: int, inner: str, needs_keys: bool) -> None:
         self.number = number
         self._lock = threading.Lock()
-        told = {"config": asdict(config), "number": number, "inner": inner}
+        told = {"config": asdict(config), "number": number, "inner": inner, "needs_keys": needs_keys}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vecdb.server.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -90,7 +90,8 @@ class Supervisor:
 
     def __init__(self, config: Config) -> None:
         """Raises what opening the database or listening raises in a worker."""
-        check_exposure(config, has_keys=bool(Keys(config.keys_path)))
+        self._keys = Keys(config.keys_path)
+        check_exposure(config, has_keys=bool(self._keys))
         self._folder = tempfile.mkdtemp(prefix="vecdb-")  # 0700
         self._inner = f"unix:{self._folder}/writer"
         self._stopped = threading.Event()
@@ -102,7 +103,7 @@ class Supervisor:
                 config = replace(config, port=self._reserve(config.host))
             self.config = config
             for number in range(config.workers):
-                worker = Worker(config, number, self._inner)
+                worker = Worker(config, number, self._inner, bool(self._keys))
                 self._workers.append(worker)
                 worker.wait_ready()
             if config.metrics_port is not None:
@@ -147,7 +148,7 @@ class Supervisor:
             worker.end()
             if time.monotonic() - worker.started < _QUICK and self._stopped.wait(_PAUSE):
                 return
-            fresh = Worker(self.config, number, self._inner)
+            fresh = Worker(self.config, number, self._inner, bool(self._keys))
             self._workers[number] = fresh
             try:
                 fresh.wait_ready()
@@ -206,9 +207,9 @@ def _run() -> None:
     try:
         if number == 0:
             Path(inner.removeprefix("unix:")).unlink(missing_ok=True)
-            server = Server(config, inner=inner)
+            server = Server(config, inner=inner, needs_keys=told["needs_keys"])
         else:
-            server = Server(config, worker=number, writer=inner)
+            server = Server(config, writer=inner, needs_keys=told["needs_keys"])
         server.start()
     except VecdbError as error:
         answers.write(json.dumps({"error": str(error)}) + "\n")
