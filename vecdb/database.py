@@ -137,7 +137,7 @@ class Database:
 
             declared = declare(schema, embed)
         uuid = self._writable().create_collection(name, declared, once)
-        collection = self._collection(name, uuid)
+        collection = self._collection(uuid)
         if embed is not None and (once is None or uuid in self._store.collections().values()):  # it may be dropped by now
             collection.embedding.adopt(embed)
         return collection
@@ -202,7 +202,7 @@ class Database:
             names = self.collections()
             some = [*names[:_NAMED], *(["…"] if len(names) > _NAMED else [])]
             raise NotFound(f"no collection {name!r}; there are: {', '.join(some) or 'none'}")
-        collection = self._collection(name, uuid)
+        collection = self._collection(uuid)
         if embed is not None:
             collection.embedding.adopt(embed)
         return collection
@@ -210,7 +210,7 @@ class Database:
     def collection_of(self, uuid: bytes) -> Collection:
         """The collection that has this `uuid`, whatever it is called now. Raises NotFound."""
         self._store_open().state(uuid)
-        return self._collection("", uuid)
+        return self._collection(uuid)
 
     def __getitem__(self, name: str) -> Collection:
         return self.collection(name)
@@ -224,7 +224,7 @@ class Database:
     def __len__(self) -> int:
         return len(self.collections())
 
-    def _collection(self, name: str, uuid: bytes) -> Collection:
+    def _collection(self, uuid: bytes) -> Collection:
         with self._lock:
             found = self._open.get(uuid)
             if found is None:

@@ -1,14 +1,16 @@
-"""Every Python block of the documentation runs, page by page, in an empty folder; and a wheel runs the README's."""
+"""Every block of the documentation runs, page by page, in an empty folder; and a wheel runs the README's."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
+import socket
 import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,42 +19,73 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ANY = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CLI = ROOT / "docs" / "cli.md"
+# Pages of commands, which run in one shell; Python blocks that follow each other are one program there. What each leaves:
+SHELL = {
+    "cli.md": ("map.png", "map.html", "recall.png", "restored.db", "docs-2024.parquet", "vectors.ids.npy"),
+    "server.md": ("copied.db", "audit.jsonl"),
+    "grpc.md": (),
+}
 
 
 def blocks(page: Path) -> str:
     return "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != CLI], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in SHELL], ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     code = blocks(page)
     assert code.strip(), f"{page} shows no code"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
 
 
-def test_the_commands_of_the_command_line_page_run(tmp_path: Path) -> None:
-    """In one shell, so that they find what those before have made."""
-    script = ["set -e", f"export PATH={Path(sys.executable).parent}:$PATH COLUMNS=100"]
-    for kind, code in ANY.findall(CLI.read_text(encoding="utf-8")):
-        script.append(code if kind == "sh" else f"{sys.executable} -W error - <<'END'\n{code}END")
-    done = subprocess.run(["bash", "-c", "\n".join(script)], cwd=tmp_path, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+@pytest.mark.parametrize("page", SHELL)
+def test_the_commands_of_a_page_run(page: str, tmp_path: Path) -> None:
+    """In one shell, so that they find what those before have made. Servers that are left over end with it."""
+    script = ["set -e", "trap 'kill $(jobs -p) 2>/dev/null || :; wait' EXIT"]
+    script.append(f"export PATH={Path(sys.executable).parent}:$PATH COLUMNS=100 PORT={free_port()} METRICS={free_port()}")
+    before = ""
+    for kind, code in ANY.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
+        if kind == "python" == before:
+            script[-1] = script[-1].removesuffix("END") + f"{code}END"
+        else:
+            script.append(code if kind == "sh" else f"{sys.executable} -W error - <<'END'\n{code}END")
+        before = kind
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)], cwd=tmp_path, check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr
-    for name in ("map.png", "map.html", "recall.png", "restored.db", "docs-2024.parquet", "vectors.ids.npy"):
+    for name in SHELL[page]:
         assert (tmp_path / name).exists(), name
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 def test_every_command_has_an_example_on_its_page() -> None:
     from vecdb.cli import app
 
     shown = "\n".join(code for kind, code in ANY.findall(CLI.read_text(encoding="utf-8")) if kind == "sh")
-    names = [command.name or command.callback.__name__ for command in app().registered_commands]
-    assert len(names) > 20
+    names = commands_of(app())
+    assert len(names) > 25
+    assert "keys revoke" in names
     for name in names:
         assert f"vecdb {name} " in shown or f"vecdb {name}\n" in shown, name
 
 
-@pytest.mark.parametrize("example", ["quickstart.py", "own_encoder.py", "nightly.py", "load_files.py"])
+def commands_of(group: Any) -> list[str]:
+    """Of a Typer application, with those of its groups, as "keys list"."""
+    names = [command.name or command.callback.__name__ for command in group.registered_commands]
+    for inner in group.registered_groups:
+        names += [f"{inner.name} {name}" for name in commands_of(inner.typer_instance)]
+    return names
+
+
+@pytest.mark.parametrize("example", ["quickstart.py", "own_encoder.py", "nightly.py", "load_files.py", "serve_and_search.py"])
 def test_examples_run(example: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", ROOT / "examples" / example], cwd=tmp_path, check=True, capture_output=True
