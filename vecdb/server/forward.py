@@ -15,6 +15,7 @@ import grpc
 from ..errors import Cancelled
 from ..wire import failures, messages
 from .gate import Call
+from .services import handler_of
 
 _PASSED = {"authorization", failures.REQUEST_ID, "traceparent", "tracestate"}
 _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -66,13 +67,7 @@ class Writer:
             except grpc.RpcError:
                 raise _error_of(under_way) from None
 
-        kinds = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }
-        return kinds[method.client_streams, method.server_streams](several if method.server_streams else one)
+        return handler_of(method, several if method.server_streams else one)
 
 
 def _error_of(under_way: Any) -> Exception:

@@ -129,11 +129,7 @@ def search_batch(served: Served, call: Call, request: Any) -> Any:
     if with_vectors:
         hits = [hit for at in range(len(batch)) for hit in batch[at]]
         for name in {name for hit in hits for name in hit.vectors}:
-            rows = [hit.vectors.get(name) for hit in hits]
-            some = next(row for row in rows if row is not None)
-            present = np.array([row is not None for row in rows])
-            whole = np.stack([np.zeros_like(some) if row is None else row for row in rows])
-            made.vectors[name].CopyFrom(convert.to_matrix(whole, None if present.all() else present))
+            convert.fill_rows(made.vectors[name], [hit.vectors.get(name) for hit in hits])
     if batch.plan is not None:
         made.plan.CopyFrom(convert.to_figures(batch.plan, messages.Plan))
     return made

@@ -98,6 +98,17 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._handlers.get(details.method)
 
 
+def handler_of(method: messages.Method, behaviour: Callable[[Any, Any], Any]) -> Any:
+    """A handler of gRPC, of bytes."""
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    return kinds[method.client_streams, method.server_streams](behaviour)
+
+
 def _handler(served: Served, method: messages.Method, answer: Answer) -> Any:
     def asked(call: Call, data: Any) -> Any:
         if method.client_streams:
@@ -125,10 +136,4 @@ def _handler(served: Served, method: messages.Method, answer: Answer) -> Any:
                 return
             yield reply.SerializeToString()
 
-    kinds = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }
-    return kinds[method.client_streams, method.server_streams](several if method.server_streams else one)
+    return handler_of(method, several if method.server_streams else one)

@@ -104,6 +104,14 @@ def fill_matrix(message: Any, rows: npt.NDArray[Any], present: npt.NDArray[np.bo
         message.present = np.packbits(present, bitorder="little").tobytes()
 
 
+def fill_rows(message: Any, rows: Sequence[npt.NDArray[Any] | None]) -> None:
+    """Rows of which some may not be there, and one is."""
+    some = next(row for row in rows if row is not None)
+    present = np.array([row is not None for row in rows])
+    whole = np.stack([np.zeros_like(some) if row is None else row for row in rows])
+    fill_matrix(message, whole, None if present.all() else present)
+
+
 def from_matrix(message: Any, field: str | None = None) -> Any:
     """(n, dim) numbers; or a list of rows with None where a point lacks the field."""
     if message.values and message.data:
@@ -219,11 +227,7 @@ def to_columns(points: Sequence[Point], *, with_payload: bool) -> Any:
     if with_payload:
         made.payloads.extend([to_payload(point.payload) for point in points])
     for name in {name for point in points for name in point.vectors}:
-        rows = [point.vectors.get(name) for point in points]
-        some = next(row for row in rows if row is not None)
-        present = np.array([row is not None for row in rows])
-        whole = np.stack([np.zeros_like(some) if row is None else row for row in rows])
-        made.vectors[name].CopyFrom(to_matrix(whole, None if present.all() else present))
+        fill_rows(made.vectors[name], [point.vectors.get(name) for point in points])
     return made
 
 
