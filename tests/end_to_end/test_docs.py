@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,22 @@ def test_the_commands_of_a_page_run(page: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     for name in SHELL[page]:
         assert (tmp_path / name).exists(), name
+
+
+def test_the_configuration_on_its_page_has_every_setting_with_its_default() -> None:
+    from vecdb.server.config import _TABLES, Config
+
+    page = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    text = page.split("<<'TOML'\n")[1].split("\nTOML\n")[0]
+    shown = tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE))
+    assert {
+        table: {name if name in _TABLES[table] else f"{table}_{name}" for name in told} for table, told in shown.items()
+    } == _TABLES
+    said = tomllib.loads(text)
+    del said["server"]["db"], said["tls"]
+    for table, told in said.items():
+        for name, value in told.items():
+            assert getattr(Config(), name if name in _TABLES[table] else f"{table}_{name}") == value, name
 
 
 def free_port() -> int:
@@ -112,7 +129,14 @@ def test_the_recording_is_what_a_terminal_shows() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+    for page in [
+        *PAGES,
+        ROOT / "ARCHITECTURE.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "SECURITY.md",
+        ROOT / "proto" / "README.md",
+    ]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 

@@ -37,7 +37,7 @@ def doctor(
         typer.Option(
             "--db",
             envvar="VECDB_DB",
-            help="A database whose disk is measured, or a server, to which the way is; default: the folder for temporary files.",
+            help="A database, whose disk is measured, or a server, to which the way is; default: the temporary folder.",
             show_default=False,
         ),
     ] = None,

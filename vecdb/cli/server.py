@@ -110,7 +110,8 @@ def _shown(host: str) -> str:
 _Keys = Annotated[str | None, typer.Option("--keys", help="The file; default: keys.json in the database.", show_default=False)]
 
 
-def _file(db: str | None, keys: str | None) -> Any:
+def _file(db: str | None, keys: str | None, *, make: bool = False) -> Any:
+    """make: a database that is not there is made, so that a server which others can reach has a key from its first start."""
     from vecdb.errors import InvalidInput, NotFound, Unsupported
     from vecdb.server.keys import FILE, Keys
 
@@ -119,8 +120,12 @@ def _file(db: str | None, keys: str | None) -> Any:
             raise InvalidInput("say which database: --db PATH, or --keys FILE")
         if "://" in db:
             raise Unsupported("keys are made on the machine of the server: give the path of its database")
-        if not Path(db).is_dir():
-            raise NotFound(f"{db}: there is no database; `vecdb create` makes one")
+        if not (Path(db) / "VECDB").exists():
+            if not make:
+                raise NotFound(f"{db}: there is no database; `vecdb keys create`, `vecdb create` and `vecdb serve` make one")
+            import vecdb
+
+            vecdb.open(db).close()
     return Keys(Path(keys) if keys is not None else Path(db or "") / FILE)
 
 
@@ -140,11 +145,16 @@ def create(
     keys: _Keys = None,
     json: Json = False,
 ) -> None:
-    """Make an API key. It is shown this once; the file keeps a hash. Servers know it at once."""
+    """Make an API key. It is shown this once; the file keeps a hash. Servers know it at once.
+
+    A database is made if there is none.
+    """
     from vecdb.server.keys import without_secret
 
     largest = None if max_message_mib is None else round(max_message_mib * (1 << 20))
-    key, text = _file(db, keys).create(name, role, tuple(collection or ("*",)), rate=rate, largest=largest, days=days)
+    key, text = _file(db, keys, make=True).create(
+        name, role, tuple(collection or ("*",)), rate=rate, largest=largest, days=days
+    )
     if json:
         output.print_json({**without_secret(key), "api_key": text})
     else:
