@@ -27,6 +27,7 @@ def hello(served: Served, call: Call, request: Any) -> Any:
 
 
 def stats(served: Served, call: Call, request: Any) -> Any:
+    call.check_whole()
     return convert.to_figures(served.db.info(), messages.DatabaseStats)
 
 
@@ -100,16 +101,19 @@ def backup(served: Served, call: Call, request: Any) -> Iterator[Any]:
 
 
 def flush_all(served: Served, call: Call, request: Any) -> Any:
+    call.check_whole()
     served.db.flush()
     return DONE
 
 
 def pause_indexing(served: Served, call: Call, request: Any) -> Any:
+    call.check_whole()
     served.db.pause_indexing()
     return DONE
 
 
 def resume_indexing(served: Served, call: Call, request: Any) -> Any:
+    call.check_whole()
     served.db.resume_indexing()
     return DONE
 

@@ -112,7 +112,7 @@ def config_of(file: str | None = None, **said: Any) -> Config:
         raise InvalidInput("--tls-client-ca asks clients for certificates, which needs --tls-cert and --tls-key")
     if made.log_level not in ("debug", "info", "warning", "error"):
         raise InvalidInput(f"log_level is debug, info, warning or error, not {made.log_level!r}")
-    for path in (made.cert, made.key, made.client_ca):
+    for path in (made.cert, made.key, made.client_ca, made.keys):
         if path is not None and not os.access(path, os.R_OK):
             raise NotFound(f"{path} cannot be read")
     return made

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from ..errors import Cancelled
+from ..errors import Cancelled, VecdbError
 from ..wire import failures, messages
 from .gate import Call
 from .services import handler_of
@@ -51,11 +51,12 @@ class Writer:
             return under_way
 
         def one(data: Any, call: Call) -> bytes:
-            under_way = begin(data, call)
+            sent = _Sent(data) if method.client_streams else data
+            under_way = begin(sent, call)
             try:
                 reply: bytes = under_way.result()
             except grpc.RpcError:
-                raise _error_of(under_way) from None
+                raise getattr(sent, "error", None) or _error_of(under_way) from None
             except grpc.FutureCancelledError:
                 raise Cancelled("the caller has gone") from None
             return reply
@@ -68,6 +69,24 @@ class Writer:
                 raise _error_of(under_way) from None
 
         return handler_of(method, several if method.server_streams else one)
+
+
+class _Sent:
+    """Requests on their way. gRPC does not say why there came no more of them; this keeps it."""
+
+    def __init__(self, requests: Iterator[bytes]) -> None:
+        self._requests = requests
+        self.error: VecdbError | None = None
+
+    def __iter__(self) -> _Sent:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._requests)
+        except VecdbError as error:
+            self.error = error
+            raise
 
 
 def _error_of(under_way: Any) -> Exception:

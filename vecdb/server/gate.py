@@ -25,10 +25,11 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from vecdb_index import contract
 from vecdb_index.contract import Control
 
 from .. import errors
-from ..errors import Cancelled, InvalidInput, Overloaded, PermissionDenied, VecdbError
+from ..errors import Cancelled, DeadlineExceeded, InvalidInput, Overloaded, PermissionDenied, Unsupported, VecdbError
 from ..wire import failures, messages
 from . import telemetry
 from .config import MIB, Config
@@ -101,8 +102,9 @@ class Call:
 class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
     """See above."""
 
-    def __init__(self, config: Config, keys: Keys, metrics: telemetry.Metrics) -> None:
-        self._config, self._keys, self._metrics = config, keys, metrics
+    def __init__(self, config: Config, keys: Keys, metrics: telemetry.Metrics, *, inner: bool = False) -> None:
+        """inner: calls that come by a socket of this machine are sent on by other workers, whose gates wrote them down."""
+        self._config, self._keys, self._metrics, self._inner = config, keys, metrics, inner
         self._buckets = Buckets()
         self._lock = threading.Lock()
         self._inside = {"requests": 0, "streams": 0, "probes": 0}
@@ -165,7 +167,7 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                     self._check_rate(call)
                 if not context.add_callback(call.control.cancel):
                     raise Cancelled("the caller has gone")
-            except VecdbError as error:
+            except Exception as error:
                 self._leave(call, kind, writes, error)
                 self._abort(call, error)
             return call
@@ -182,6 +184,7 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 if request is None:
                     return
                 if number:
+                    call.key = self._keys.who(_text(call.metadata.get("authorization")))
                     self._check_rate(call)
                 number += 1
                 self._check_size(call, request)
@@ -202,7 +205,7 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 with telemetry.span(call):
                     return behaviour(take(call, request), call)
             except Exception as error:
-                failed = error
+                failed = _typed(error)
             finally:
                 self._leave(call, kind, writes, failed)
             self._abort(call, failed)
@@ -220,7 +223,7 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 failed = Cancelled("the caller has gone")
                 raise
             except Exception as error:
-                failed = error
+                failed = _typed(error)
             finally:
                 self._leave(call, kind, writes, failed)
             if failed is not None:
@@ -285,9 +288,12 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
             self._watched.discard(call)
         if failed is not None and not isinstance(failed, VecdbError):
             log.error("%s failed", call.method, exc_info=failed, extra={"request_id": call.request_id})
+        if failed is not None:  # its frames hold the snapshot of what failed, and are held by themselves
+            failed.__traceback__ = failed.__context__ = failed.__cause__ = None
         code = "OK" if failed is None else _code(failed).name
         self._metrics.seen(call, code, time.perf_counter() - call.began)
-        if writes or (call.method.startswith("Admin/") and call.method != "Admin/Hello"):
+        writes = writes or (call.method.startswith("Admin/") and call.method != "Admin/Hello")
+        if writes and not (self._inner and call.context.peer().startswith("unix:")):
             audit.info(call.method, extra=self._fields(call, code))
         if self._config.log_requests or time.perf_counter() - call.began > self._config.slow:
             log.info(call.method, extra=self._fields(call, code))
@@ -331,6 +337,17 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
                 call.expired = True
                 call.control.cancel()
                 call.context.cancel()
+
+
+def _typed(error: Exception) -> Exception:
+    """What stopped work between two blocks, as callers know it."""
+    if isinstance(error, contract.Cancelled):
+        return Cancelled("the caller no longer wanted it")
+    if isinstance(error, contract.DeadlineReached):
+        return DeadlineExceeded("the call took longer than its caller would wait")
+    if isinstance(error, NotImplementedError):  # of the health service, which has more methods than are needed
+        return Unsupported("this server has no such method")
+    return error
 
 
 def _code(error: BaseException | None) -> grpc.StatusCode:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
@@ -28,6 +29,7 @@ from typing import Any
 from ..errors import Corruption, InvalidInput, NotFound, PermissionDenied, StorageError, Unauthenticated
 from ..wire import messages
 
+log = logging.getLogger("vecdb.server")
 FILE = "keys.json"
 ROLES = {"read": messages.READ, "write": messages.WRITE, "admin": messages.ADMIN}
 _ROLE_NAMES = {number: name for name, number in ROLES.items()}
@@ -73,11 +75,13 @@ class Keys:
     """The keys of one file, as they are now."""
 
     def __init__(self, path: Path, *, needed: bool = False) -> None:
-        """needed: keys are in use, though the file may have gone. Raises Corruption when it cannot be read as what it should be."""
+        """needed: keys are in use, though the file may have gone. Raises Corruption when it is no file of keys."""
         self.path = path
         self._lock = threading.Lock()
         self._seen: tuple[int, ...] | None = () if needed else None
         self._keys: dict[str, Key] = {}
+        if path.is_file():
+            _read(path)
         self._refresh()
 
     def __bool__(self) -> bool:
@@ -150,17 +154,24 @@ class Keys:
         return gone
 
     def _refresh(self) -> None:
+        """A file that goes away or is spoilt while a server runs does not open its doors: nobody is known until it is well."""
+        seen: tuple[int, ...] = ()
+        keys: dict[str, Key] = {}
         try:
             found = os.stat(self.path)
-        except FileNotFoundError:
-            # A file that goes away while a server runs does not open its doors.
-            if self._seen is not None:
-                self._keys = {}
-            return
-        seen = (found.st_mtime_ns, found.st_ino, found.st_size)
+            seen = (found.st_mtime_ns, found.st_ino, found.st_size)
+            if seen != self._seen:
+                keys = _read(self.path)
+        except (OSError, Corruption) as error:
+            if isinstance(error, FileNotFoundError):
+                seen = ()
+                if self._seen is None:
+                    return
+            if seen != self._seen:
+                log.error("keys cannot be read; nobody is let in", extra={"file": str(self.path), "reason": str(error)})
         if seen != self._seen:
             with self._lock:
-                self._keys, self._seen = _read(self.path), seen
+                self._keys, self._seen = keys, seen
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Key]]:

@@ -7,7 +7,7 @@ wants an API key that may read all of them (`Authorization: Bearer vk_…`). Its
 from __future__ import annotations
 
 import logging
-import ssl
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ..errors import StorageError, VecdbError
 from .config import Config, is_loopback
 from .keys import Keys
+from .tls import context
 
 log = logging.getLogger("vecdb.server")
 
@@ -59,15 +60,17 @@ class Probes:
             def log_message(self, format: str, *args: object) -> None:
                 log.debug(format, *args)
 
+        class Listening(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in config.metrics_host else socket.AF_INET
+
         try:
-            self._server = ThreadingHTTPServer((config.metrics_host, config.metrics_port), Handler)
+            self._server = Listening((config.metrics_host, config.metrics_port), Handler)
         except OSError as error:
             raise StorageError(f"{config.metrics_host}:{config.metrics_port} cannot be listened on: {error.strerror}") from None
         self._server.daemon_threads = True
         if config.tls and guarded:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(config.cert or "", config.key)
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+            secured = context(config).wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+            self._server.socket = secured
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="vecdb-probes", daemon=True).start()
 

@@ -11,7 +11,7 @@ from vecdb_index.contract import Control
 from ..collection import Collection
 from ..errors import InvalidInput, VecdbError
 from ..hits import Hits
-from ..search.stopping import stopped_by
+from ..search.stopping import Shared, stopped_by
 from ..wire import convert, failures, messages
 from .gate import Call
 from .services import Answer, Served, check_reply
@@ -79,14 +79,14 @@ def _search(served: Served, call: Call, request: Any) -> Hits:
     # What must be equal for searches to go together: everything but the query.
     same = collection.uuid, k, len(query), request.options.SerializeToString(deterministic=True)
 
-    def run(queries: list[Any], deadline: float | None) -> list[Hits | VecdbError]:
+    def run(together: list[tuple[Any, Control]], deadline: float | None) -> list[Hits | VecdbError]:
         options = _options(request.options)
-        if len(queries) == 1:
-            return [collection.search(queries[0], k, **options)]
-        with stopped_by(Control(deadline)):
-            return _together(collection, queries, k, options)
+        if len(together) == 1:
+            return [collection.search(together[0][0], k, **options)]
+        with stopped_by(Shared([control for _, control in together])):
+            return _together(collection, [each for each, _ in together], k, options)
 
-    found: Hits | VecdbError = served.coalescer.search(same, query, call.deadline, run)
+    found: Hits | VecdbError = served.coalescer.search(same, (query, call.control), call.deadline, run)
     if isinstance(found, VecdbError):
         raise found
     return found

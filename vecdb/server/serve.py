@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +73,25 @@ class Server:
             config.db, read_only=writer is not None, threads=threads, recall_probe=config.recall_probe,
             memory_limit=None if config.memory_limit_mib is None else config.memory_limit_mib * MIB,
         )  # fmt: skip
-        try:
+        with ExitStack() as undone:
+            undone.callback(self.db.close)
             if writer is None:
                 for left in Path(config.db).glob(f"{admin.BACKUPS}*"):
                     shutil.rmtree(left, ignore_errors=True)
             self.metrics = Metrics(config.metrics_port is not None)
-            self._gate = Gate(config, keys, self.metrics)
+            self._gate = Gate(config, keys, self.metrics, inner=inner is not None)
+            undone.callback(self._gate.close)
             self.metrics.watch(self.db, lambda: self._gate.inside)
             served = Served(self.db, config, Coalescer(threads, self.metrics.batches.observe))
             self._writer = None if writer is None else Writer(writer)
             self._health = health.HealthServicer()
             self._server = self._made(config, _Handlers(Handlers(served, ANSWERS), self._writer))
+            undone.callback(self._server.stop, None)
             self.port = self._bind(config, inner)
             # Of several workers the parent answers, for all of them.
             alone = config.metrics_port is not None and config.workers == 1
             self._probes = Probes(config, self.metrics.text, lambda: self.serving) if alone else None
-        except BaseException:
-            self.db.close()
-            raise
+            undone.pop_all()
 
     def _made(self, config: Config, handlers: Any) -> grpc.Server:
         threads = config.queue + config.streams + PROBES + _SPARE

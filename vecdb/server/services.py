@@ -127,13 +127,16 @@ def _handler(served: Served, method: messages.Method, answer: Answer) -> Any:
 
     def several(data: Any, call: Call) -> Iterator[bytes]:
         # Set around each step and not around the whole, since a generator runs in the context of whoever asks for more.
-        replies = iter(answer(served, call, asked(call, data)))
-        while True:
-            with stopped_by(call.control):
-                call.control.poll()
-                reply = next(replies, None)
-            if reply is None:
-                return
-            yield reply.SerializeToString()
+        replies = answer(served, call, asked(call, data))
+        try:
+            while True:
+                with stopped_by(call.control):
+                    call.control.poll()
+                    reply = next(replies, None)
+                if reply is None:
+                    return
+                yield reply.SerializeToString()
+        finally:
+            replies.close()  # lets go of its snapshot
 
     return handler_of(method, several if method.server_streams else one)

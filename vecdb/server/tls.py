@@ -48,6 +48,35 @@ def credentials(config: Config) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(made(), renewed, require_client_authentication=config.client_ca is not None)
 
 
+def context(config: Config) -> ssl.SSLContext:
+    """The same for servers that are not gRPC's, without clients' certificates. Raises InvalidInput."""
+    paths = [Path(path) for path in (config.cert, config.key) if path is not None]
+
+    def made() -> ssl.SSLContext:
+        _check(config)
+        fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        fresh.load_cert_chain(config.cert or "", config.key)
+        return fresh
+
+    seen = _marks(paths)
+    first = latest = made()
+
+    def renewed(connection: Any, name: str | None, context: ssl.SSLContext) -> None:
+        """Called at each handshake, also where no name is given."""
+        nonlocal seen, latest
+        try:
+            now = _marks(paths)
+            if now != seen:
+                latest, seen = made(), now
+        except (OSError, InvalidInput) as error:
+            log.error("the new certificate cannot be used", extra={"reason": str(error)})
+        if latest is not first:
+            connection.context = latest
+
+    first.sni_callback = renewed
+    return first
+
+
 def _marks(paths: list[Path]) -> list[tuple[int, int, int]]:
     return [(found.st_mtime_ns, found.st_ino, found.st_size) for found in map(os.stat, paths)]
 

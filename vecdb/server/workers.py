@@ -45,13 +45,15 @@ class Worker:
 
     def __init__(self, config: Config, number: int, inner: str, needs_keys: bool) -> None:
         self.number = number
+        self._ready = False
         self._lock = threading.Lock()
         told = {"config": asdict(config), "number": number, "inner": inner, "needs_keys": needs_keys}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vecdb.server.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self.started = time.monotonic()
-        self._say(json.dumps(told))
+        with contextlib.suppress(OSError):  # it has ended already, which `wait_ready` tells
+            self._say(json.dumps(told))
 
     def wait_ready(self) -> None:
         """Raises the error with which it ended."""
@@ -59,9 +61,12 @@ class Worker:
         if told is None or "error" in told:
             self.process.wait(_START)
             raise StorageError((told or {}).get("error") or f"worker {self.number} ended with {self.process.returncode}")
+        self._ready = True
 
     def ask(self, question: str) -> Any:
-        """None when it is not there."""
+        """None when it is not there, or not yet."""
+        if not self._ready:
+            return None
         with self._lock:
             try:
                 self._say(question)
@@ -148,11 +153,12 @@ class Supervisor:
             worker.end()
             if time.monotonic() - worker.started < _QUICK and self._stopped.wait(_PAUSE):
                 return
-            fresh = Worker(self.config, number, self._inner, bool(self._keys))
-            self._workers[number] = fresh
             try:
+                fresh = self._workers[number] = Worker(self.config, number, self._inner, bool(self._keys))
+                if self._stopped.is_set():  # too late for it to be ended with the others
+                    fresh.end()
                 fresh.wait_ready()
-            except VecdbError as error:
+            except (VecdbError, OSError) as error:
                 log.error("a worker cannot start", extra={"worker": number, "reason": str(error)})
                 if self._stopped.wait(_PAUSE):
                     return
