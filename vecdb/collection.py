@@ -36,6 +36,7 @@ from .points import (
     Point,
     batch_from_arrays,
     batches_from,
+    checked_checkpoints,
     checked_ids,
     checked_queries,
     checked_token,
@@ -90,7 +91,12 @@ class Prepared:
             if once is not None:
                 once = token_of(once, self.batch.keys, self.batch.keys if self.made else ())
             replaced = self.store.write(
-                self.uuid, self.batch, insert=insert, ahead=self.ahead, checkpoints=checkpoints or {}, token=once
+                self.uuid,
+                self.batch,
+                insert=insert,
+                ahead=self.ahead,
+                checkpoints=checked_checkpoints(checkpoints or {}),
+                token=once,
             )
             if once is not None and self.made:
                 kept = self.store.kept(once)
@@ -234,8 +240,8 @@ class Collection:
         return self._open_store().checkpoints(self._uuid, prefix)
 
     def set_checkpoints(self, checkpoints: Mapping[bytes, bytes | None]) -> None:
-        """As in `Prepared.commit`, without points."""
-        self._writable().set_checkpoints(self._uuid, checkpoints)
+        """As in `Prepared.commit`, without points. Raises InvalidInput."""
+        self._writable().set_checkpoints(self._uuid, checked_checkpoints(checkpoints))
 
     def check(self, ids: Any, vectors: Any, payloads: Any) -> None:
         """Raises what `upsert` of these columns would raise of them, and writes nothing."""

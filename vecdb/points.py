@@ -29,6 +29,7 @@ from .schema import DEFAULT_FIELD, Dense
 CHUNK_BYTES = 64 << 20  # of an iterable, until a commit
 _CHUNK_POINTS = 20_000
 _MAX_TOKEN_BYTES = 64
+_MAX_CHECKPOINT_BYTES = 400
 _SMALLEST_NORM = float(np.finfo(np.float32).tiny)
 _LARGEST_NORM = 2.0**62  # products and squared distances of such vectors stay finite in float32
 
@@ -133,6 +134,15 @@ def checked_token(token: Any, call: str, place: bytes = DATABASE) -> Token | Non
     if not 1 <= len(token) <= _MAX_TOKEN_BYTES:
         raise InvalidInput(f"a token has 1 to {_MAX_TOKEN_BYTES} bytes; this one has {len(token)}")
     return Token(token, call, place)
+
+
+def checked_checkpoints(checkpoints: Mapping[bytes, bytes | None]) -> Mapping[bytes, bytes | None]:
+    """Raises InvalidInput where a token has no room in a key."""
+    for token in checkpoints:
+        if not isinstance(token, bytes) or len(token) > _MAX_CHECKPOINT_BYTES:
+            what = f"{len(token):,}" if isinstance(token, bytes) else type(token).__name__
+            raise InvalidInput(f"the token of a checkpoint is at most {_MAX_CHECKPOINT_BYTES} bytes, not {what}")
+    return checkpoints
 
 
 def token_of(token: Token, keys: Sequence[Id], made: Sequence[Id], part: int = 0) -> Token:

@@ -88,6 +88,13 @@ def test_the_image_is_made_of_what_is_there_and_runs_as_nobody(dockerfile: list[
     assert not [rest for word, rest in final if word == "ENV" and re.search("KEY|SECRET|PASSWORD", rest)]
 
 
+def test_hadolint_takes_the_image() -> None:
+    if shutil.which("hadolint") is None:
+        pytest.skip("hadolint is not installed here")
+    done = subprocess.run(["hadolint", DEPLOY / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_image_starts_the_server_and_looks_after_it(
     dockerfile: list[tuple[str, str]], config: Config, options: set[str]
 ) -> None:

@@ -142,6 +142,19 @@ def test_valid_messages_that_were_damaged_get_a_status(shared: Any, name: str, c
         check(shared, name, bytes(whole[: chance.randint(0, len(whole))]))
 
 
+@pytest.mark.parametrize("name", ["Points/SetCheckpoints", "Points/Upsert"])
+def test_a_checkpoint_that_fits_no_key_is_refused_and_nothing_is_written(shared: Any, name: str) -> None:
+    served, wire = shared
+    refill(served)
+    request = messages.METHODS[name].request(target=messages.Target(collection="docs"))
+    request.checkpoints.add(token=b"x" * 401, value=b"1")
+    if name == "Points/Upsert":
+        request.columns.CopyFrom(convert.to_columns([Point(9_999, {"vector": np.ones(4, np.float32)}, {})], with_payload=True))
+    assert isinstance(wire.error(name, request), errors.InvalidInput)
+    ids = messages.GetRequest(target=messages.Target(collection="docs"), ids=messages.Ids(numbers=[9_999]))
+    assert name != "Points/Upsert" or wire.ask("Points/Get", ids)[0].missing == [0]
+
+
 def test_the_server_serves_on(shared: Any) -> None:
     served, wire = shared
     refill(served)

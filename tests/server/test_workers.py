@@ -61,13 +61,13 @@ def test_writes_through_any_worker_are_seen_at_once_through_all(process: Any, cl
     dbs = clients(server.port, 12)
     dbs[0].create_collection("docs", Dense(4, metric="l2"))
     docs = [db["docs"] for db in dbs]
-    for number in range(48):
+    for number in range(24):
         put(docs[number % 12], number, number)
         for each in docs:
             found = each.get([number])[0]
             assert found is not None
             assert found.payload == {"mark": number}
-    assert [each.count() for each in docs] == [48] * 12
+    assert [each.count() for each in docs] == [24] * 12
     assert {each.search([5, 1, 1, 1], 1)[0].id for each in docs} == {5}
     dbs[1].rename_collection("docs", "texts")
     assert {tuple(db.collections()) for db in dbs} == {("texts",)}

@@ -66,7 +66,7 @@ class Server:
         keys = Keys(config.keys_path, needed=needs_keys)
         check_exposure(config, has_keys=bool(keys))
         self.config = config
-        self._stopped = threading.Event()
+        self._stopped, self._started = threading.Event(), False
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = config.threads or max(1, cores // config.workers)
         self.db: Database = open_database(
@@ -132,6 +132,7 @@ class Server:
 
     def start(self) -> None:
         self._server.start()
+        self._started = True
         for name in ("", *messages.SERVICES):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", extra={"db": self.config.db, "host": self.config.host, "port": self.port, "tls": self.config.tls})
@@ -142,7 +143,8 @@ class Server:
 
     @property
     def serving(self) -> bool:
-        return not self._stopped.is_set()
+        """Whether requests are taken: from `start` until it is asked to end."""
+        return self._started and not self._stopped.is_set()
 
     def stop(self) -> None:
         """Asks it to end; returns at once. Safe in a signal handler and when called twice."""
