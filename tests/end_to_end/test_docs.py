@@ -52,7 +52,7 @@ def test_the_commands_of_a_page_run(page: str, tmp_path: Path) -> None:
             script.append(code if kind == "sh" else f"{sys.executable} -W error - <<'END'\n{code}END")
         before = kind
     done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=tmp_path, check=False, capture_output=True, text=True, timeout=300
+        ["bash", "-c", "\n".join(script)], cwd=tmp_path, check=False, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     assert "Traceback" not in done.stderr

@@ -274,6 +274,8 @@ def error_of(failed: Any) -> VecdbError:
         return InvalidInput(
             f"{error}: the server takes so much in a message (its setting max_message_mib); send less at a time"
         )
+    if isinstance(error, Overloaded) and "Concurrent RPC limit" in str(error):  # gRPC's own, before the server had a say
+        error.retry_after = _FIRST
     if isinstance(error, DeadlineExceeded) and failed.code().name == str(error):
         return DeadlineExceeded("no answer came within the timeout")
     return error
