@@ -146,6 +146,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_workers_that_are_started_anew_are_as_closed_as_those_before(process: Any, path: Path) -> None:
     vecdb.open(path).close()
     text = Keys(path / FILE).create("me", "admin")[1]
