@@ -97,7 +97,10 @@ def config_of(file: str | None = None, **said: Any) -> Config:
     made = Config(**values)
     if not made.db:
         raise InvalidInput("say which database: --db PATH, or db in the table [server]")
-    least = {"port": 0, "workers": 1, "threads": 1, "max_message_mib": 1, "queue": 1, "streams": 1, "in_flight_mib": 1}
+    least = {
+        "port": 0, "metrics_port": 0, "workers": 1, "threads": 1, "memory_limit_mib": 1, "max_message_mib": 1, "queue": 1,
+        "streams": 1, "in_flight_mib": 1, "stream_idle": 0.1, "grace": 0, "slow": 0,
+    }  # fmt: skip
     for name, lowest in least.items():
         value = getattr(made, name)
         if value is not None and value < lowest:
