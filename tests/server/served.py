@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -115,8 +116,13 @@ class Served:
         return bool(soon(lambda: self.inside == 0))
 
     def snapshots_gone(self) -> bool:
-        """Whether soon nobody holds an old state of the database."""
-        return bool(soon(lambda: self.server.db.info().oldest_snapshot_seconds == 0))
+        """Whether soon nobody holds an old state of the database, but for what waits for Python's collector."""
+
+        def gone() -> bool:
+            gc.collect()
+            return self.server.db.info().oldest_snapshot_seconds == 0
+
+        return bool(soon(gone))
 
     def wire(self, key: str | None = None) -> Wire:
         made = Wire(self.target, key)
