@@ -20,7 +20,17 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from ..errors import Closed, CursorExpired, DeadlineExceeded, InvalidInput, NotFound, Overloaded, Unavailable, VecdbError
+from ..errors import (
+    Cancelled,
+    Closed,
+    CursorExpired,
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    VecdbError,
+)
 from ..wire import failures, messages
 
 T = TypeVar("T")
@@ -179,7 +189,7 @@ class Channel:
 
     @abstractmethod
     def stream(self, name: str, request: Any) -> AsyncIterator[Any]:
-        """The replies to one request, which is sent at once. Raises as they come."""
+        """The replies to one request, which is sent when the first is asked for. Raises as they come."""
 
     @abstractmethod
     async def close(self) -> None: ...
@@ -283,7 +293,7 @@ def error_of(failed: Any) -> VecdbError:
 
 def _of_stream(error: VecdbError) -> VecdbError:
     """A server that ends a stream in which nothing moves cannot say why; nobody else cancels here."""
-    if type(error).__name__ == "Cancelled":
+    if isinstance(error, Cancelled):
         return CursorExpired("the server ended the stream, which was left unread for too long; begin it again")
     return error
 

@@ -39,7 +39,7 @@ _PIECE = 2 << 20  # bytes of a message, about, of a write that takes several
 _PAGE = 1000  # points that are got in a call
 
 
-def token() -> bytes:
+def new_token() -> bytes:
     """By which a server knows a write again."""
     return uuids.uuid4().bytes
 
@@ -197,15 +197,16 @@ class AsyncCollection:
                     await self._stream(parts, insert)
                     written += batch.keys
                     continue
+                # Ids that were made here would be others when the call is made again, so that the token would not fit: then the
+                # server makes them.
+                left_out = set() if token is None else set(made)
                 for part in parts:
                     mine = None if token is None else _part_of(token, number)
-                    # Ids that were made here would be others when the call is made again, so that the token would not fit: then
-                    # the server makes them.
-                    reply = await self.send(part, insert, mine, None, () if token is None else made)
+                    reply = await self.send(part, insert, mine, None, [key for key in part.keys if key in left_out])
                     written += convert.from_ids(reply.ids) or part.keys
                     number += 1
         except VecdbError as error:
-            error.applied = len(written)
+            error.applied += len(written)  # beside what the server says of a stream that it had begun
             raise
         return written
 
@@ -225,7 +226,7 @@ class AsyncCollection:
 
         The server prepares one commit while it makes the one before; the tokens let it begin anew.
         """
-        tokens = [_new_token() for _ in parts]
+        tokens = [new_token() for _ in parts]
 
         def requests() -> Iterator[Any]:
             for part, mine in zip(parts, tokens, strict=True):
@@ -246,7 +247,7 @@ class AsyncCollection:
         without: Sequence[Id] = (),
     ) -> Any:
         """One commit. without: ids that are left for the server to make."""
-        request = self._request(batch, insert, given or _new_token(), without)
+        request = self._request(batch, insert, given or new_token(), without)
         for each, value in (checkpoints or {}).items():
             request.checkpoints.append(messages.Checkpoint(token=each, value=value))
         return await self._channel.call("Points/Upsert", request)
@@ -293,7 +294,7 @@ class AsyncCollection:
         """As `vecdb.Collection.delete`."""
         if (ids is None) == (where is None):
             raise InvalidInput("give ids= or where=, one of them")
-        request = messages.DeleteRequest(target=self.target, token=token or _new_token())
+        request = messages.DeleteRequest(target=self.target, token=token or new_token())
         if ids is not None:
             request.ids.CopyFrom(convert.to_ids(_asked(ids)))
         else:
@@ -308,7 +309,7 @@ class AsyncCollection:
         if (ids is None) == (where is None):
             raise InvalidInput("give ids or where=, one of them")
         request = messages.UpdatePayloadRequest(
-            target=self.target, replace=replace, remove=sorted(set(remove)), token=token or _new_token()
+            target=self.target, replace=replace, remove=sorted(set(remove)), token=token or new_token()
         )
         if payload is None and not request.remove:
             raise InvalidInput("give payload= (a dict) or remove= (keys)")
@@ -350,7 +351,7 @@ class AsyncCollection:
     async def set_index(self, index: Any, field: str | None = None, *, token: bytes | None = None) -> None:
         """As `vecdb.Collection.set_index`."""
         request = messages.SetIndexRequest(
-            target=self.target, index=convert.to_index(index), field=field or "", token=token or _new_token()
+            target=self.target, index=convert.to_index(index), field=field or "", token=token or new_token()
         )
         await self._channel.call("Collections/SetIndex", request)
 
@@ -574,9 +575,6 @@ class AsyncCollection:
 
     def __repr__(self) -> str:
         return f"<vecdb.Collection {self._name!r} at {self._channel.address.target}>"
-
-
-_new_token = token
 
 
 def _part_of(token: bytes, number: int) -> bytes:

@@ -58,7 +58,7 @@ class AsyncDatabase:
         from ..errors import InvalidInput
 
         checked_name(name)
-        request = messages.CreateRequest(name=name, token=token or collections.token())
+        request = messages.CreateRequest(name=name, token=token or collections.new_token())
         if embed is not None:
             from ..embed import declare, identity_of
 
@@ -97,18 +97,18 @@ class AsyncDatabase:
 
     async def drop_collection(self, name: str, *, token: bytes | None = None) -> None:
         """As `vecdb.Database.drop_collection`."""
-        request = messages.DropRequest(name=name, token=token or collections.token())
+        request = messages.DropRequest(name=name, token=token or collections.new_token())
         await self._channel.call("Collections/Drop", request)
 
     async def rename_collection(self, old: str, new: str, *, token: bytes | None = None) -> None:
         """As `vecdb.Database.rename_collection`."""
-        request = messages.RenameRequest(old=old, new=checked_name(new), token=token or collections.token())
+        request = messages.RenameRequest(old=old, new=checked_name(new), token=token or collections.new_token())
         await self._channel.call("Collections/Rename", request)
 
     async def add_field(self, collection: str, name: str, field: Dense | Sparse, *, token: bytes | None = None) -> None:
         """As `vecdb.Database.add_field`."""
         made = convert.to_field(name, checked_field(name, field))
-        request = messages.AddFieldRequest(collection=collection, field=made, token=token or collections.token())
+        request = messages.AddFieldRequest(collection=collection, field=made, token=token or collections.new_token())
         await self._channel.call("Collections/AddField", request)
 
     async def ingest(

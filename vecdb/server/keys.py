@@ -95,7 +95,7 @@ class Keys:
         if self._seen is None:
             return ANYBODY
         if not authorization:
-            raise Unauthenticated("an API key is needed: vecdb.connect(…, api_key=…), or --api-key, or VECDB_API_KEY")
+            raise Unauthenticated("an API key is needed: vecdb.connect(…, api_key=…), or VECDB_API_KEY in the environment")
         scheme, _, secret = authorization.partition(" ")
         found = _KEY.fullmatch(secret.strip()) if scheme.lower() == "bearer" else None
         key = self._keys.get(found[1]) if found is not None else None

@@ -27,7 +27,7 @@ class _Ready:
 
     collection: Collection
     quiet: bool
-    commit: Callable[[], tuple[list[Any], int]]
+    commit: Callable[[], tuple[list[Any], int | None]]
     release: Callable[[], None] = lambda: None
 
 
@@ -87,7 +87,7 @@ def _ready(collection: Collection, request: Any, before: list[_Columns]) -> _Rea
     if request.points:
         if request.HasField("columns") or checkpoints or before:
             raise InvalidInput("give columns or points, not both; checkpoints and several messages go with columns")
-        return _Ready(collection, request.quiet, lambda: (_write_points(collection, request, token), 0))
+        return _Ready(collection, request.quiet, lambda: (_write_points(collection, request, token), None))
     columns = _Columns.joined([*before, _Columns.of(request.columns)])
     ids, payloads, vectors = columns.ids or None, columns.payloads or None, columns.vectors
     if "" in vectors and len(vectors) == 1:
@@ -121,7 +121,8 @@ def _write_points(collection: Collection, request: Any, token: bytes | None) -> 
 
 def upsert_stream(served: Served, call: Call, requests: Iterator[Any]) -> Any:
     """Each message a commit, in their order. The next one is read and checked while the one before is committed."""
-    applied = replaced = 0
+    applied = 0
+    replaced: int | None = 0
     keys: list[Any] = []
 
     def ready() -> Iterator[_Ready]:
@@ -154,7 +155,8 @@ def upsert_stream(served: Served, call: Call, requests: Iterator[Any]) -> Any:
     try:
         for each in ahead:
             some, fewer = each.commit()
-            applied, replaced = applied + len(some), replaced + fewer
+            applied += len(some)
+            replaced = None if replaced is None or fewer is None else replaced + fewer
             if not each.quiet:
                 keys += some
                 check_reply(each.collection, len(keys), with_vectors=False)

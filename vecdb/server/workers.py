@@ -135,10 +135,6 @@ class Supervisor:
         return self.config.port
 
     @property
-    def pids(self) -> list[int]:
-        return [worker.process.pid for worker in self._workers]
-
-    @property
     def metrics_port(self) -> int | None:
         return None if self._probes is None else self._probes.port
 

@@ -24,7 +24,7 @@ from ..filters import parse as parse_filter
 from ..filters.expression import And, Compare, Contains, Exists, In, IsNull, Not, Or, StartsWith
 from ..hits import Group, Hit
 from ..points import Point
-from ..schema import AUTO, DEFAULT_FIELD, Dense, Sparse, checked_index
+from ..schema import AUTO, Dense, Sparse, checked_index
 from . import messages
 
 Id = int | str
@@ -501,8 +501,3 @@ def _hints(kind: Any) -> dict[str, Any]:
     from ..upkeep.probing import Probed
 
     return get_type_hints(kind, localns={"Probed": Probed, "Dense": Dense})
-
-
-def only_name(fields: Mapping[str, Any]) -> str | None:
-    """The field that an empty name means, if that is clear."""
-    return DEFAULT_FIELD if DEFAULT_FIELD in fields else next(iter(fields)) if len(fields) == 1 else None
