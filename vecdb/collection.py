@@ -27,6 +27,23 @@ from vecdb_storage.vacuum import Vacuumed
 from vecdb_storage.verify import Report
 
 from . import errors
+from .arguments import (
+    Where,
+    asked_ids,
+    check_chosen,
+    check_columns_alone,
+    check_threshold,
+    checked_examples,
+    checked_group_by,
+    checked_k,
+    checked_limit,
+    checked_patches,
+    checked_points,
+    checked_recall,
+    checked_timeout,
+    checked_truth,
+    is_texts,
+)
 from .errors import Closed, DeadlineExceeded, InvalidInput, InvalidPayload, NotFound, ReadOnly, VecdbError
 from .filters import Expression, F
 from .filters import parse as parse_filter
@@ -58,7 +75,6 @@ if TYPE_CHECKING:
     from .upkeep.indexing import Indexer
     from .upkeep.probing import Prober
 
-Where = Expression | Mapping[str, Any] | str | None
 WithPayload = bool | Literal["json"]
 DEFAULT_RECALL = 0.95
 _FEWEST_QUERIES = 20  # that a calibration can be made of
@@ -188,12 +204,8 @@ class Collection:
             prepared = self.prepare(ids, vectors, payloads)
             prepared.commit(insert=insert, token=token)
             return prepared.ids
-        if ids is not None or vectors is not None or payloads is not None or texts is not None:
-            raise InvalidInput("give points, or ids=, vectors= and payloads=, not both")
-        if isinstance(points, Point) or (isinstance(points, Mapping) and "id" in points):
-            points = [points]
-        elif isinstance(points, Sequence) and points and all(isinstance(p, str) for p in points):
-            raise InvalidInput("to write texts, say texts=[...]")
+        check_columns_alone(ids, vectors, payloads, texts)
+        points = checked_points(points)
         written: list[Id] = []
         try:
             for part, (batch, made) in enumerate(batches_from(fields, points)):
@@ -256,15 +268,14 @@ class Collection:
         """
         store = self._writable()
         once = checked_token(token, "delete", self._uuid)
-        if (ids is None) == (where is None):
-            raise InvalidInput("give ids= or where=, one of them")
+        check_chosen(ids, where)
         if where is None:
-            return store.delete(self._uuid, self._asked_ids(ids), token=once)
+            return store.delete(self._uuid, asked_ids(ids), token=once)
         kept = None if once is None else store.kept(once)
         if kept is not None:  # the filter need not be asked what it matches now
             return int(kept.result)
         snapshot = store.snapshot(self._uuid)
-        return store.delete(self._uuid, self._matching(snapshot, _selective(where)), as_of=snapshot.seq, token=once)
+        return store.delete(self._uuid, self._matching(snapshot, where), as_of=snapshot.seq, token=once)
 
     def update_payload(
         self,
@@ -285,20 +296,14 @@ class Collection:
         """
         store = self._writable()
         once = checked_token(token, "update_payload", self._uuid)
-        if (ids is None) == (where is None):
-            raise InvalidInput("give ids or where=, one of them")
+        check_chosen(ids, where)
         removed = set(remove)
-        if payload is None and not removed:
-            raise InvalidInput("give payload= (a dict) or remove= (keys)")
+        patches, shared = checked_patches(payload, removed)
         kept = None if once is None else store.kept(once)
         if kept is not None:  # nothing need be asked or checked now
             return int(kept.result)
         snapshot = store.snapshot(self._uuid)
-        keys = self._asked_ids(ids) if where is None else self._matching(snapshot, _selective(where))
-        shared = payload is None or isinstance(payload, Mapping)
-        if not shared and not isinstance(payload, Iterable):
-            raise InvalidInput(f"payload is a dict, or a list of dicts, one for each id; not {payload!r}")
-        patches = [payload or {}] if shared else list(payload)
+        keys = asked_ids(ids) if where is None else self._matching(snapshot, where)
         if not shared and len(patches) != len(keys):
             raise InvalidInput(f"{len(patches)} payloads for {len(keys)} points")
         try:
@@ -372,7 +377,7 @@ class Collection:
         """The points of `ids`, in the order asked, None where there is none."""
         snapshot = self._snapshot()
         single = isinstance(ids, int | str)
-        keys = self._asked_ids([ids] if single else ids)
+        keys = asked_ids([ids] if single else ids)
         return [
             None if place is None else self._point(key, *place, with_vectors, with_payload)
             for key, place in zip(keys, snapshot.find(keys), strict=True)
@@ -390,8 +395,7 @@ class Collection:
         self, where: Where = None, *, with_vectors: bool = False, with_payload: WithPayload = True, limit: int | None = None
     ) -> Iterator[Point]:
         """All points that match, in the order in which they were last written, as of the moment of the call."""
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-            raise InvalidInput(f"limit must be a whole number from 0 up, not {limit!r}")
+        limit = checked_limit(limit)
         snapshot = self._snapshot()
         expression = parse_filter(where)
         self._checked_fields(with_vectors)
@@ -424,7 +428,7 @@ class Collection:
         with_payload: WithPayload = True,
     ) -> list[Point]:
         """`count` points at random, or all where there are fewer; the same ones for the same seed and commit."""
-        count = _checked_k(count, "count")
+        count = checked_k(count, "count")
         self._checked_fields(with_vectors)
         snapshot, expression = self._snapshot(), parse_filter(where)
         rows = [bitmaps.rows_of(bitmaps.allowed(part, expression), part.rows) for part in snapshot.parts]
@@ -467,7 +471,7 @@ class Collection:
         Corruption, DeadlineExceeded.
         """
         self._checked_fields(with_vectors)
-        _checked_threshold(score_threshold)
+        check_threshold(score_threshold)
         if group_by is not None:
             return self._grouped(query, k, where, field, score_threshold, group_by, group_size, with_payload, with_vectors)
         started = time.perf_counter()
@@ -499,8 +503,8 @@ class Collection:
         if isinstance(queries, str):
             raise InvalidInput("give a list of texts; for a single one use search")
         self._checked_fields(with_vectors)
-        _checked_threshold(score_threshold)
-        vectors, k = self._query_vectors(queries, field, batch=True), _checked_k(k)
+        check_threshold(score_threshold)
+        vectors, k = self._query_vectors(queries, field, batch=True), checked_k(k)
         check_places(len(vectors), k)
         found, declared, plan = self._search(
             vectors, k, where, field, recall, exact, explain, started, timeout=timeout, batch=True
@@ -543,19 +547,11 @@ class Collection:
 
     def _checked_truth(self, truth: Any, queries: int, snapshot: Snapshot) -> list[list[Id]]:
         """A row of true ids for each query: ids that there are, no one twice."""
-        if isinstance(truth, str) or len(truth) != queries:
-            raise InvalidInput(f"truth needs a row of ids for each of the {queries} queries; it has {len(truth)} rows")
-        rows = []
-        for position, row in enumerate(truth):
-            if isinstance(row, int | str | np.integer) or not len(row):
-                raise InvalidInput("its row of truth is no list of ids, or an empty one", query=position)
-            ids = checked_ids(list(row))
-            if len(set(ids)) < len(ids):
-                raise InvalidInput("its row of truth names an id twice", query=position)
+        rows = checked_truth(truth, queries)
+        for position, ids in enumerate(rows):
             for key, place in zip(ids, snapshot.find(ids), strict=True):
                 if place is None:
                     raise InvalidInput(f"its row of truth names {key!r}, which is not in this collection", query=position)
-            rows.append(ids)
         return rows
 
     def _measured(self, snapshot: Snapshot, name: str) -> whole.Measured | None:
@@ -586,11 +582,7 @@ class Collection:
         Examples are ids or vectors. The query is the mean of the positive ones, moved away from the mean of the negative
         ones by their difference. options: as for `search`. Raises NotFound for an id that does not exist or lacks the field.
         """
-        positive, negative = ([e] if isinstance(e, int | str) else e for e in (positive, negative))
-        if not len(positive):
-            raise InvalidInput("give at least one positive example, an id or a vector")
-        if "group_by" in options:
-            raise InvalidInput("recommend has no groups; search with group_by for the mean of the examples")
+        positive, negative = checked_examples(positive, negative, options)
         snapshot = self._snapshot()
         fields = self._fields(snapshot.schema)
         name = self._field_name(fields, field)
@@ -606,7 +598,7 @@ class Collection:
         vectors = []
         for example in examples:
             if isinstance(example, int | str) and not isinstance(example, bool):
-                place = snapshot.find(self._asked_ids([example]))[0]
+                place = snapshot.find(asked_ids([example]))[0]
                 vector = None if place is None else _vector(*place, name)
                 if vector is None:
                     raise NotFound(f"example {example!r} does not exist or has no vector in field {name!r}")
@@ -735,10 +727,6 @@ class Collection:
             raise InvalidInput(f"no such field; this collection has {', '.join(fields)}", field=name)
         return name
 
-    @staticmethod
-    def _asked_ids(ids: Any) -> list[Id]:
-        return checked_ids([ids] if isinstance(ids, int | str) and not isinstance(ids, bool) else ids)
-
     def _matching(self, snapshot: Snapshot, where: Where) -> list[Id]:
         expression = parse_filter(where)
         keys: list[Id] = []
@@ -753,7 +741,7 @@ class Collection:
             return self.embedding.of_queries([queries])
         if not batch and isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "fiu":
             queries, batch = queries[None, :], True
-        elif batch and isinstance(queries, Sequence) and queries and all(isinstance(q, str) for q in queries):
+        elif batch and is_texts(queries):
             return self.embedding.of_queries(queries)
         fields = self._fields(self._snapshot().schema)
         name = self._field_name(fields, field)
@@ -776,8 +764,8 @@ class Collection:
         batch: bool = False,
     ) -> tuple[Answer, Dense, Plan | None]:
         """Plan and execute."""
-        k, timeout = _checked_k(k), _checked_timeout(timeout)
-        asked = 1.0 if exact else _checked_recall(recall)
+        k, timeout = checked_k(k), checked_timeout(timeout)
+        asked = 1.0 if exact else DEFAULT_RECALL if recall is None else checked_recall(recall)
         expression = parse_filter(where)
         snapshot = self._snapshot()
         fields = self._fields(snapshot.schema)
@@ -844,9 +832,8 @@ class Collection:
 
         Points whose value at `path` is missing, null, an array or an object belong to no group.
         """
-        k, size = _checked_k(k), _checked_k(size, "group_size")
-        if not isinstance(path, str):
-            raise InvalidInput(f"group_by is a payload path such as 'author.name', not {path!r}")
+        k, size = checked_k(k), checked_k(size, "group_size")
+        path = checked_group_by(path)
         vector, expression = self._query_vectors(query, field), parse_filter(where)
         values: list[Any] = []
         fetch, total = 4 * k, self.count(expression)
@@ -921,39 +908,6 @@ def _within(found: list[Found], declared: Dense, threshold: float) -> list[Found
     return [hit for hit in found if hit.key >= threshold]
 
 
-def _checked_k(k: Any, name: str = "k") -> int:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise InvalidInput(f"{name} must be a whole number from 1 up, not {k!r}")
-    return int(k)
-
-
-def _checked_threshold(threshold: Any) -> None:
-    number = isinstance(threshold, int | float | np.number) and not isinstance(threshold, bool)
-    if threshold is not None and (not number or threshold != threshold):
-        raise InvalidInput(f"score_threshold must be a number, not {threshold!r}")
-
-
 def _call(insert: bool) -> str:
     """What a token is used for."""
     return "insert" if insert else "upsert"
-
-
-def _selective(where: Where) -> Where:
-    """A filter for a write, where one that was left empty would touch everything."""
-    if parse_filter(where) is None:
-        raise InvalidInput("the filter is empty, which means every point; say so with ids=, or drop the collection")
-    return where
-
-
-def _checked_timeout(timeout: float | None) -> float | None:
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
-        raise InvalidInput(f"timeout must be a number of seconds above 0, not {timeout!r}")
-    return timeout
-
-
-def _checked_recall(recall: float | None) -> float:
-    if recall is None:
-        return DEFAULT_RECALL
-    if isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1:
-        raise InvalidInput(f"recall must be above 0 and at most 1, not {recall!r}")
-    return float(recall)

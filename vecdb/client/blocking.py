@@ -15,8 +15,9 @@ from ..errors import AlreadyExists
 from ..points import Point
 from ..schema import AUTO, Dense, Dtype, Metric, Sparse, checked_name
 from .channel import Address, Blocking, run
-from .collection import AsyncCollection, AsyncEmbedding, Prepared
+from .collection import AsyncCollection, Prepared
 from .database import AsyncDatabase
+from .embedding import AsyncEmbedding
 
 if TYPE_CHECKING:
     from ..embed import Encoder

@@ -7,7 +7,6 @@ travel as they are stored; and again by the server, which believes nobody.
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid as uuids
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,21 +16,37 @@ import numpy.typing as npt
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import prepare
 
-from ..errors import EncoderMismatch, InvalidInput, InvalidPayload, VecdbError
-from ..filters import parse as parse_filter
+from ..arguments import (
+    asked_ids,
+    check_chosen,
+    check_columns_alone,
+    check_threshold,
+    checked_examples,
+    checked_group_by,
+    checked_k,
+    checked_limit,
+    checked_patches,
+    checked_points,
+    checked_recall,
+    checked_timeout,
+    checked_truth,
+    is_texts,
+)
+from ..errors import InvalidInput, InvalidPayload, VecdbError
 from ..hits import BatchHits, Group, Hit, Hits, check_places
 from ..info import IndexInfo, Info
 from ..points import CHUNK_BYTES, Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
 from ..schema import Dense
 from ..wire import convert, messages
+from . import upkeep
 from .channel import Channel
+from .embedding import AsyncEmbedding
 
 if TYPE_CHECKING:
     from vecdb_storage.vacuum import Vacuumed
     from vecdb_storage.verify import Report
 
-    from ..collection import Where
-    from ..embed import Encoder
+    from ..arguments import Where
     from ..search.calibrate import Report as RecallReport
 
 Id = int | str
@@ -57,62 +72,6 @@ class Prepared:
 
     async def release(self) -> None:
         """Nothing is held."""
-
-
-class AsyncEmbedding:
-    """The encoder of a collection: one that the caller has given, or the server's."""
-
-    def __init__(self, collection: AsyncCollection) -> None:
-        self._collection = collection
-        self._encoder: Encoder | None = None
-
-    def adopt(self, encoder: str | Encoder, declared: Any) -> None:
-        """Raises EncoderMismatch when the texts were embedded by another."""
-        from ..embed import identity_of
-        from ..embed.encoders import same_kind
-
-        name, fingerprint, dim = identity_of(encoder)
-        if declared is None:
-            raise InvalidInput("this collection has no encoder, so give vectors; texts need create_collection(name, embed=…)")
-        if not same_kind(name, declared.name) or (dim is not None and fingerprint != declared.fingerprint):
-            raise EncoderMismatch(
-                f"its texts were embedded by {declared.name!r} ({declared.fingerprint}), not by {name!r} ({fingerprint}); "
-                f"give that encoder, or embed the texts anew"
-            )
-        if not isinstance(encoder, str):
-            self._encoder = encoder
-
-    async def of_points(self, texts: Any, payloads: Any, accept: Callable[[Any, Any], object]) -> tuple[dict[str, Any], Any]:
-        from ..embed import checked_texts, with_texts
-
-        texts = checked_texts(texts)
-        rows = with_texts(payloads, texts)
-        field = await self._field()
-        if not texts:
-            return {field: np.zeros((0, self._collection.known[field].dim), np.float32)}, rows
-        accept({field: np.ones((len(texts), self._collection.known[field].dim), np.float32)}, rows)
-        if self._encoder is not None:
-            return {field: np.asarray(self._encoder.encode(texts), np.float32)}, rows
-        return {field: await self._collection.embed_by_server("Points/Fit", texts)}, rows
-
-    async def of_queries(self, texts: Any) -> npt.NDArray[np.float32]:
-        from ..embed import checked_texts
-
-        texts = checked_texts(texts)
-        if self._encoder is not None:
-            return np.asarray(self._encoder.encode(texts), np.float32)
-        return await self._collection.embed_by_server("Points/Embed", texts)
-
-    @property
-    def here(self) -> bool:
-        """Whether texts are embedded in this process."""
-        return self._encoder is not None
-
-    async def _field(self) -> str:
-        found = await self._collection.described()
-        if not found.HasField("encoder"):
-            raise InvalidInput("this collection has no encoder, so give vectors; texts need create_collection(name, embed=…)")
-        return str(found.encoder.field)
 
 
 class AsyncCollection:
@@ -181,13 +140,8 @@ class AsyncCollection:
             whole = await self._checked(lambda: self._batch(ids, vectors, payloads))
             batches: Iterable[tuple[Batch, Sequence[Id]]] = [(whole, whole.keys if ids is None else ())]
         else:
-            if ids is not None or vectors is not None or payloads is not None or texts is not None:
-                raise InvalidInput("give points, or ids=, vectors= and payloads=, not both")
-            if isinstance(points, Point) or (isinstance(points, Mapping) and "id" in points):
-                points = [points]
-            elif isinstance(points, Sequence) and points and all(isinstance(p, str) for p in points):
-                raise InvalidInput("to write texts, say texts=[...]")
-            batches = batches_from(self.known, points)
+            check_columns_alone(ids, vectors, payloads, texts)
+            batches = batches_from(self.known, checked_points(points))
         written: list[Id] = []
         number = 0
         try:
@@ -292,13 +246,12 @@ class AsyncCollection:
 
     async def delete(self, ids: Any = None, *, where: Where = None, token: bytes | None = None) -> int:
         """As `vecdb.Collection.delete`."""
-        if (ids is None) == (where is None):
-            raise InvalidInput("give ids= or where=, one of them")
+        check_chosen(ids, where)
         request = messages.DeleteRequest(target=self.target, token=token or new_token())
         if ids is not None:
-            request.ids.CopyFrom(convert.to_ids(_asked(ids)))
+            request.ids.CopyFrom(convert.to_ids(asked_ids(ids)))
         else:
-            request.where.CopyFrom(_selective(where))
+            request.where.CopyFrom(convert.to_filter(where))
         return int((await self._channel.call("Points/Delete", request)).count)
 
     async def update_payload(
@@ -306,18 +259,12 @@ class AsyncCollection:
         token: bytes | None = None,
     ) -> int:  # fmt: skip
         """As `vecdb.Collection.update_payload`."""
-        if (ids is None) == (where is None):
-            raise InvalidInput("give ids or where=, one of them")
+        check_chosen(ids, where)
         request = messages.UpdatePayloadRequest(
             target=self.target, replace=replace, remove=sorted(set(remove)), token=token or new_token()
         )
-        if payload is None and not request.remove:
-            raise InvalidInput("give payload= (a dict) or remove= (keys)")
-        shared = payload is None or isinstance(payload, Mapping)
-        if not shared and not isinstance(payload, Iterable):
-            raise InvalidInput(f"payload is a dict, or a list of dicts, one for each id; not {payload!r}")
-        patches = [] if payload is None else [payload] if shared else list(payload)
-        keys = None if ids is None else _asked(ids)
+        patches, shared = checked_patches(payload, request.remove)
+        keys = None if ids is None else asked_ids(ids)
         if not shared and keys is not None and len(patches) != len(keys):
             raise InvalidInput(f"{len(patches)} payloads for {len(keys)} points")
         try:
@@ -329,7 +276,7 @@ class AsyncCollection:
         if keys is not None:
             request.ids.CopyFrom(convert.to_ids(keys))
         else:
-            request.where.CopyFrom(_selective(where))
+            request.where.CopyFrom(convert.to_filter(where))
         return int((await self._channel.call("Points/UpdatePayload", request)).count)
 
     async def flush(self, wait: bool = True) -> None:
@@ -342,11 +289,11 @@ class AsyncCollection:
 
     async def vacuum(self, progress: Callable[[int, int], None] | None = None) -> Vacuumed:
         """As `vecdb.Collection.vacuum`."""
-        return await vacuum(self._channel, self.target, progress)
+        return await upkeep.vacuum(self._channel, self.target, progress)
 
     async def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
         """As `vecdb.Collection.verify`."""
-        return await verify(self._channel, self.target, repair, progress)
+        return await upkeep.verify(self._channel, self.target, repair, progress)
 
     async def set_index(self, index: Any, field: str | None = None, *, token: bytes | None = None) -> None:
         """As `vecdb.Collection.set_index`."""
@@ -364,7 +311,7 @@ class AsyncCollection:
 
     async def get(self, ids: Any, *, with_vectors: bool = True, with_payload: bool = True) -> list[Point | None]:
         """As `vecdb.Collection.get`."""
-        keys, got = _asked(ids), []
+        keys, got = asked_ids(ids), []
         for start in range(0, max(1, len(keys)), _PAGE):
             some = keys[start : start + _PAGE]
             request = messages.GetRequest(target=self.target, ids=convert.to_ids(some), with_payload=with_payload)
@@ -387,10 +334,8 @@ class AsyncCollection:
 
         The snapshot is the server's, and is let go when nothing is read for a minute: CursorExpired.
         """
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-            raise InvalidInput(f"limit must be a whole number from 0 up, not {limit!r}")
         request = messages.ScrollRequest(
-            target=self.target, where=convert.to_filter(where), with_payload=with_payload, limit=limit
+            target=self.target, where=convert.to_filter(where), with_payload=with_payload, limit=checked_limit(limit)
         )
         _want_vectors(request, with_vectors)
         async for reply in self._channel.stream("Points/Export", request):
@@ -403,7 +348,7 @@ class AsyncCollection:
     ) -> list[Point]:  # fmt: skip
         """As `vecdb.Collection.sample`."""
         request = messages.SampleRequest(
-            target=self.target, count=_checked_k(count, "count"), where=convert.to_filter(where), seed=seed,
+            target=self.target, count=_k(count, "count"), where=convert.to_filter(where), seed=seed,
             with_payload=with_payload,
         )  # fmt: skip
         _want_vectors(request, with_vectors)
@@ -429,18 +374,16 @@ class AsyncCollection:
     ) -> Any:
         """As `vecdb.Collection.search`."""
         options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain)
-        request = messages.SearchRequest(target=self.target, k=_checked_k(k), options=options)
+        request = messages.SearchRequest(target=self.target, k=_k(k), options=options)
         if isinstance(query, str) and not self._embedding.here:
             request.text = _checked_text(query)
         else:
             vectors = await self._query_vectors(query, field)
             request.query.dtype, request.query.data = convert.F32, vectors[0].tobytes()
-        timeout = _checked_timeout(timeout)
+        timeout = checked_timeout(timeout)
         if group_by is not None:
-            if not isinstance(group_by, str):
-                raise InvalidInput(f"group_by is a payload path such as 'author.name', not {group_by!r}")
             grouped = messages.SearchGroupsRequest(
-                search=request, group_by=group_by, group_size=_checked_k(group_size, "group_size")
+                search=request, group_by=checked_group_by(group_by), group_size=_k(group_size, "group_size")
             )
             found = await self._channel.call("Search/SearchGroups", grouped, timeout=timeout)
             return [Group(convert.from_literal(group.value), _hits(group.hits, with_payload)) for group in found.groups]
@@ -465,10 +408,9 @@ class AsyncCollection:
         if isinstance(queries, str):
             raise InvalidInput("give a list of texts; for a single one use search")
         options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain)
-        k = _checked_k(k)
+        k = _k(k)
         request = messages.SearchBatchRequest(target=self.target, k=k, options=options)
-        texts = isinstance(queries, Sequence) and bool(queries) and all(isinstance(q, str) for q in queries)
-        if texts and not self._embedding.here:
+        if is_texts(queries) and not self._embedding.here:
             request.texts.extend([_checked_text(text) for text in queries])
             count = len(queries)
         else:
@@ -476,7 +418,7 @@ class AsyncCollection:
             request.queries.CopyFrom(convert.to_matrix(vectors))
             count = len(vectors)
         check_places(count, k)
-        found = await self._channel.call("Search/SearchBatch", request, timeout=_checked_timeout(timeout))
+        found = await self._channel.call("Search/SearchBatch", request, timeout=checked_timeout(timeout))
         return _batch_of(found, count, k, with_payload)
 
     async def calibrate(self, queries: Any, truth: Any = None, *, field: str | None = None) -> RecallReport:
@@ -486,12 +428,7 @@ class AsyncCollection:
         vectors = await self._query_vectors(queries, field, batch=True)
         request = messages.CalibrateRequest(target=self.target, queries=convert.to_matrix(vectors), field=field or "")
         if truth is not None:
-            if isinstance(truth, str) or len(truth) != len(vectors):
-                raise InvalidInput(f"truth needs a row of ids for each of the {len(vectors)} queries; it has {len(truth)} rows")
-            for position, row in enumerate(truth):
-                if isinstance(row, int | str | np.integer) or not len(row):
-                    raise InvalidInput("its row of truth is no list of ids, or an empty one", query=position)
-                request.truth.append(convert.to_ids(checked_ids(list(row))))
+            request.truth.extend([convert.to_ids(row) for row in checked_truth(truth, len(vectors))])
         found: RecallReport = convert.from_figures(await self._channel.call("Search/Calibrate", request, again=True), Report)
         return found
 
@@ -506,12 +443,8 @@ class AsyncCollection:
         **options: Any,
     ) -> Hits:
         """As `vecdb.Collection.recommend`."""
-        positive, negative = ([e] if isinstance(e, int | str) else e for e in (positive, negative))
-        if not len(positive):
-            raise InvalidInput("give at least one positive example, an id or a vector")
-        if "group_by" in options:
-            raise InvalidInput("recommend has no groups; search with group_by for the mean of the examples")
-        timeout = _checked_timeout(options.pop("timeout", None))
+        positive, negative = checked_examples(positive, negative, options)
+        timeout = checked_timeout(options.pop("timeout", None))
         told = {"recall": None, "exact": False, "with_payload": True, "with_vectors": False, "score_threshold": None,
                 "explain": False}  # fmt: skip
         if strangers := options.keys() - told.keys():
@@ -519,13 +452,13 @@ class AsyncCollection:
         told |= options
         request = messages.RecommendRequest(
             target=self.target,
-            k=_checked_k(k),
+            k=_k(k),
             options=_options(where, field, **told),  # type: ignore[arg-type]
         )
         for some, into in ((positive, request.positive), (negative, request.negative)):
             for example in some:
                 if isinstance(example, int | str) and not isinstance(example, bool):
-                    into.append(messages.Example(id=convert.to_id(_asked(example)[0])))
+                    into.append(messages.Example(id=convert.to_id(asked_ids(example)[0])))
                 else:
                     vector = (await self._query_vectors([example], field, batch=True))[0]
                     into.append(messages.Example(vector=convert.to_vector(vector)))
@@ -559,7 +492,7 @@ class AsyncCollection:
     async def _query_vectors(self, queries: Any, field: str | None, *, batch: bool = False) -> npt.NDArray[np.float32]:
         if isinstance(queries, str):
             return await self._embedding.of_queries([queries])
-        if batch and isinstance(queries, Sequence) and queries and all(isinstance(q, str) for q in queries):
+        if batch and is_texts(queries):
             return await self._embedding.of_queries(queries)
         if not batch and isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "fiu":
             queries, batch = queries[None, :], True
@@ -615,32 +548,14 @@ def _points(batch: Batch, without: set[Id]) -> Iterator[Any]:
         yield made
 
 
-def _asked(ids: Any) -> list[Id]:
-    return list(checked_ids([ids] if isinstance(ids, int | str) and not isinstance(ids, bool) else ids))
-
-
-def _selective(where: Where) -> Any:
-    if parse_filter(where) is None:
-        raise InvalidInput("the filter is empty, which means every point; say so with ids=, or drop the collection")
-    return convert.to_filter(where)
-
-
-def _checked_k(k: Any, name: str = "k") -> int:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise InvalidInput(f"{name} must be a whole number from 1 up, not {k!r}")
-    return min(int(k), 2**32 - 1)
+def _k(k: Any, name: str = "k") -> int:
+    return min(checked_k(k, name), 2**32 - 1)  # as a message has room for; there are no more points
 
 
 def _checked_text(text: str) -> str:
     from ..embed import checked_texts
 
     return checked_texts([text])[0]
-
-
-def _checked_timeout(timeout: Any) -> float | None:
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
-        raise InvalidInput(f"timeout must be a number of seconds above 0, not {timeout!r}")
-    return timeout
 
 
 def _want_vectors(request: Any, names: Any) -> None:
@@ -653,11 +568,8 @@ def _options(
     where: Where, field: str | None, recall: float | None, exact: bool, with_payload: bool, with_vectors: Any,
     score_threshold: Any, explain: bool,
 ) -> Any:  # fmt: skip
-    if recall is not None and (isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1):
-        raise InvalidInput(f"recall must be above 0 and at most 1, not {recall!r}")
-    number = isinstance(score_threshold, int | float | np.number) and not isinstance(score_threshold, bool)
-    if score_threshold is not None and (not number or score_threshold != score_threshold):
-        raise InvalidInput(f"score_threshold must be a number, not {score_threshold!r}")
+    check_threshold(score_threshold)
+    recall = None if recall is None else checked_recall(recall)
     made = messages.Options(
         field=field or "", recall=recall, exact=bool(exact), with_payload=bool(with_payload),
         score_threshold=score_threshold, explain=bool(explain),
@@ -713,38 +625,3 @@ def _batch_of(found: Any, count: int, k: int, with_payload: bool) -> BatchHits:
     return BatchHits(
         ids, scores, lengths, hits_of, lambda: found.payloads, plan_of(found.plan) if found.HasField("plan") else None
     )
-
-
-async def verify(channel: Channel, target: Any, repair: bool, progress: Callable[[int, int], None] | None) -> Report:
-    """Raises what the server raised."""
-    from vecdb_storage.verify import Report
-
-    report: Report | None = None
-    async for reply in channel.stream("Admin/Verify", messages.VerifyRequest(target=target, repair=repair)):
-        if reply.HasField("report"):
-            report = convert.from_figures(reply.report, Report)
-        elif progress is not None:
-            progress(reply.progress.done, reply.progress.total)
-    assert report is not None
-    return report
-
-
-async def vacuum(channel: Channel, target: Any, progress: Callable[[int, int], None] | None) -> Vacuumed:
-    from vecdb_storage.vacuum import Vacuumed
-
-    vacuumed: Vacuumed | None = None
-    async for reply in channel.stream("Admin/Vacuum", messages.VacuumRequest(target=target)):
-        if reply.HasField("vacuumed"):
-            vacuumed = convert.from_figures(reply.vacuumed, Vacuumed)
-        elif progress is not None:
-            progress(reply.progress.done, reply.progress.total)
-    assert vacuumed is not None
-    return vacuumed
-
-
-def safe_name(path: str) -> str:
-    """A relative name that a server may give to a file. Raises VecdbError."""
-    parts = path.split("/")
-    if not path or os.path.isabs(path) or any(part in ("", ".", "..") for part in parts) or "\\" in path:
-        raise VecdbError(f"the server names a file {path!r}, which is not a file of a backup")
-    return path

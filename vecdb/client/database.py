@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import AlreadyExists, Unsupported, VecdbError
 from ..schema import Dense, Sparse, checked_field, checked_name, fields_of
 from ..wire import convert, messages
-from . import collection as collections
+from . import upkeep
 from .channel import Channel
-from .collection import AsyncCollection
+from .collection import AsyncCollection, new_token
 
 if TYPE_CHECKING:
     from vecdb_storage.backup import Backup
@@ -58,7 +58,7 @@ class AsyncDatabase:
         from ..errors import InvalidInput
 
         checked_name(name)
-        request = messages.CreateRequest(name=name, token=token or collections.new_token())
+        request = messages.CreateRequest(name=name, token=token or new_token())
         if embed is not None:
             from ..embed import declare, identity_of
 
@@ -97,18 +97,18 @@ class AsyncDatabase:
 
     async def drop_collection(self, name: str, *, token: bytes | None = None) -> None:
         """As `vecdb.Database.drop_collection`."""
-        request = messages.DropRequest(name=name, token=token or collections.new_token())
+        request = messages.DropRequest(name=name, token=token or new_token())
         await self._channel.call("Collections/Drop", request)
 
     async def rename_collection(self, old: str, new: str, *, token: bytes | None = None) -> None:
         """As `vecdb.Database.rename_collection`."""
-        request = messages.RenameRequest(old=old, new=checked_name(new), token=token or collections.new_token())
+        request = messages.RenameRequest(old=old, new=checked_name(new), token=token or new_token())
         await self._channel.call("Collections/Rename", request)
 
     async def add_field(self, collection: str, name: str, field: Dense | Sparse, *, token: bytes | None = None) -> None:
         """As `vecdb.Database.add_field`."""
         made = convert.to_field(name, checked_field(name, field))
-        request = messages.AddFieldRequest(collection=collection, field=made, token=token or collections.new_token())
+        request = messages.AddFieldRequest(collection=collection, field=made, token=token or new_token())
         await self._channel.call("Collections/AddField", request)
 
     async def ingest(
@@ -140,11 +140,11 @@ class AsyncDatabase:
 
     async def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
         """As `vecdb.Database.verify`."""
-        return await collections.verify(self._channel, None, repair, progress)
+        return await upkeep.verify(self._channel, None, repair, progress)
 
     async def vacuum(self, progress: Callable[[int, int], None] | None = None) -> Vacuumed:
         """As `vecdb.Database.vacuum`."""
-        return await collections.vacuum(self._channel, None, progress)
+        return await upkeep.vacuum(self._channel, None, progress)
 
     async def backup(
         self,
@@ -175,7 +175,7 @@ class AsyncDatabase:
                     transaction = reply.transaction
                     continue
                 if file is None:
-                    path = collections.safe_name(reply.path)
+                    path = upkeep.safe_name(reply.path)
                     (folder / path).parent.mkdir(parents=True, exist_ok=True)
                     file = open(folder / path, "xb")  # noqa: SIM115
                     files += 1
