@@ -25,14 +25,12 @@ class Kernel:
 
     def __init__(self, held: bool = False) -> None:
         self.calls: list[list[int]] = []
-        self.deadlines: list[float | None] = []
         self.free = threading.Event()
         if not held:
             self.free.set()
 
-    def __call__(self, queries: list[int], deadline: float | None) -> list[int]:
+    def __call__(self, queries: list[int]) -> list[int]:
         self.calls.append(queries)
-        self.deadlines.append(deadline)
         assert self.free.wait(30)
         return [10 * query for query in queries]
 
@@ -136,24 +134,11 @@ def test_a_deadline_ends_the_wait_and_nobody_elses() -> None:
     assert not coalescer._lines
 
 
-def test_a_batch_runs_until_the_latest_of_its_deadlines() -> None:
-    coalescer, kernel = Coalescer[int, int](1), Kernel(held=True)
-    now = time.monotonic()
-    asked = [Asked(coalescer, 0, kernel)]
-    assert soon(lambda: kernel.calls)
-    for number, deadline in enumerate((now + 60, now + 90, now + 70), 1):
-        asked.append(Asked(coalescer, number, kernel, deadline))
-        assert soon(lambda number=number: waiting(coalescer) == number)
-    kernel.free.set()
-    assert [each.end() for each in asked] == [0, 10, 20, 30]
-    assert kernel.deadlines == [None, now + 90]
-
-
 def test_an_error_goes_to_all_of_the_batch_and_to_nobody_else() -> None:
     coalescer, kernel = Coalescer[int, int](1), Kernel(held=True)
 
-    def run(queries: list[int], deadline: float | None) -> list[int]:
-        found = kernel(queries, deadline)
+    def run(queries: list[int]) -> list[int]:
+        found = kernel(queries)
         if len(queries) > 1:
             raise errors.StorageError("the disk is gone", file="f")
         return found
@@ -172,7 +157,7 @@ def test_an_error_goes_to_all_of_the_batch_and_to_nobody_else() -> None:
 def test_an_error_of_one_who_goes_alone_lets_the_next_go() -> None:
     coalescer = Coalescer[int, int](1)
 
-    def run(queries: list[int], deadline: float | None) -> list[int]:
+    def run(queries: list[int]) -> list[int]:
         raise errors.Corruption("torn", file="f")
 
     for _ in range(3):
@@ -211,8 +196,15 @@ def test_searches_that_go_together_are_those_that_go_alone(serving: Any, rng: np
     clients = [served.connect()["docs"] for _ in range(8)]
     found = in_threads(8, lambda n: [[(hit.id, hit.score) for hit in clients[n].search(query, 5)] for query in queries])
     for each in found:
-        assert [[key for key, _ in hits] for hits in each] == [[key for key, _ in hits] for hits in alone]
-        assert np.allclose([s for hits in each for _, s in hits], [s for hits in alone for _, s in hits], rtol=1e-5)
+        assert each == alone
+
+
+def test_work_for_several_goes_on_until_the_latest_of_their_deadlines() -> None:
+    now = time.monotonic()
+    Shared([Control(now - 1), Control(now + 3600), Control(now - 2)]).poll()
+    Shared([Control(now - 1), Control(None)]).poll()
+    with pytest.raises(contract.DeadlineReached):
+        Shared([Control(now - 1), Control(now - 2)]).poll()
 
 
 def test_work_for_several_stops_when_all_of_them_have_gone() -> None:

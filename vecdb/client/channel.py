@@ -93,8 +93,8 @@ class Address:
         return Address(f"{host}:{port}", secure, api_key, _file(ca), _file(cert), _file(key), timeout, retries)
 
     @property
-    def metadata(self) -> list[tuple[str, str]]:
-        return [] if self.api_key is None else [("authorization", f"Bearer {self.api_key}")]
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return () if self.api_key is None else (("authorization", f"Bearer {self.api_key}"),)
 
     def options(self) -> list[tuple[str, Any]]:
         return [
@@ -124,9 +124,15 @@ def _file(path: str | None) -> bytes | None:
 class Channel:
     """What both channels share: when to try again."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, grpc_or_aio: Any) -> None:
         self.address = address
         self.closed = False
+        made = grpc_or_aio.secure_channel if address.secure else grpc_or_aio.insecure_channel
+        secrets = (address.credentials(),) if address.secure else ()
+        self._channel = made(address.target, *secrets, options=address.options())
+        self._unary = {m.name: self._channel.unary_unary(m.path) for m in messages.METHODS.values()}
+        self._replies = {m.name: self._channel.unary_stream(m.path) for m in messages.METHODS.values()}
+        self._requests = {m.name: self._channel.stream_unary(m.path) for m in messages.METHODS.values()}
 
     async def call(self, name: str, request: Any, *, timeout: float | None = None, again: bool | None = None) -> Any:
         """A call with one request and one reply. name: "Points/Get". timeout: seconds, over all tries.
@@ -162,7 +168,7 @@ class Channel:
                 error = error_of(failed)
             # What was sent away was not begun; what is unavailable may have been.
             worth = isinstance(error, Overloaded) and error.retry_after is not None
-            worth = worth or (isinstance(error, Unavailable) and (again or _never_left(error)))
+            worth = worth or (isinstance(error, Unavailable) and again)
             if isinstance(error, DeadlineExceeded) and timeout is not None:
                 error = DeadlineExceeded(f"the call took longer than {timeout:g} s; give it more time, or ask for less")
             if not worth or not left:
@@ -199,16 +205,10 @@ class Blocking(Channel):
     """By gRPC's own threads."""
 
     def __init__(self, address: Address) -> None:
-        super().__init__(address)
-        made = grpc.secure_channel if address.secure else grpc.insecure_channel
-        secrets = (address.credentials(),) if address.secure else ()
-        self._channel = made(address.target, *secrets, options=address.options())
-        self._unary = {m.name: self._channel.unary_unary(m.path) for m in messages.METHODS.values()}
-        self._streams = {m.name: self._channel.unary_stream(m.path) for m in messages.METHODS.values()}
+        super().__init__(address, grpc)
 
     async def _all(self, method: messages.Method, data: Iterator[bytes], timeout: float | None) -> bytes:
-        call = self._channel.stream_unary(method.path)
-        found: bytes = call(data, timeout=timeout, metadata=self.address.metadata)
+        found: bytes = self._requests[method.name](data, timeout=timeout, metadata=self.address.metadata)
         return found
 
     async def _once(self, method: messages.Method, data: bytes, timeout: float | None) -> bytes:
@@ -221,7 +221,7 @@ class Blocking(Channel):
     async def stream(self, name: str, request: Any) -> AsyncIterator[Any]:
         self.check_open()
         method = messages.METHODS[name]
-        replies = self._streams[name](request.SerializeToString(), metadata=self.address.metadata)
+        replies = self._replies[name](request.SerializeToString(), metadata=self.address.metadata)
         try:
             for data in replies:
                 yield method.reply.FromString(data)
@@ -241,20 +241,14 @@ class Waiting(Channel):
     def __init__(self, address: Address) -> None:
         from grpc import aio
 
-        super().__init__(address)
-        made = aio.secure_channel if address.secure else aio.insecure_channel
-        secrets = (address.credentials(),) if address.secure else ()
-        self._channel = made(address.target, *secrets, options=address.options())
-        self._unary = {m.name: self._channel.unary_unary(m.path) for m in messages.METHODS.values()}
-        self._streams = {m.name: self._channel.unary_stream(m.path) for m in messages.METHODS.values()}
+        super().__init__(address, aio)
 
     async def _all(self, method: messages.Method, data: Iterator[bytes], timeout: float | None) -> bytes:
-        call = self._channel.stream_unary(method.path)
-        found: bytes = await call(data, timeout=timeout, metadata=tuple(self.address.metadata))
+        found: bytes = await self._requests[method.name](data, timeout=timeout, metadata=self.address.metadata)
         return found
 
     async def _once(self, method: messages.Method, data: bytes, timeout: float | None) -> bytes:
-        found: bytes = await self._unary[method.name](data, timeout=timeout, metadata=tuple(self.address.metadata))
+        found: bytes = await self._unary[method.name](data, timeout=timeout, metadata=self.address.metadata)
         return found
 
     async def _sleep(self, seconds: float) -> None:
@@ -263,7 +257,7 @@ class Waiting(Channel):
     async def stream(self, name: str, request: Any) -> AsyncIterator[Any]:
         self.check_open()
         method = messages.METHODS[name]
-        replies = self._streams[name](request.SerializeToString(), metadata=tuple(self.address.metadata))
+        replies = self._replies[name](request.SerializeToString(), metadata=self.address.metadata)
         try:
             async for data in replies:
                 yield method.reply.FromString(data)
@@ -296,9 +290,3 @@ def _of_stream(error: VecdbError) -> VecdbError:
     if isinstance(error, Cancelled):
         return CursorExpired("the server ended the stream, which was left unread for too long; begin it again")
     return error
-
-
-def _never_left(error: VecdbError) -> bool:
-    """Whether there was no connection, so that the server cannot have seen the call."""
-    text = str(error)
-    return "failed to connect" in text.lower() or "connection refused" in text.lower()

@@ -21,10 +21,10 @@ LARGEST = 256  # queries in a call
 
 
 class _Waiting(Generic[Query, Reply]):
-    __slots__ = ("deadline", "error", "led", "query", "ready", "reply")
+    __slots__ = ("error", "led", "query", "ready", "reply")
 
-    def __init__(self, query: Query, deadline: float | None) -> None:
-        self.query, self.deadline = query, deadline
+    def __init__(self, query: Query) -> None:
+        self.query = query
         self.ready = threading.Event()
         self.led: list[_Waiting[Query, Reply]] | None = None  # set when it is to lead these, itself among them
         self.reply: Reply | None = None
@@ -55,11 +55,11 @@ class Coalescer(Generic[Query, Reply]):
         same: Hashable,
         query: Query,
         deadline: float | None,
-        run: Callable[[list[Query], float | None], list[Reply]],
+        run: Callable[[list[Query]], list[Reply]],
     ) -> Reply:
         """The reply to one query. same: what must be equal for queries to go together.
 
-        deadline: a time.monotonic() value, or None. run: answers some queries, until the latest of their deadlines; what it
+        deadline: a time.monotonic() value until which it waits for its turn, or None. run: answers some queries; what it
         raises is raised to each of them. Raises DeadlineExceeded.
         """
         with self._lock:
@@ -70,12 +70,12 @@ class Coalescer(Generic[Query, Reply]):
                 line.running += 1
                 mine = None
             else:
-                mine = _Waiting[Query, Reply](query, deadline)
+                mine = _Waiting[Query, Reply](query)
                 line.waiting.append(mine)
         if mine is None:
             try:
                 self._seen(1)
-                return run([query], deadline)[0]
+                return run([query])[0]
             finally:
                 self._next(same, line)
         if not mine.ready.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
@@ -97,13 +97,11 @@ class Coalescer(Generic[Query, Reply]):
         same: Hashable,
         line: _Line,
         together: list[_Waiting[Query, Reply]],
-        run: Callable[[list[Query], float | None], list[Reply]],
+        run: Callable[[list[Query]], list[Reply]],
     ) -> None:
-        deadlines = [each.deadline for each in together]
-        latest = None if None in deadlines else max(each for each in deadlines if each is not None)
         try:
             self._seen(len(together))
-            replies = run([each.query for each in together], latest)
+            replies = run([each.query for each in together])
             for each, reply in zip(together, replies, strict=True):
                 each.reply = reply
         except BaseException as error:

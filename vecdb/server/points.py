@@ -15,7 +15,7 @@ from ..pipeline import Ahead
 from ..points import Point
 from ..wire import convert, messages
 from .gate import Call
-from .services import Answer, Served, check_reply
+from .services import Answer, Served, bytes_of_a_point, check_reply
 
 _PAGE_POINTS = 500
 _PAGE_BYTES = 1 << 20
@@ -243,8 +243,7 @@ def _pages(served: Served, call: Call, request: Any) -> Iterator[list[Point]]:
     limit = request.limit if request.HasField("limit") else None
     points = collection.scroll(convert.from_filter(request.where), limit=limit, **_shape(request))
     call.context.send_initial_metadata(())
-    width = sum(4 * field.dim for field in collection.fields.values()) if request.HasField("with_vectors") else 0
-    size = max(1, min(_PAGE_POINTS, _PAGE_BYTES // (width + 200)))
+    size = max(1, min(_PAGE_POINTS, _PAGE_BYTES // bytes_of_a_point(collection, request.HasField("with_vectors"))))
     page: list[Point] = []
     for point in points:
         page.append(point)

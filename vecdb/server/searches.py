@@ -79,7 +79,7 @@ def _search(served: Served, call: Call, request: Any) -> Hits:
     # What must be equal for searches to go together: everything but the query.
     same = collection.uuid, k, len(query), request.options.SerializeToString(deterministic=True)
 
-    def run(together: list[tuple[Any, Control]], deadline: float | None) -> list[Hits | VecdbError]:
+    def run(together: list[tuple[Any, Control]]) -> list[Hits | VecdbError]:
         options = _options(request.options)
         if len(together) == 1:
             return [collection.search(together[0][0], k, **options)]

@@ -74,10 +74,14 @@ class Served:
         return None
 
 
+def bytes_of_a_point(collection: Collection, with_vectors: Any) -> int:
+    """About, in a reply."""
+    return _HIT_BYTES + (sum(4 * field.dim for field in collection.fields.values()) if with_vectors else 0)
+
+
 def check_reply(collection: Collection, points: int, with_vectors: Any) -> None:
     """A reply of so many points has room in memory. Raises InvalidInput."""
-    width = sum(4 * field.dim for field in collection.fields.values()) if with_vectors else 0
-    most = _LARGEST_REPLY // (_HIT_BYTES + width)
+    most = _LARGEST_REPLY // bytes_of_a_point(collection, with_vectors)
     if points > most:
         raise InvalidInput(
             f"the reply would have {points:,} points, and one holds {most:,} of this size: ask for fewer at a time, or scroll"
