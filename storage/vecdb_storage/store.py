@@ -26,7 +26,7 @@ from typing import Any
 
 import orjson
 
-from . import locks
+from . import growing, locks
 from .ahead import Ahead
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays
 from .backup import Backup, backup
@@ -47,6 +47,7 @@ from .errors import (
     AlreadyExists,
     Closed,
     Corruption,
+    DiskFull,
     NewerFormat,
     NotFound,
     ReadOnly,
@@ -414,8 +415,8 @@ class Store:
         """
         ahead = ahead or self.begin(uuid)
         try:
-            if token is not None:
-                kept = self.kept(token)  # most repetitions come when the first is done: nothing is written for them
+            if token is not None and (ahead.begun or batch.nbytes >= growing.GROWING_BYTES):
+                kept = self.kept(token)  # most repetitions come when the first is done: no vectors are written for them
                 if kept is not None:
                     return int(kept.result)
             if not batch.keys:
@@ -511,9 +512,14 @@ class Store:
 
     def _submit(self, operation: Operation, token: Token | None = None) -> Any:
         """The operation's result, of now or of the first time."""
-        if token is not None:
-            kept = self.kept(token)
-            return (kept or self._submit_once(operation, token)).result
+        if token is not None:  # not looked up before: that would wait for the commit that this could be part of
+            try:
+                return self._submit_once(operation, token).result
+            except DiskFull:
+                kept = self.kept(token)  # a repetition needs no room
+                if kept is None:
+                    raise
+                return kept.result
         self.check_writable()
         if not operation.frees:
             self.flusher.wait_for_room()

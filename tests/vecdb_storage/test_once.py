@@ -721,3 +721,22 @@ TestModel = Model.TestCase
 TestModel.settings = settings(
     max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
+
+
+def test_small_writes_with_tokens_share_commits_as_others_do(store: Store, schema: Schema, rows_of: Rows) -> None:
+    uuid = store.create_collection("docs", schema)
+    before = store.queue.groups
+    writers = [
+        threading.Thread(target=store.write, args=(uuid, rows_of([n])), kwargs={"token": Token(b"%d" % n, "upsert", uuid)})
+        for n in range(12)
+    ]
+    with store.commit_lock:  # as if a commit were under way
+        for writer in writers:
+            writer.start()
+        end = time.monotonic() + 30
+        while len(store.queue._waiting) < 11 and time.monotonic() < end:  # all but the one that leads, and waits for the lock
+            time.sleep(0.001)
+    for writer in writers:
+        writer.join()
+    assert store.snapshot(uuid).count == 12
+    assert store.queue.groups - before <= 2
