@@ -69,7 +69,10 @@ def rounds(tmp_path: Path, count: int, seed: int) -> None:
             state = docs._store.state(docs._uuid)
             segments = {entry.name: entry for entry in state.manifest.segments}
             assert all(entry.indexes for entry in segments.values()), "a segment was left without its index"
-            named = docs._store.files_of(state)
+        # Only now: a merge may have begun meanwhile, whose file has no name yet.
+        with vecdb.open(path, read_only=True) as reader:
+            docs = reader["docs"]
+            named = docs._store.files_of(docs._store.state(docs._uuid))
             left = {file.name for file in (path / "segments").rglob("*") if file.is_file()} - named
             assert not left, "files were left behind"
 
