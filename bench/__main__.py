@@ -37,6 +37,7 @@ ENVIRONMENTS = {
     "qdrant": ["qdrant-client"],
     "zvec": ["zvec"],
     "hnswlib": ["hnswlib"],
+    "rabitqlib": ["rabitqlib"],
     "usearch": ["usearch"],
 }
 SLOW = {"chromadb": 10, "milvus": 10, "qdrant": 10}  # are given so many times fewer points, or they would take all day

@@ -21,11 +21,13 @@ from .sets import data_sets, truth_of
 RECALLS = (0.90, 0.95, 0.99)
 GRIDS: dict[str, tuple[float, ...]] = {
     "hnswlib": (10, 12, 14, 17, 20, 25, 32, 45, 64, 100, 160, 250),
+    "rabitqlib SymphonyQG": (10, 12, 14, 17, 20, 25, 32, 45, 64, 100, 160, 250),
     "vecdb kernel": (5, 7, 9, 11, 14, 17, 20, 25, 32, 45, 64, 100, 160, 250),
     "vecdb search_batch": (0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.985, 0.99, 0.993, 0.996),
 }
 PROGRAMS = {  # and whose environment runs them
     "hnswlib": ("graph_hnswlib", "hnswlib"),
+    "rabitqlib SymphonyQG": ("graph_rabitqlib", "rabitqlib"),
     "vecdb kernel": ("graph_vecdb", "vecdb"),
     "vecdb search_batch": ("graph_vecdb_api", "vecdb"),
 }

@@ -3,7 +3,8 @@
     adj      u32 (n, 2 m)   the links of each row; what lies beyond its degree means nothing
     deg      u16 (n,)       how many links a row has; 0 for rows without a vector
     entries  u32 (e,)       rows from which walks begin: at first a few at random, the cube root of n
-    codes, centre, scale    the rows in a byte a number, which is all that is read to build it and to walk it: see `codec.int8`
+    near, directions, steps    the rows in half a byte a number, by which it is walked: see `codec.int4`; may be empty
+    codes, centre, scale    the rows in a byte a number, by which links are chosen and allowed rows scanned: see `codec.int8`
 
 For a batch: each of its rows walks the graph as it was before the batch and prunes what it found to its links; then these are
 turned round, and each row that gained links keeps the best. A row's links are written by one task only, and rows of one
@@ -21,22 +22,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..codec.int4 import Int4, by_lines, numbers_in, principal, query_of, strides_of
 from ..codec.int8 import HEAD, Codes, estimate, head, width_of
 from ..contract import Arrays, Budget, NeedsMemory, Progress, Rows, Trial
+from ..flat.search import FlatSearcher
 from ..kernels.compile import kernel
-from ..kernels.distances import read_only
+from ..kernels.distances import prefetch, read_only
 from .params import HNSW
 from .search import HNSWSearcher
-from .walk import MAX_ROWS, insert, key_in, packed, row_in, walk
+from .walk import MAX_ROWS, insert, key_in, look, packed, room_of, row_in, walk
 
 _SLACK = np.float32(1.2)  # on squared distances
 _ROOM = 1.3  # links that a row may gather, of its degree, before they are pruned
 _TASK = 64  # rows to a task
+_LEAST = 2000  # rows; fewer are walked by their codes in a byte
+_PROBES, _NEAREST, _AMONG, _AROUND = 128, 10, 20, 200  # see _half_bytes
+_TOLD_APART = 0.98
+
+
+class _Lists(NamedTuple):
+    """The graph as kernels take it: its arrays, how many numbers `small` holds of a row, and what its links are chosen by."""
+
+    codes: npt.NDArray[np.int8]
+    small: npt.NDArray[np.uint8]
+    numbers: int
+    adj: npt.NDArray[np.uint32]
+    deg: npt.NDArray[np.uint16]
+    degree: int
+    width: int
+    factor: np.float32
+    slack: np.float32
+
+
+class _Scratch(NamedTuple):
+    """What one task works in."""
+
+    seen: npt.NDArray[np.uint16]  # by rows, and the number of the walk: see `walk`
+    epoch: npt.NDArray[np.uint16]
+    met: npt.NDArray[np.uint64]  # the pool as it is walked
+    near: npt.NDArray[np.int64]
+    guess: npt.NDArray[np.float32]
+    asked: npt.NDArray[np.int16]  # a row as a query in half bytes, and the same as bytes
+    asked_bytes: npt.NDArray[np.int8]
+    pool: npt.NDArray[np.uint64]  # candidates, ranked by whole bytes
+    chosen: npt.NDArray[np.int64]
+    kept: npt.NDArray[np.int16]  # a row as a query, and those that are chosen
+    about: npt.NDArray[np.float32]  # of each: what its products are multiplied with, and its w
 
 
 class Graph:
@@ -45,6 +81,7 @@ class Graph:
     def __init__(self, rows: Rows, params: HNSW) -> None:
         n = len(rows)
         self.codes = Codes.of(rows)
+        self.small = Int4.none(n, self.codes)
         self.factor, self.slack = (np.float32(1), np.float32(1)) if rows.metric == "ip" else (np.float32(2), _SLACK)
         self.degree = min(params.degree, max(1, n - 1))
         self.width = max(params.ef_construction, self.degree)
@@ -52,20 +89,28 @@ class Graph:
         self.deg = np.zeros(n, np.uint16)
         self.entries = np.zeros(0, np.uint32)
 
-    def scratch(self) -> tuple[npt.NDArray[Any], ...]:
-        """What one task works in: seen, epoch, pool, near, chosen; words and scalars of the query and of chosen rows."""
+    @property
+    def lists(self) -> _Lists:
+        numbers = len(self.small.directions)
+        coded = self.codes.codes, self.small.codes, numbers
+        return _Lists(*coded, self.adj, self.deg, self.degree, self.width, self.factor, self.slack)
+
+    def scratch(self) -> _Scratch:
         n, stride = self.codes.codes.shape
-        room = self.adj.shape[1] + 1
-        return (
-            np.zeros(n, np.uint16), np.zeros(1, np.uint16), np.empty(max(self.width, 2 * room) + 1, np.uint64),
-            np.empty(room + 1, np.int64), np.empty(room, np.int64), np.empty((self.degree + 1, stride - HEAD), np.int16),
+        links = self.adj.shape[1]
+        room = room_of(self.adj, range(2 * _entries(n)))
+        asked = np.zeros(self.small.codes.shape[1], np.int16)
+        return _Scratch(
+            np.zeros(n, np.uint16), np.zeros(1, np.uint16), np.empty(self.width + 1, np.uint64), np.empty(room, np.int64),
+            np.empty(room, np.float32), asked, asked.view(np.int8), np.empty(max(self.width, 2 * links) + 3, np.uint64),
+            np.empty(links + 1, np.int64), np.empty((self.degree + 1, stride - HEAD), np.int16),
             np.empty((self.degree + 1, 2), np.float32),
         )  # fmt: skip
 
 
 def memory_of(n: int, d: int, params: HNSW, threads: int) -> int:
     """About how many bytes a build takes beside its rows."""
-    row = (int(params.degree * _ROOM) + 1 + params.degree) * 4 + width_of(d) + 24
+    row = (int(params.degree * _ROOM) + 1 + params.degree) * 4 + width_of(d) + max(strides_of(d), default=0) + 24
     return n * row + threads * (2 * n + params.degree * d * 2) + (1 << 20)
 
 
@@ -88,8 +133,13 @@ def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress, trial: T
         order, held = np.concatenate([order[~last], order[last]]), int(last.sum())
     budget.control.poll()
     graph = Graph(rows, params)
-    with _Team(budget, graph) as team:
+    with _Team(budget) as team:
         team.run(n, lambda a, b, s: graph.codes.fill(rows, a, b), 1024)
+        progress(0.01)
+        graph.small = _half_bytes(graph.codes, rows, np.sort(order), budget)
+        if graph.small.codes.shape[1]:
+            team.run(n, lambda a, b, s: graph.small.fill(graph.codes, a, b), 1024)
+        team.scratch = [graph.scratch() for _ in range(budget.threads)]
         progress(0.02)
         first = order[: len(order) - held]
         graph.entries = first[: _entries(len(first)) * (2 if rows.metric == "ip" else 1)].astype(np.uint32)
@@ -105,19 +155,51 @@ def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress, trial: T
     return _arrays(graph)
 
 
+def _half_bytes(full: Codes, rows: Rows, there: npt.NDArray[np.int64], budget: Budget) -> Int4:
+    """Codes in half a byte a number, yet to be filled: in the least record that tells neighbours apart; in none if none does.
+
+    It does if of rows that are taken as queries the nearest ten are among the best twenty by estimates, of the nearest 200.
+    """
+    if len(there) < _LEAST:
+        return Int4.none(len(rows), full)
+    probes = there[np.linspace(0, len(there) - 1, _PROBES).astype(np.int64)]
+    queries = np.ascontiguousarray(rows.vectors[probes], np.float32)
+    found = FlatSearcher(rows, full).search(queries, _AROUND + 1, control=budget.control).rows
+    others = np.array(
+        [[each for each in mine if each != own][:_AROUND] for mine, own in zip(found.tolist(), probes.tolist(), strict=True)]
+    )
+    d, near, guess = rows.vectors.shape[1], np.empty(_AROUND + 3, np.int64), np.empty(_AROUND + 3, np.float32)
+    for stride in strides_of(d):
+        budget.control.poll()
+        axes = principal(full, len(rows), min(d, numbers_in(stride)), budget.seed)
+        tried = Int4.of(full, stride, axes, budget.seed, others.size)
+        tried.fill(full, 0, others.size, others.ravel())
+        _, words, scalars = tried.ask(queries)
+        hits = 0
+        for q in range(_PROBES):
+            near[:_AROUND] = np.arange(q * _AROUND, (q + 1) * _AROUND)
+            t, b, f = (np.float32(value) for value in scalars[q, :3])
+            look(read_only(words), q * words.shape[1], t, b, f, full.codes, tried.codes, near, _AROUND, guess)
+            hits += int((np.argsort(-guess[:_AROUND], kind="stable")[:_AMONG] < _NEAREST).sum())
+        if hits >= _TOLD_APART * _PROBES * _NEAREST:
+            return Int4.of(full, stride, axes, budget.seed)
+    return Int4.none(len(rows), full)
+
+
 def _entries(n: int) -> int:
     return round(n ** (1 / 3))
 
 
 def _finish(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
     """No row keeps more links than it may, and every row can be reached."""
-    team.run(len(order), lambda a, b, s: _shorten(*_about(graph), order[a:b], graph.degree, *s))
+    team.run(len(order), lambda a, b, s: _shorten(graph.lists, order[a:b], s))
     _connect(graph, order, team)
 
 
 def _arrays(graph: Graph) -> Arrays:
-    adj = np.ascontiguousarray(graph.adj[:, : graph.degree])
-    return {"adj": adj, "deg": graph.deg.copy(), "entries": graph.entries, **graph.codes.arrays()}
+    adj = by_lines((len(graph.adj), graph.degree), np.uint32)
+    adj[:] = graph.adj[:, : graph.degree]
+    return {"adj": adj, "deg": graph.deg.copy(), "entries": graph.entries, **graph.small.arrays(), **graph.codes.arrays()}
 
 
 def _flags(words: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.bool_]:
@@ -136,24 +218,24 @@ def _batches(n: int) -> Iterator[tuple[int, int]]:
 class _Team:
     """Threads that share out a range, each with scratch of its own. Kernels release the interpreter."""
 
-    def __init__(self, budget: Budget, graph: Graph) -> None:
+    def __init__(self, budget: Budget) -> None:
         self._pool = ThreadPoolExecutor(budget.threads) if budget.threads > 1 else None
-        self._scratch = [graph.scratch() for _ in range(budget.threads)]
         self._control = budget.control
+        self.scratch: list[Any] = [None] * budget.threads
 
-    def run(self, count: int, work: Callable[[int, int, tuple[Any, ...]], Any], task: int = _TASK) -> None:
+    def run(self, count: int, work: Callable[[int, int, Any], Any], task: int = _TASK) -> None:
         """work(start, stop, scratch) over 0..count, `task` at a time. Raises Cancelled."""
         steps = iter(range(0, count, task))
 
-        def share(scratch: tuple[Any, ...]) -> None:
+        def share(scratch: Any) -> None:
             for start in steps:  # one iterator for all: whoever is free takes the next
                 self._control.poll()
                 work(start, min(count, start + task), scratch)
 
         if self._pool is None or count <= task:
-            share(self._scratch[0])
+            share(self.scratch[0])
         else:
-            for _ in self._pool.map(share, self._scratch):
+            for _ in self._pool.map(share, self.scratch):
                 pass
 
     def __enter__(self) -> _Team:
@@ -164,16 +246,11 @@ class _Team:
             self._pool.shutdown()
 
 
-def _about(graph: Graph) -> tuple[Any, ...]:
-    """The arguments that all kernels below begin with."""
-    return graph.codes.codes, graph.factor, graph.slack, graph.adj, graph.deg
-
-
 def _insert(graph: Graph, before: npt.NDArray[np.int64], batch: npt.NDArray[np.int64], team: _Team) -> None:
     if not len(before) or not len(batch):
         return
     entries = graph.entries[: len(before)]  # they were the first rows of all
-    team.run(len(batch), lambda a, b, s: _link(*_about(graph), read_only(entries), batch[a:b], graph.degree, graph.width, *s))
+    team.run(len(batch), lambda a, b, s: _link(graph.lists, read_only(entries), batch[a:b], s))
     degrees = graph.deg[batch].astype(np.int64)
     source = np.repeat(batch, degrees)
     target = graph.adj[batch][np.arange(graph.adj.shape[1]) < degrees[:, None]].astype(np.int64)
@@ -181,9 +258,7 @@ def _insert(graph: Graph, before: npt.NDArray[np.int64], batch: npt.NDArray[np.i
     source, target = source[by_target], target[by_target]
     first = np.flatnonzero(np.diff(target, prepend=-1))
     ends = np.append(first, len(target))
-    team.run(
-        len(first), lambda a, b, s: _link_back(*_about(graph), target[first[a:b]], ends[a : b + 1], source, graph.degree, *s)
-    )
+    team.run(len(first), lambda a, b, s: _link_back(graph.lists, target[first[a:b]], ends[a : b + 1], source, s))
 
 
 def _connect(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
@@ -197,7 +272,7 @@ def _connect(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
         if not len(lost):
             break
         row = lost[:1]
-        if not _adopt(*_about(graph), read_only(graph.entries), row, graph.degree, graph.width, reached, *team._scratch[0]):
+        if not _adopt(graph.lists, read_only(graph.entries), row[0], reached, team.scratch[0]):
             entries.append(np.uint32(row[0]))
         _reach(graph.adj, graph.deg, row, reached, stack)
     graph.entries = np.array(entries, np.uint32)
@@ -207,54 +282,58 @@ def _connect(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
 
 
 @kernel
-def _next(seen, epoch):
+def _next(scratch):
     """The number of the next walk; marks are cleared when numbers run out."""
-    if epoch[0] == np.uint16(65535):
-        seen[:] = 0
-        epoch[0] = 0
-    epoch[0] += np.uint16(1)
-    return epoch[0]
+    if scratch.epoch[0] == np.uint16(65535):
+        scratch.seen[:] = 0
+        scratch.epoch[0] = 0
+    scratch.epoch[0] += np.uint16(1)
+    return scratch.epoch[0]
 
 
 @kernel
-def _take(codes, factor, row, kept, about, place):
-    """A row as a query, at kept[place]; about[place]: what its products are multiplied with, and its w."""
+def _take(graph, row, scratch, place):
+    """A row as a query, at kept[place]."""
+    kept, about = scratch.kept, scratch.about
     for i in range(kept.shape[1]):
-        kept[place, i] = np.int16(codes[row, HEAD + i])
-    at = row * np.int64(codes.shape[1])
-    about[place, 0], about[place, 1] = factor * head(codes, at), head(codes, at + 4)
+        kept[place, i] = np.int16(graph.codes[row, HEAD + i])
+    at = row * np.int64(graph.codes.shape[1])
+    about[place, 0], about[place, 1] = graph.factor * head(graph.codes, at), head(graph.codes, at + 4)
 
 
 @kernel
-def _apart(kept, about, place, codes, row):
-    """How far the row at kept[place] and another are from each other."""
-    return about[place, 1] - estimate(kept, place * kept.shape[1], about[place, 0], np.float32(1), codes, row)
+def _near(graph, scratch, place, row):
+    """The estimate of a row for the one at kept[place]."""
+    return estimate(
+        scratch.kept, place * scratch.kept.shape[1], scratch.about[place, 0], np.float32(1), graph.codes, row
+    )  # fmt: skip
 
 
 @kernel
-def _prune(codes, factor, slack, row, pool, size, degree, chosen, kept, about):
+def _prune(graph, row, size, scratch):
     """Chooses links of `row`, which is at kept[0], from the pool, best first: chosen[:count]. kept[1:] is scratch."""
+    pool, chosen, about = scratch.pool, scratch.chosen, scratch.about
     count = 0
     for i in range(size):
         other = row_in(pool[i])
         if other == row:
             continue
         mine = about[0, 1] - key_in(pool[i])
-        near = False
+        hidden = False
         for j in range(count):
-            if slack * _apart(kept, about, 1 + j, codes, other) < mine:
-                near = True
+            if graph.slack * (about[1 + j, 1] - _near(graph, scratch, 1 + j, other)) < mine:
+                hidden = True
                 break
-        if not near:
+        if not hidden:
             chosen[count] = other
             count += 1
-            _take(codes, factor, other, kept, about, count)
-            if count == degree:
+            _take(graph, other, scratch, count)
+            if count == graph.degree:
                 break
     # Products are no distance: a few long rows hide all others. So half of the links are the nearest rows, hidden or not.
-    for i in range(size if factor == 1 else 0):
+    for i in range(size if graph.factor == 1 else 0):
         other = row_in(pool[i])
-        if count >= degree // 2:
+        if count >= graph.degree // 2:
             break
         known = other == row
         for j in range(count):
@@ -262,62 +341,70 @@ def _prune(codes, factor, slack, row, pool, size, degree, chosen, kept, about):
         if not known:
             chosen[count] = other
             count += 1
-    return count
+    for j in range(count):
+        graph.adj[row, j] = np.uint32(chosen[j])
+    graph.deg[row] = np.uint16(count)
 
 
 @kernel
-def _search(codes, adj, deg, entries, width, seen, epoch, pool, near, kept, about):
-    """Walks from the row at kept[0]; returns the size of the pool."""
-    mark = _next(seen, epoch)
-    size, _ = walk(kept, 0, about[0, 0], np.float32(1), codes, adj, deg, entries, seen, mark, pool, width, width, 0, near)
+def _search(graph, entries, row, scratch):
+    """Walks from a row, which is put at kept[0]; returns the size of the pool, ranked by codes in a byte."""
+    _take(graph, row, scratch, 0)
+    mark, one, width, small, met, pool = _next(scratch), np.float32(1), graph.width, graph.small, scratch.met, scratch.pool
+    lists, marks, looked = (graph.adj, graph.deg, entries), (scratch.seen, mark), (scratch.near, scratch.guess)
+    if not small.shape[1]:
+        t, none = scratch.about[0, 0], np.float32(0)
+        size, _ = walk(scratch.kept, 0, t, one, none, graph.codes, small, *lists, *marks, pool, width, width, 0, *looked)
+        return size
+    f = query_of(small, row, graph.numbers, scratch.asked_bytes, 0)
+    half = graph.factor * head(small, row * np.int64(small.shape[1])) / np.float32(2)
+    size, _ = walk(scratch.asked, 0, half, one, f, graph.codes, small, *lists, *marks, met, width, width, 0, *looked)
+    stride = np.int64(graph.codes.shape[1])
+    for i in range(size):
+        prefetch(graph.codes, row_in(met[min(size - 1, i + 3)]) * stride, stride)
+        other = row_in(met[i])
+        insert(pool, i, len(pool), packed(_near(graph, scratch, 0, other), other))
     return size
 
 
 @kernel
-def _link(codes, factor, slack, adj, deg, entries, batch, degree, width, seen, epoch, pool, near, chosen, kept, about):
+def _link(graph, entries, batch, scratch):
     """The links of each row of a batch."""
     for i in range(len(batch)):
-        row = batch[i]
-        _take(codes, factor, row, kept, about, 0)
-        size = _search(codes, adj, deg, entries, width, seen, epoch, pool, near, kept, about)
-        count = _prune(codes, factor, slack, row, pool, size, degree, chosen, kept, about)
-        for j in range(count):
-            adj[row, j] = np.uint32(chosen[j])
-        deg[row] = np.uint16(count)
+        size = _search(graph, entries, batch[i], scratch)
+        _prune(graph, batch[i], size, scratch)
 
 
 @kernel
-def _link_back(codes, factor, slack, adj, deg, targets, ends, source, degree, seen, epoch, pool, near, chosen, kept, about):
+def _link_back(graph, targets, ends, source, scratch):
     """Adds to each target the rows that link to it: source[ends[i]:ends[i + 1]]."""
     for i in range(len(targets)):
         row = targets[i]
         for j in range(ends[i], ends[i + 1]):
-            if np.int64(deg[row]) == adj.shape[1]:
-                _repick(codes, factor, slack, adj, deg, row, degree, pool, chosen, kept, about)
-            count = np.int64(deg[row])
-            adj[row, count] = np.uint32(source[j])
-            deg[row] = np.uint16(count + 1)
+            if np.int64(graph.deg[row]) == graph.adj.shape[1]:
+                _repick(graph, row, scratch)
+            count = np.int64(graph.deg[row])
+            graph.adj[row, count] = np.uint32(source[j])
+            graph.deg[row] = np.uint16(count + 1)
 
 
 @kernel
-def _repick(codes, factor, slack, adj, deg, row, degree, pool, chosen, kept, about):
+def _repick(graph, row, scratch):
     """Prunes a row's links to its degree."""
-    _take(codes, factor, row, kept, about, 0)
-    for j in range(np.int64(deg[row])):
-        other = np.int64(adj[row, j])
-        insert(pool, j, len(pool), packed(estimate(kept, 0, about[0, 0], np.float32(1), codes, other), other))
-    count = _prune(codes, factor, slack, row, pool, np.int64(deg[row]), degree, chosen, kept, about)
-    for j in range(count):
-        adj[row, j] = np.uint32(chosen[j])
-    deg[row] = np.uint16(count)
+    _take(graph, row, scratch, 0)
+    pool, size = scratch.pool, np.int64(graph.deg[row])
+    for j in range(size):
+        other = np.int64(graph.adj[row, j])
+        insert(pool, j, len(pool), packed(_near(graph, scratch, 0, other), other))
+    _prune(graph, row, size, scratch)
 
 
 @kernel
-def _shorten(codes, factor, slack, adj, deg, some, degree, seen, epoch, pool, near, chosen, kept, about):
+def _shorten(graph, some, scratch):
     """Prunes the rows that have more links than they may keep."""
     for i in range(len(some)):
-        if np.int64(deg[some[i]]) > degree:
-            _repick(codes, factor, slack, adj, deg, some[i], degree, pool, chosen, kept, about)
+        if np.int64(graph.deg[some[i]]) > graph.degree:
+            _repick(graph, some[i], scratch)
 
 
 @kernel
@@ -341,14 +428,13 @@ def _reach(adj, deg, start, reached, stack):
 
 
 @kernel
-def _adopt(codes, factor, slack, adj, deg, entries, lost, degree, width, reached, seen, epoch, pool, near, chosen, kept, about):
+def _adopt(graph, entries, lost, reached, scratch):
     """Links the nearest reached row that has room to a lost one. False when there is none."""
-    _take(codes, factor, lost[0], kept, about, 0)
-    size = _search(codes, adj, deg, entries, width, seen, epoch, pool, near, kept, about)
+    size = _search(graph, entries, lost, scratch)
     for i in range(size):
-        row = row_in(pool[i])
-        if reached[row] and np.int64(deg[row]) < degree:
-            adj[row, np.int64(deg[row])] = np.uint32(lost[0])
-            deg[row] += np.uint16(1)
+        row = row_in(scratch.pool[i])
+        if reached[row] and np.int64(graph.deg[row]) < graph.degree:
+            graph.adj[row, np.int64(graph.deg[row])] = np.uint32(lost)
+            graph.deg[row] += np.uint16(1)
             return True
     return False

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.int8 import Codes, head
+from ..codec.int4 import Int4
+from ..codec.int8 import Codes
 from ..contract import Arrays, Bitmap, Control, Damaged, Hits, Keys, Rows
 from ..flat.search import FlatSearcher
 from ..kernels.compile import kernel
-from ..kernels.distances import METRICS, key_of, pair, read_only
+from ..kernels.distances import METRICS, key_of, pair, prefetch, read_only
 from ..kernels.select import worse
 from .params import HNSW
-from .walk import key_in, row_in, walk, walk_allowed
+from .walk import key_in, room_of, row_in, walk, walk_allowed
 
 LEAST_EF, MOST_EF = 2, 4096
 _POLL = 64  # queries between two looks at the deadline
@@ -32,7 +33,8 @@ _NO_BITMAP = read_only(np.zeros(0, np.uint64))
 _NO_FLOOR = read_only(np.full(1, -np.inf, np.float32))
 _DEARER = 4  # a row that is walked to costs up to so many that are scanned
 _PATIENCE = 6  # times the usual number of rows that a walk may score
-_CLOSER = 6  # rows that are looked at beyond the k best by their estimates, at least
+_DOUBT = 0.5  # beyond the most that an estimate was too low, as a share of how far they are apart
+_COMING = 3  # rows that are on their way while one is looked at
 
 
 def ef_of(effort: float) -> int:
@@ -40,20 +42,28 @@ def ef_of(effort: float) -> int:
     return round(LEAST_EF * (MOST_EF / LEAST_EF) ** min(1.0, max(0.0, effort)))
 
 
+def looked_at(k: int) -> int:
+    """How many of the rows that a walk found are looked at themselves, at least: some that seem beyond the k best are not."""
+    return k + 6 + k // 8
+
+
 class HNSWSearcher:
     def __init__(self, arrays: Arrays, rows: Rows, params: HNSW) -> None:
         """Raises Damaged."""
         self.rows = rows
         self._adj, self._deg, self._entries = (read_only(arrays[name]) for name in ("adj", "deg", "entries"))
-        self._codes = Codes.opened(arrays, rows)
+        codes = Codes.opened(arrays, rows)
+        small = Int4.opened(arrays, rows, codes)
         self._check()
         self._metric = METRICS[rows.metric]
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
         self._vectors, self._norms = read_only(bits), read_only(rows.norms)
-        self.exact = FlatSearcher(rows, self._codes)
+        self.exact = FlatSearcher(rows, codes)
         self._row_bytes = rows.vectors[:1].nbytes
-        codes = self._codes.codes, self._codes.key_unit
-        self._about = *codes, self._vectors, self._norms, self._metric, self._adj, self._deg, self._entries
+        self._met: Int4 | Codes = small or codes  # by which rows are met
+        self._met_bytes = self._met.codes.shape[1]
+        coded = codes.codes, (small or Int4.none(len(rows), codes)).codes, self._met.key_unit
+        self._about = *coded, self._vectors, self._norms, self._metric, self._adj, self._deg, self._entries
         self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
         self._spare: deque[tuple[Any, ...]] = deque(maxlen=_SCRATCH)
 
@@ -88,9 +98,9 @@ class HNSWSearcher:
         sizes = np.zeros(m, np.int32)
         scored, read, short = 0, 0, 0
         if m and k and wanted and len(self._entries):
-            asked = self._codes.ask(queries)
+            asked = self._met.ask(queries)
             ef = min(ef_of(effort), len(self.rows))
-            limit = max(ef, k)
+            limit = min(len(self.rows), max(ef, looked_at(k)))
             scratch = self._borrow(limit, allowed is not None)
             words = _NO_BITMAP if allowed is None else read_only(allowed)
             most = 0 if allowed is None else self._most(k, ef, count / len(self.rows))
@@ -100,11 +110,11 @@ class HNSWSearcher:
                 if control is not None:
                     control.poll()
                 more, looked, fewer = _search(
-                    *asked, start, min(m, start + step), *self._about, limit, ef, words, most, wanted, lowest, keys, rows,
-                    sizes, *scratch,
+                    *asked, start, min(m, start + step), *self._about, limit, ef, looked_at(k), words, most, wanted, lowest,
+                    keys, rows, sizes, *scratch,
                 )  # fmt: skip
                 scored += more
-                read += more * self._codes.codes.shape[1] + looked * self._row_bytes
+                read += more * self._met_bytes + looked * self._row_bytes
                 short += fewer
             self._spare.append(scratch)
         else:
@@ -121,18 +131,23 @@ class HNSWSearcher:
         return Hits(keys, rows, sizes, np.zeros(m, np.bool_), scored, read)
 
     def _borrow(self, limit: int, filtered: bool) -> tuple[Any, ...]:
-        """seen, epoch, pool, near, heap: of an earlier search where they are large enough."""
+        """seen, epoch, pool, near, guess, heap: of an earlier search where they are large enough."""
         n = len(self.rows)
         try:
-            seen, epoch, pool, near, heap = self._spare.pop()
+            seen, epoch, pool, near, guess, heap = self._spare.pop()
         except IndexError:
-            seen, epoch = np.zeros(n, np.uint16), np.zeros(1, np.uint16)
-            pool, near, heap = np.empty(0, np.uint64), np.empty(self._adj.shape[1] + 1, np.int64), np.empty(0, np.uint64)
+            seen, epoch, room = np.zeros(n, np.uint16), np.zeros(1, np.uint16), room_of(self._adj, self._entries)
+            pool, near, guess, heap = (
+                np.empty(0, np.uint64),
+                np.empty(room, np.int64),
+                np.empty(room, np.float32),
+                np.empty(0, np.uint64),
+            )
         if len(pool) < limit + 1:
             pool = np.empty(max(256, limit + 1), np.uint64)
         if filtered and len(heap) < n:
             heap = np.empty(n, np.uint64)
-        return seen, epoch, pool, near, heap
+        return seen, epoch, pool, near, guess, heap
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """See FlatSearcher."""
@@ -142,9 +157,9 @@ class HNSWSearcher:
         """By the records that a walk reads, each a miss of the cache, and the rows that are looked at in the end."""
         ef = min(ef_of(effort), len(self.rows))
         scored = self._walked(k, ef, selectivity)
-        looked = k + _CLOSER + k // 8
+        looked = looked_at(k)
         seconds = 10e-6 + looked * (60e-9 + self._row_bytes / 12e9)
-        one = 25e-9 + self._codes.codes.shape[1] / 12e9
+        one = 25e-9 + self._met_bytes / 12e9
         if selectivity >= 1:
             return seconds + min(scored, len(self.rows)) * one
         most = self._most(k, ef, selectivity)
@@ -163,8 +178,8 @@ class HNSWSearcher:
 
 @kernel
 def _search(
-    queries, words, scalars, start, stop, codes, key_unit, vectors, norms, metric, adj, deg, entries, limit, ef, allowed,
-    most, wanted, floors, keys, rows, sizes, seen, epoch, pool, near, heap,
+    queries, words, scalars, start, stop, codes, small, key_unit, vectors, norms, metric, adj, deg, entries, limit, ef, enough,
+    allowed, most, wanted, floors, keys, rows, sizes, seen, epoch, pool, near, guess, heap,
 ):  # fmt: skip
     """Fills keys, rows and sizes of queries start..stop; -1 where fewer than `wanted` were found.
 
@@ -176,20 +191,23 @@ def _search(
             seen[:] = 0
             epoch[0] = 0
         epoch[0] += np.uint16(1)
-        t, b = np.float32(scalars[q, 0]), np.float32(scalars[q, 1])
+        t, b, f = np.float32(scalars[q, 0]), np.float32(scalars[q, 1]), np.float32(scalars[q, 2])
         if len(allowed):
             size, more = walk_allowed(
-                words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, near, heap, allowed, most
-            )
+                words, q * width, t, b, f, codes, small, adj, deg, entries, seen, epoch[0], pool, limit, near, guess, heap,
+                allowed, most,
+            )  # fmt: skip
         else:
-            size, more = walk(words, q * width, t, b, codes, adj, deg, entries, seen, epoch[0], pool, limit, ef, wanted, near)
+            size, more = walk(
+                words, q * width, t, b, f, codes, small, adj, deg, entries, seen, epoch[0], pool, limit, ef, wanted, near, guess
+            )
         scored += more
         if size < wanted:
             sizes[q] = -1
             fewer += 1
             continue
         floor = np.float64(floors[q % len(floors)])
-        found, more = _rank(queries, q, scalars, codes, key_unit, vectors, norms, metric, pool, size, floor, keys, rows)
+        found, more = _rank(queries, q, key_unit, vectors, norms, metric, pool, size, enough, floor, keys, rows)
         looked += more
         sizes[q] = found
         for i in range(found, keys.shape[1]):
@@ -198,29 +216,25 @@ def _search(
 
 
 @kernel
-def _rank(queries, q, scalars, codes, key_unit, vectors, norms, metric, pool, size, floor, keys, rows):
+def _rank(queries, q, key_unit, vectors, norms, metric, pool, size, enough, floor, keys, rows):
     """Keys of what a walk found, best first, to keys[q] and rows[q]. Returns how many there are, and how many were looked at.
 
-    By how much keys and estimates differ is seen on the way. Where by that no row that is left can be among the best, it ends.
-    Rows that are surely below the floor are not looked at.
+    By how much keys and estimates differ is seen on the way. Where by that no row that is left can be among the best, or reach
+    the floor, it ends.
     """
-    k, d, stride = keys.shape[1], np.int64(vectors.shape[1]), np.int64(codes.shape[1])
+    k, d = keys.shape[1], np.int64(vectors.shape[1])
     least, most = np.float64(np.inf), np.float64(-np.inf)
     count, looked = 0, 0
-    limit = floor / key_unit - scalars[q, 2] - scalars[q, 5]
-    limit -= 2.0**-21 * abs(limit)
+    for i in range(min(_COMING, size)):
+        prefetch(vectors, row_in(pool[i]) * d, d)
     for i in range(size):
         row = row_in(pool[i])
         guess = np.float64(key_in(pool[i]))
-        ahead = guess + most + (most - least) / 2
-        if count == k and looked >= k + _CLOSER + k // 8 and ahead < np.float64(keys[q, k - 1]) / key_unit:
-            break
-        if floor > -np.inf:
-            at = row * stride
-            sure = scalars[q, 1] * (np.float64(head(codes, at + 4)) - np.float64(head(codes, at + 8)))
-            if guess + sure + scalars[q, 3] * head(codes, at + 12) + scalars[q, 4] * head(codes, at) < limit:
-                continue
-        following = row_in(pool[min(size - 1, i + 1)])
+        if looked >= enough:
+            lowest = max(floor, np.float64(keys[q, k - 1]) if count == k else floor)
+            if guess + most + (most - least) * _DOUBT < lowest / key_unit:
+                break
+        following = row_in(pool[min(size - 1, i + _COMING)])
         key = key_of(pair(queries, q * d, vectors, row * d, d, metric, (following - row) * d), norms[row], metric)
         looked += 1
         off = np.float64(key) / key_unit - guess

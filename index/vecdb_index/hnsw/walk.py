@@ -1,6 +1,9 @@
 """Best-first walks over a graph: the kernels that build and search share.
 
-Rows are met by their int8 codes (`codec.int8`). What ranks are estimates; whoever wants keys looks at the rows themselves.
+Rows are met by their codes in four bits (`codec.int4`), or where those cannot tell neighbours apart in eight (`codec.int8`).
+What ranks are estimates; whoever wants keys looks at the rows themselves. A walk waits for memory more than it computes: so
+it takes the best few nodes at a time, asks for the records of all their neighbours while it reads their links, and for links as
+soon as a node enters the pool.
 
 A *pool* holds the best nodes seen, as uint64, ascending: rank of the estimate (32 bits, less is better) | row (31) | done (1).
 So comparing two entries compares estimates, then rows, without a float. `seen` marks the nodes that a walk has met, by the
@@ -15,14 +18,17 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from ..codec.int4 import coming, estimate4
 from ..codec.int8 import estimate
 from ..kernels.compile import intrinsic, kernel
 from ..kernels.distances import prefetch
 
 MAX_ROWS = 1 << 31
-AHEAD = 2  # records that are on their way while one is looked at
+TOGETHER = 8  # nodes whose neighbours are looked at together at most, so that more of memory is on its way at once
+_AHEAD = 2  # records of `codec.int8` that are on their way while one is looked at
 _DONE = np.uint64(1)
 _ROW = np.uint64(0x7FFF_FFFF)
+_NONE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
 @intrinsic
@@ -81,95 +87,147 @@ def insert(pool, size, limit, entry):
 
 
 @kernel
-def walk(words, at, t, b, codes, adj, deg, entries, seen, epoch, pool, limit, ef, wanted, near):
+def walk(words, at, t, b, f, codes, small, adj, deg, entries, seen, epoch, pool, limit, ef, wanted, near, guess):
     """Fills the pool with the best `limit` nodes that are found by going on from the best `ef`; returns (size, rows scored).
 
-    words, at, t, b: the query, see `codec.int8.estimate`. wanted: nodes until which it goes on anyhow.
+    words, at, t, b, f: the query, see `look`. wanted: nodes until which it goes on anyhow. near, guess: scratch, see `room_of`.
     """
-    stride = np.int64(codes.shape[1])
-    size, scored = 0, len(entries)
+    count = np.int64(0)
     for e in range(len(entries)):
-        row = np.int64(entries[e])
-        prefetch(codes, np.int64(entries[min(e + 1, len(entries) - 1)]) * stride, stride)
-        seen[row] = epoch
-        if insert(pool, size, limit, packed(estimate(words, at, t, b, codes, row), row)) < limit and size < limit:
-            size += 1
-    place = 0
-    while place < size and (place < ef or size < wanted):
-        entry = pool[place]
-        if entry & _DONE:
+        near[count] = entries[e]
+        coming(small, near[count])
+        seen[near[count]] = epoch
+        count += 1
+    together = _together(small, ef)
+    scored = count
+    look(words, at, t, b, f, codes, small, near, count, guess)
+    size, place = _join(pool, 0, limit, near, guess, count, 0, adj)
+    while True:
+        count, taken = np.int64(0), 0
+        while taken < together and place < size and (place < ef or size < wanted):
+            entry = pool[place]
+            if not entry & _DONE:
+                pool[place] = entry | _DONE
+                count = _unseen(adj, deg, row_in(entry), seen, epoch, small, near, count)
+                taken += 1
             place += 1
-            continue
-        pool[place] = entry | _DONE
-        count = unseen(adj, deg, row_in(entry), seen, epoch, near)
-        begin(codes, stride, near, count)
-        scored += count
-        lowest = place + 1
-        for i in range(count):
-            row = near[i]
-            prefetch(codes, near[min(count - 1, i + AHEAD)] * stride, stride)
-            new = packed(estimate(words, at, t, b, codes, row), row)
-            where = insert(pool, size, limit, new)
-            if where < limit:
-                lowest = min(lowest, where)
-                size = min(size + 1, limit)
-        place = lowest
-    return size, scored
+        if not taken:
+            return size, scored
+        if count:
+            scored += count
+            look(words, at, t, b, f, codes, small, near, count, guess)
+            size, place = _join(pool, size, limit, near, guess, count, place, adj)
 
 
 @kernel
-def begin(codes, stride, near, count):
-    """Asks for the first records that will be looked at."""
-    for i in range(min(AHEAD, count)):
+def _together(small, ef):
+    """How many nodes are gone on from at once. More have more of memory on its way; but of few the last is not worth it."""
+    return min(TOGETHER, 2 + ef // 16) if small.shape[1] else 1
+
+
+@kernel
+def look(words, at, t, b, f, codes, small, near, count, guess):
+    """Estimates of the rows near[:count], to guess[:count]; both have room for three more.
+
+    words[at:], t, b, f: the query as the codes want it that rows are met by: `small` (`codec.int4`), or `codes` (`codec.int8`,
+    without f) where small has no bytes.
+    """
+    if small.shape[1]:
+        for i in range(3 if count else 0):
+            near[np.uint64(count + i)] = near[np.uint64(count - 1)]
+        for i in range(0, count, 4):
+            estimate4(words, at, t, b, f, small, near, i, guess)
+        return
+    stride = np.int64(codes.shape[1])
+    for i in range(min(_AHEAD, count)):
         prefetch(codes, near[i] * stride, stride)
+    for i in range(count):
+        prefetch(codes, near[min(count - 1, i + _AHEAD)] * stride, stride)
+        guess[i] = estimate(words, at, t, b, codes, near[i])
 
 
 @kernel
-def unseen(adj, deg, row, seen, epoch, near):
-    """The neighbours of a row that the walk has not met, to near[:count]."""
-    count = 0
-    for j in range(np.int64(deg[row])):
-        other = np.int64(adj[row, j])
-        near[count] = other
-        count += seen[other] != epoch
+def _join(pool, size, limit, near, guess, count, place, adj):
+    """Puts rows into the pool; returns its size, and the lesser of `place` and the first place that is new."""
+    # Unsigned: signed indices would be asked each time whether they count from the end.
+    one, links, most, filled, lowest = np.uint64(1), np.int64(adj.shape[1]), np.uint64(limit), np.uint64(size), np.uint64(place)
+    worst = pool[most - one] if filled == most else _NONE
+    for i in range(np.uint64(count)):
+        entry = packed(guess[i], near[i])
+        if entry >= worst:
+            continue
+        prefetch(adj, near[i] * links, links)
+        at = filled
+        if filled == most:
+            at -= one
+        else:
+            filled += one
+        while at > 0 and pool[at - one] > entry:
+            pool[at] = pool[at - one]
+            at -= one
+        pool[at] = entry
+        lowest = min(lowest, at)
+        if filled == most:
+            worst = pool[most - one]
+    return np.int64(filled), np.int64(lowest)
+
+
+@kernel
+def _unseen(adj, deg, row, seen, epoch, small, near, count):
+    """Adds the neighbours of a row that the walk has not met to near[:count], with their records on the way; returns count."""
+    place, last = np.uint64(row), np.uint64(count)
+    for j in range(np.uint64(deg[row])):
+        other = np.uint64(adj[place, j])
+        coming(small, np.int64(other))  # also of those that were met, whose records are near already: no branch
+        near[last] = np.int64(other)
+        last += np.uint64(seen[other] != epoch)
         seen[other] = epoch
-    return count
+    return np.int64(last)
+
+
+def room_of(adj: Any, entries: Any) -> int:
+    """How many rows one look may be at, and the three beyond."""
+    return int(max(len(entries), TOGETHER * adj.shape[1])) + 4
 
 
 @kernel
-def walk_allowed(words, at, t, b, codes, adj, deg, entries, seen, epoch, pool, limit, near, heap, allowed, most):
+def walk_allowed(
+    words, at, t, b, f, codes, small, adj, deg, entries, seen, epoch, pool, limit, near, guess, heap, allowed, most
+):
     """Like `walk`, but only allowed rows enter the pool; others are walked through.
 
     heap: (n,) uint64 scratch. Returns (size, rows scored), or size -1 when more than `most` rows would have to be scored.
     """
-    stride = np.int64(codes.shape[1])
-    size, scored, waiting = 0, len(entries), 0
+    count = np.int64(0)
     for e in range(len(entries)):
-        row = np.int64(entries[e])
-        seen[row] = epoch
-        entry = packed(estimate(words, at, t, b, codes, row), row)
-        waiting = _push(heap, waiting, entry)
-        if is_allowed(allowed, row) and insert(pool, size, limit, entry) < limit and size < limit:
-            size += 1
-    while waiting:
-        entry = heap[0]
-        waiting = _pop(heap, waiting)
-        if size == limit and entry > pool[size - 1]:
-            break
-        count = unseen(adj, deg, row_in(entry), seen, epoch, near)
-        begin(codes, stride, near, count)
+        near[count] = entries[e]
+        coming(small, near[count])
+        seen[near[count]] = epoch
+        count += 1
+    together = _together(small, limit)
+    size, scored, waiting = 0, np.int64(0), 0
+    while count:
         scored += count
-        if scored > most:
+        if scored > most + len(entries):
             return -1, scored
+        look(words, at, t, b, f, codes, small, near, count, guess)
         for i in range(count):
-            row = near[i]
-            prefetch(codes, near[min(count - 1, i + AHEAD)] * stride, stride)
-            new = packed(estimate(words, at, t, b, codes, row), row)
-            if size == limit and new > pool[size - 1]:
+            entry = packed(guess[i], near[i])
+            if size == limit and entry > pool[size - 1]:
                 continue
-            waiting = _push(heap, waiting, new)
-            if is_allowed(allowed, row) and insert(pool, size, limit, new) < limit and size < limit:
+            waiting = _push(heap, waiting, entry)
+            if is_allowed(allowed, near[i]) and insert(pool, size, limit, entry) < limit and size < limit:
                 size += 1
+        count = np.int64(0)
+        for _ in range(together):
+            if waiting and not (size == limit and heap[0] > pool[size - 1]):
+                row = row_in(heap[0])
+                waiting = _pop(heap, waiting)
+                count = _unseen(adj, deg, row, seen, epoch, small, near, count)
+        while not count and waiting and not (size == limit and heap[0] > pool[size - 1]):
+            row = row_in(heap[0])
+            waiting = _pop(heap, waiting)
+            count = _unseen(adj, deg, row, seen, epoch, small, near, count)
     return size, scored
 
 
