@@ -37,7 +37,7 @@ class Examination:
 
 def warmup() -> None:
     """Compiles every kernel that is not compiled yet, so that no search has to wait for it."""
-    from vecdb_index.flat.search import warmup as compile_all
+    from vecdb_index.warmup import warmup as compile_all
 
     compile_all()
 

@@ -33,8 +33,8 @@ from numba.core import cgutils
 from ..contract import Arrays, Damaged, Rows
 from ..kernels.compile import brief, intrinsic, kernel
 from ..kernels.distances import COSINE, IP, L2, fetch, load, normalise, pointer, read_only
-from ..kernels.product import AVX2
-from .int8 import HEAD, SCALARS, Asked, Codes, dot, head, most_of, width_of
+from ..kernels.product import AVX2, magnitude
+from .int8 import HEAD, SCALARS, Asked, Codes, head, width_of
 
 LINE = 64  # bytes of a cache line
 BESIDE = np.float32(0.4)
@@ -42,6 +42,8 @@ _HEAD = 8
 _SAMPLE = 4096  # rows whose directions are the principal ones
 _TURNS = 3  # of the power iteration that finds them
 _WIDEST = 6  # lines of a record
+_CHUNK = 32  # bytes that are multiplied in one step
+_MIDDLE = 64  # of the seven bits of a direction: with seven, no product of the kernels is cut
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
@@ -59,11 +61,12 @@ def strides_of(d: int) -> list[int]:
 class Int4:
     """The codes of some rows.
 
-    codes: (n, stride) uint8. directions: (m, d rounded up to 16) int8, steps: (m,) float32: what a row is multiplied with.
+    codes: (n, stride) uint8. directions: (m rounded up to 4, d rounded up to 32) uint8, seven bits around 64, and steps: (m,)
+    float32: what a row is multiplied with.
     """
 
     def __init__(
-        self, codes: npt.NDArray[np.uint8], directions: npt.NDArray[np.int8], steps: npt.NDArray[np.float32], full: Codes
+        self, codes: npt.NDArray[np.uint8], directions: npt.NDArray[np.uint8], steps: npt.NDArray[np.float32], full: Codes
     ) -> None:
         self._own = codes
         self.codes, self.directions, self.steps = read_only(codes), read_only(directions), read_only(steps)
@@ -79,9 +82,9 @@ class Int4:
         m = axes.shape[1]
         turn, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((m, m)))
         turned = (axes @ turn).T
-        steps = np.maximum(np.abs(turned).max(axis=1), 1e-9) / 127
-        directions = np.zeros((m, full.codes.shape[1] - HEAD), np.int8)
-        directions[:, :d] = np.rint(turned / steps[:, None])
+        steps = np.maximum(np.abs(turned).max(axis=1), 1e-9) / (_MIDDLE - 1)
+        directions = np.full((-(-m // 4) * 4, -(-d // _CHUNK) * _CHUNK), _MIDDLE, np.uint8)
+        directions[:m, :d] = _MIDDLE + np.rint(turned / steps[:, None])
         return Int4(by_lines((n, stride), np.uint8), directions, steps.astype(np.float32), full)
 
     def fill(self, full: Codes, start: int, stop: int, rows: npt.NDArray[np.int64] | None = None) -> None:
@@ -104,19 +107,17 @@ class Int4:
             raise Damaged(f"the codes to walk by are of other rows than the {len(rows):,} of the segment")
         if not codes.shape[1]:
             return None
-        if directions.dtype != np.int8 or directions.ndim != 2 or directions.shape[1] != full.codes.shape[1] - HEAD:
+        m, d = len(steps), len(full.centre)
+        if steps.ndim != 1 or steps.dtype != np.float32 or m > numbers_in(codes.shape[1]) or not np.isfinite(steps).all():
+            raise Damaged("there are more directions than numbers in a record, or they have steps that are no numbers")
+        if directions.dtype != np.uint8 or directions.shape != (-(-m // 4) * 4, -(-d // _CHUNK) * _CHUNK):
             raise Damaged("the directions have other dimensions than the rows")
-        if len(directions) > numbers_in(codes.shape[1]) or steps.shape != (len(directions),) or steps.dtype != np.float32:
-            raise Damaged("there are more directions than numbers in a record")
-        if not np.isfinite(steps).all():
-            raise Damaged("the directions have a step that is no number")
         return Int4(codes, directions, steps, full)
 
     @staticmethod
     def none(n: int, full: Codes) -> Int4:
         """No codes: rows are walked by `full`."""
-        width = full.codes.shape[1] - HEAD
-        return Int4(np.zeros((n, 0), np.uint8), np.zeros((0, width), np.int8), np.zeros(0, np.float32), full)
+        return Int4(np.zeros((n, 0), np.uint8), np.zeros((0, 0), np.uint8), np.zeros(0, np.float32), full)
 
     def ask(self, queries: npt.NDArray[np.float32]) -> Asked:
         """(m, d) float32 queries as kernels take them: prepared; words, whose bytes are p; scalars t, b, f."""
@@ -125,7 +126,7 @@ class Int4:
         words = np.zeros((count, self.codes.shape[1]), np.int16)
         scalars = np.zeros((count, SCALARS), np.float64)
         given = read_only(np.ascontiguousarray(queries, np.float32))
-        about = self._metric, self._centre, self._unit, most_of(d), self.directions, self.steps
+        about = self._metric, self._centre, self._unit, self.directions, self.steps
         _ask(given, *about, ready, words.view(np.int8), scalars)
         return ready, words, scalars
 
@@ -212,26 +213,6 @@ def _products(builder: Any, query: Any, records: list[Any], stride: Any) -> Any:
     sums = [cgutils.alloca_once_value(builder, ir.Constant(ints, [0] * 8)) for _ in records]
     low, four = ir.Constant(bytes_, [15] * 32), ir.Constant(shorts, [4] * 16)
 
-    def called(name: str, result: Any, *values: Any) -> Any:
-        kind = ir.FunctionType(result, [value.type for value in values])
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
-
-    def pairs(unsigned: Any, signed: Any) -> Any:
-        """Products of bytes, neighbours added, in 16 bits: at most 2 x 15 x 127."""
-        if AVX2:
-            return called("llvm.x86.avx2.pmadd.ub.sw", shorts, unsigned, signed)
-        wide = ir.VectorType(_I16, 32)
-        both = builder.mul(builder.zext(unsigned, wide), builder.sext(signed, wide))
-        even, odd = (ir.Constant(ir.VectorType(_I32, 16), list(range(first, 32, 2))) for first in (0, 1))
-        return builder.add(builder.shuffle_vector(both, both, even), builder.shuffle_vector(both, both, odd))
-
-    def widened(values: Any) -> Any:
-        if AVX2:
-            return called("llvm.x86.avx2.pmadd.wd", ints, values, ir.Constant(shorts, [1] * 16))
-        wide = builder.sext(values, ir.VectorType(_I32, 16))
-        even, odd = (ir.Constant(ir.VectorType(_I32, 8), list(range(first, 16, 2))) for first in (0, 1))
-        return builder.add(builder.shuffle_vector(wide, wide, even), builder.shuffle_vector(wide, wide, odd))
-
     with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), stride, ir.Constant(_I64, LINE)) as (byte, _):
         place = builder.mul(byte, ir.Constant(_I64, 2))
         asked = [_at(builder, query, builder.add(place, ir.Constant(_I64, 32 * part)), bytes_) for part in range(4)]
@@ -241,18 +222,48 @@ def _products(builder: Any, query: Any, records: list[Any], stride: Any) -> Any:
                 code = _at(builder, record, builder.add(byte, ir.Constant(_I64, 32 * half)), bytes_)
                 high = builder.bitcast(builder.lshr(builder.bitcast(code, shorts), four), bytes_)
                 for values, part in ((builder.and_(code, low), 2 * half), (builder.and_(high, low), 2 * half + 1)):
-                    more = pairs(values, asked[part])
+                    more = _byte_pairs(builder, values, asked[part])
                     total = more if total is None else builder.add(total, more)  # four of them still are 16 bits
-            builder.store(builder.add(builder.load(slot), widened(total)), slot)
+            builder.store(builder.add(builder.load(slot), _pairs(builder, total, ir.Constant(shorts, [1] * 16))), slot)
+    return _folded(builder, sums)
 
-    def folded(a: Any, b: Any) -> Any:
-        """Sums of neighbours: of a, then of b, in each half."""
+
+def _byte_pairs(builder: Any, unsigned: Any, signed: Any) -> Any:
+    """Products of two vectors of 32 bytes, neighbours added: sixteen of 16 bits, which is enough for 2 x 127 x 127."""
+    bytes_, shorts, wide = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I16, 32)
+    if AVX2:
+        kind = ir.FunctionType(shorts, [bytes_, bytes_])
+        multiply = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.ub.sw")
+        return builder.call(multiply, [unsigned, signed])
+    both = builder.mul(builder.zext(unsigned, wide), builder.sext(signed, wide))
+    even, odd = (ir.Constant(ir.VectorType(_I32, 16), list(range(first, 32, 2))) for first in (0, 1))
+    return builder.add(builder.shuffle_vector(both, both, even), builder.shuffle_vector(both, both, odd))
+
+
+def _pairs(builder: Any, a: Any, b: Any) -> Any:
+    """Products of two vectors of sixteen 16-bit numbers, neighbours added: eight of 32 bits."""
+    shorts, ints = ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
+    if AVX2:
+        kind = ir.FunctionType(ints, [shorts, shorts])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd"), [a, b])
+    wide = ir.VectorType(_I32, 16)
+    products = builder.mul(builder.sext(a, wide), builder.sext(b, wide))
+    even, odd = (ir.Constant(ints, list(range(first, 16, 2))) for first in (0, 1))
+    return builder.add(builder.shuffle_vector(products, products, even), builder.shuffle_vector(products, products, odd))
+
+
+def _folded(builder: Any, slots: list[Any]) -> Any:
+    """The sums of four vectors of eight, as a vector."""
+    ints = ir.VectorType(_I32, 8)
+
+    def neighbours(a: Any, b: Any) -> Any:
+        """Added: those of a, then of b, in each half."""
         even = [0, 2, 8, 10, 4, 6, 12, 14]
         masks = (ir.Constant(ints, [place + odd for place in even]) for odd in (0, 1))
         return builder.add(*(builder.shuffle_vector(a, b, mask) for mask in masks))
 
-    a, b, c, d = (builder.load(slot) for slot in sums)
-    both = folded(folded(a, b), folded(c, d))
+    a, b, c, d = (builder.load(slot) for slot in slots)
+    both = neighbours(neighbours(a, b), neighbours(c, d))
     halves = (ir.Constant(ir.VectorType(_I32, 4), list(range(first, first + 4))) for first in (0, 4))
     return builder.add(*(builder.shuffle_vector(both, both, half) for half in halves))
 
@@ -276,13 +287,14 @@ def coming(typing: Any, codes: Any, row: Any) -> Any:
 def byte_of(number, stride):
     """Which byte of a record holds a number, and whether its high half."""
     half = stride - _HEAD
-    return _HEAD + number % half, number // half
+    high = np.int64(number >= half)
+    return _HEAD + number - high * half, high
 
 
 @kernel
 def word_of(byte, high):
     """Which byte of a query is multiplied with that half: 32 for the low halves of 32 bytes, then 32 for the high ones."""
-    return 64 * (byte // 32) + byte % 32 + 32 * high
+    return 64 * (byte >> 5) + (byte & 31) + 32 * high
 
 
 @kernel
@@ -299,30 +311,59 @@ def query_of(codes, row, m, words, at):
     return np.float32(7.5 * total)
 
 
+@intrinsic
+def _products_of_four(typing: Any, words: Any, directions: Any, first: Any, out: Any) -> Any:
+    """out[first:][:4] = the exact products of words (int8) and four directions (uint8, below 128), which share its loads."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word_type, direction_type, _, out_type = signature.args
+        words, directions, first, out = arguments
+        width = builder.extract_value(context.make_array(direction_type)(context, builder, directions).shape, 1)
+        bytes_, shorts, ints = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
+        offsets = [builder.mul(builder.add(first, ir.Constant(_I64, j)), width) for j in range(4)]
+        starts = [pointer(context, builder, direction_type, directions, offset, _I8) for offset in offsets]
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(ints, [0] * 8)) for _ in range(4)]
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), width, ir.Constant(_I64, _CHUNK)) as (at, _):
+            word = load(builder, pointer(context, builder, word_type, words, at, bytes_), bytes_)
+            for start, slot in zip(starts, sums, strict=True):
+                products = _byte_pairs(builder, _at(builder, start, at, bytes_), word)
+                products = _pairs(builder, products, ir.Constant(shorts, [1] * 16))
+                builder.store(builder.add(builder.load(slot), products), slot)
+        kind = ir.VectorType(_I32, 4)
+        builder.store(_folded(builder, sums), pointer(context, builder, out_type, out, first, kind)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(words, directions, types.int64, out), codegen
+
+
 @kernel
-def _project(words, directions, out, factor, steps):
-    """out = factor times the projection of words, of which there are as many as a direction has."""
-    width = np.int64(directions.shape[1])
-    for j in range(len(directions)):
-        out[j] = np.float32(factor * steps[j] * np.float64(dot(words, 0, directions, j * width, width)))
+def _project(words, directions, whole, out, factor, steps):
+    """out = factor times the projection of words, of which there are as many as a direction has. whole: scratch, int32."""
+    total = np.int64(0)
+    for word in words:
+        total += np.int64(word)
+    for j in range(0, len(directions), 4):
+        _products_of_four(words, directions, j, whole)
+    for j in range(len(out)):
+        out[j] = np.float32(factor * steps[j] * np.float64(whole[j] - _MIDDLE * total))
 
 
 @kernel
 def _fill(full, rows, directions, steps, metric, codes, start, heads):
-    m, width, stride = len(directions), full.shape[1] - HEAD, np.int64(codes.shape[1])
-    words, projected = np.empty(width, np.int16), np.empty(m, np.float32)
+    m, width, stride = len(steps), full.shape[1] - HEAD, np.int64(codes.shape[1])
+    words, whole = np.zeros(directions.shape[1], np.int8), np.empty(len(directions), np.int32)
+    projected = np.empty(m, np.float32)
     for i in range(len(rows)):
         row, into = rows[i], start + i
         for j in range(width):
             words[j] = full[row, HEAD + j]
         place = row * np.int64(full.shape[1])
         scale = np.float64(head(full, place))
-        _project(words, directions, projected, scale, steps)
-        inside, peak = np.float64(0), np.float32(0)
+        _project(words, directions, whole, projected, scale, steps)
+        inside = np.float64(0)
         for j in range(m):
             inside += np.float64(projected[j]) ** 2
-            peak = max(peak, abs(projected[j]))
-        step, square = _step(projected, peak)
+        step, square = _step(projected, magnitude(projected, 0, m))
         codes[into, :] = 0x88
         for j in range(m):
             byte, high = byte_of(j, stride)
@@ -360,34 +401,33 @@ def _step(values, peak):
 
 
 @brief
-def _ask(given, metric, centre, unit, most, directions, steps, queries, words, scalars):
+def _ask(given, metric, centre, unit, directions, steps, queries, words, scalars):
     count, d = queries.shape
-    m, width, stride = len(directions), np.int64(directions.shape[1]), np.int64(words.shape[1] // 2)
+    m, stride = len(steps), np.int64(words.shape[1] // 2)
     if metric == COSINE:
         normalise(given, queries)
     else:
         queries[:] = given
-    moved, fine, projected = np.empty(d, np.float64), np.zeros(width, np.int16), np.empty(m, np.float32)
+    moved, fine = np.empty(d, np.float32), np.zeros(directions.shape[1], np.int8)
+    whole, projected = np.empty(len(directions), np.int32), np.empty(m, np.float32)
     for q in range(count):
-        peak = np.float64(0)
+        inverse = np.float32(1 / unit)
         for i in range(d):
-            value = np.float64(queries[q, i])
+            value = queries[q, i]
             if metric == L2:
-                value = value / unit - centre[i]
+                value = value * inverse - centre[i]
             elif metric == COSINE:
                 value -= centre[i]
             moved[i] = value
-            peak = max(peak, abs(value))
-        step = peak / most
-        for i in range(d):
-            fine[i] = np.int16(np.rint(moved[i] / step)) if step > 0 else np.int16(0)
-        _project(fine, directions, projected, step, steps)
-        highest = np.float32(0)
+        step = magnitude(moved, 0, d) / np.float32(127)
+        many = np.float32(1) / step if step > np.float32(1e-30) else np.float32(0)
+        for i in range(d):  # to the nearest whole number, with no branch and no call
+            fine[i] = np.int8(np.int32(moved[i] * many + np.float32(128.5)) - 128)
+        _project(fine, directions, whole, projected, step, steps)
+        scale, total = magnitude(projected, 0, m) / np.float32(127), np.int64(0)
+        many = np.float32(1) / scale if scale > np.float32(1e-30) else np.float32(0)
         for j in range(m):
-            highest = max(highest, abs(projected[j]))
-        scale, total = highest / np.float32(127), np.int64(0)
-        for j in range(m):
-            code = np.int64(np.rint(projected[j] / scale)) if scale > 0 else np.int64(0)
+            code = np.int64(projected[j] * many + np.float32(128.5)) - 128
             byte, high = byte_of(j, stride)
             words[q, word_of(byte, high)] = np.int8(code)
             total += code

@@ -24,7 +24,7 @@ from ..kernels.select import settle
 from ..kernels.tile import search_tiles, tiles_of
 from .coded import scan_codes, scan_codes_briefly
 
-_STREAMED = 4  # queries up to which streaming beats multiplying
+STREAMED = 4  # queries up to which streaming beats multiplying
 _CODED = 8  # likewise, over codes
 _POLL_BYTES = 64 << 20  # of vectors, for each 64 queries, between two looks at the deadline
 _BRIEF = 1 << 20  # bytes that are read sooner than a thread would get the interpreter back, had it let go of it
@@ -63,7 +63,7 @@ class FlatSearcher:
         lowest = np.repeat(_NO_FLOOR, m) if floor is None and m != 1 else _NO_FLOOR if floor is None else read_only(floor)
         scored, read = 0, 0
         if n and m and k:
-            codes, few = self.codes if m <= _CODED else None, m <= _STREAMED
+            codes, few = self.codes if m <= _CODED else None, m <= STREAMED
             asked: Any = prepared(queries, self.rows.metric) if codes is None else codes.ask(queries)
             if codes is None and not few:
                 asked = tiles_of(asked)
@@ -106,7 +106,7 @@ class FlatSearcher:
         if self.codes is not None and queries <= _CODED:
             one = (15e-9 if selectivity < 1 else 8e-9) + self.codes.codes.shape[1] / (16e9 if selectivity < 1 else 20e9)
             return 10e-6 + allowed * one + kept * (100e-9 + row_bytes / 10e9)
-        if queries > _STREAMED:
+        if queries > STREAMED:
             multiplied = allowed * (self.rows.vectors.shape[1] / 40e9 + row_bytes / 10e9 / queries)
             return 5e-6 + multiplied + kept * (150e-9 + row_bytes / 10e9)
         if selectivity < 1:
@@ -125,12 +125,3 @@ class FlatSearcher:
         if allowed is None:
             return _NO_BITMAP if present is None else read_only(present)
         return read_only(allowed if present is None else allowed & present)
-
-
-def warmup() -> None:
-    """Compiles, or loads from the cache, every kernel that a search may need."""
-    for dtype in (np.float32, np.float16, np.int8):
-        searcher = FlatSearcher(Rows(np.ones((8, 4), dtype), np.full(8, 2, np.float32), "cosine"))
-        for queries in (1, _STREAMED + 1):
-            searcher.search(np.ones((queries, 4), np.float32), 2)
-        searcher.rows_at(np.ones(4, np.float32), 1.0)

@@ -40,7 +40,7 @@ from .walk import MAX_ROWS, insert, key_in, look, packed, room_of, row_in, walk
 _SLACK = np.float32(1.2)  # on squared distances
 _ROOM = 1.3  # links that a row may gather, of its degree, before they are pruned
 _TASK = 64  # rows to a task
-_LEAST = 2000  # rows; fewer are walked by their codes in a byte
+LEAST_IN_HALF_BYTES = 2000  # rows; fewer are walked by their codes in a byte
 _PROBES, _NEAREST, _AMONG, _AROUND = 128, 10, 20, 200  # see _half_bytes
 _TOLD_APART = 0.98
 
@@ -53,6 +53,7 @@ class _Lists(NamedTuple):
     numbers: int
     adj: npt.NDArray[np.uint32]
     deg: npt.NDArray[np.uint16]
+    walked: tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint16]]  # the same two as searches have them: read-only
     degree: int
     width: int
     factor: np.float32
@@ -91,18 +92,18 @@ class Graph:
 
     @property
     def lists(self) -> _Lists:
-        numbers = len(self.small.directions)
-        coded = self.codes.codes, self.small.codes, numbers
-        return _Lists(*coded, self.adj, self.deg, self.degree, self.width, self.factor, self.slack)
+        numbers = len(self.small.steps)
+        coded, walked = (self.codes.codes, self.small.codes, numbers), (read_only(self.adj), read_only(self.deg))
+        return _Lists(*coded, self.adj, self.deg, walked, self.degree, self.width, self.factor, self.slack)
 
     def scratch(self) -> _Scratch:
         n, stride = self.codes.codes.shape
         links = self.adj.shape[1]
         room = room_of(self.adj, range(2 * _entries(n)))
-        asked = np.zeros(self.small.codes.shape[1], np.int16)
+        asked = np.zeros((1, self.small.codes.shape[1]), np.int16)
         return _Scratch(
             np.zeros(n, np.uint16), np.zeros(1, np.uint16), np.empty(self.width + 1, np.uint64), np.empty(room, np.int64),
-            np.empty(room, np.float32), asked, asked.view(np.int8), np.empty(max(self.width, 2 * links) + 3, np.uint64),
+            np.empty(room, np.float32), asked, asked[0].view(np.int8), np.empty(max(self.width, 2 * links) + 3, np.uint64),
             np.empty(links + 1, np.int64), np.empty((self.degree + 1, stride - HEAD), np.int16),
             np.empty((self.degree + 1, 2), np.float32),
         )  # fmt: skip
@@ -160,7 +161,7 @@ def _half_bytes(full: Codes, rows: Rows, there: npt.NDArray[np.int64], budget: B
 
     It does if of rows that are taken as queries the nearest ten are among the best twenty by estimates, of the nearest 200.
     """
-    if len(there) < _LEAST:
+    if len(there) < LEAST_IN_HALF_BYTES:
         return Int4.none(len(rows), full)
     probes = there[np.linspace(0, len(there) - 1, _PROBES).astype(np.int64)]
     queries = np.ascontiguousarray(rows.vectors[probes], np.float32)
@@ -351,7 +352,7 @@ def _search(graph, entries, row, scratch):
     """Walks from a row, which is put at kept[0]; returns the size of the pool, ranked by codes in a byte."""
     _take(graph, row, scratch, 0)
     mark, one, width, small, met, pool = _next(scratch), np.float32(1), graph.width, graph.small, scratch.met, scratch.pool
-    lists, marks, looked = (graph.adj, graph.deg, entries), (scratch.seen, mark), (scratch.near, scratch.guess)
+    lists, marks, looked = (*graph.walked, entries), (scratch.seen, mark), (scratch.near, scratch.guess)
     if not small.shape[1]:
         t, none = scratch.about[0, 0], np.float32(0)
         size, _ = walk(scratch.kept, 0, t, one, none, graph.codes, small, *lists, *marks, pool, width, width, 0, *looked)

@@ -1,5 +1,5 @@
 """`python -m vecdb_index.kernels`: compiles every kernel ahead, so that no search has to wait for it."""
 
-from vecdb_index.flat.search import warmup
+from vecdb_index.warmup import warmup
 
 warmup()

@@ -1,0 +1,30 @@
+"""Compiles every kernel ahead, or loads it from the cache: exact searches, graphs and how they are built. Any thread."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .contract import Budget, Rows
+from .flat.search import STREAMED, FlatSearcher
+from .hnsw.backend import BACKEND
+from .hnsw.build import LEAST_IN_HALF_BYTES
+from .hnsw.params import HNSW
+
+
+def warmup() -> None:
+    """So that no search or build has to wait for it: up to half a minute the first time on a machine, then half a second."""
+    params = HNSW(m=4, ef_construction=8)
+    allowed = np.full(1, 7, np.uint64)
+    for dtype in (np.float32, np.float16, np.int8):
+        few = Rows(np.ones((8, 4), dtype), np.full(8, 2, np.float32), "cosine")
+        searcher = FlatSearcher(few)
+        for queries in (1, STREAMED + 1):
+            searcher.search(np.ones((queries, 4), np.float32), 2)
+        searcher.rows_at(np.ones(4, np.float32), 1.0)
+        graph = BACKEND.open(BACKEND.build(few, {}, params, Budget(), lambda share: None), {}, few, params)
+        for each in (None, allowed):
+            graph.search(np.ones((1, 4), np.float32), 2, allowed=each)
+    # Rows that differ, and enough of them to be walked by codes in half bytes.
+    vectors = np.random.default_rng(0).standard_normal((LEAST_IN_HALF_BYTES, 64), np.float32)
+    many = Rows(vectors, np.linalg.norm(vectors, axis=1).astype(np.float32), "l2")
+    BACKEND.open(BACKEND.build(many, {}, params, Budget(), lambda share: None), {}, many, params).search(vectors[:1], 2)
