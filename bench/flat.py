@@ -12,7 +12,8 @@ import numba
 import numpy as np
 from vecdb_index.codec.int8 import Codes
 from vecdb_index.contract import Rows
-from vecdb_index.flat.search import FlatSearcher, warmup
+from vecdb_index.flat.search import FlatSearcher
+from vecdb_index.warmup import warmup
 
 from . import data
 from .__main__ import head, interleaved, ratio, row

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from vecdb_index.contract import Bitmap, Cancelled, Control, DeadlineReached, Hits, Rows, scores_of
-from vecdb_index.flat.search import FlatSearcher, warmup
+from vecdb_index.flat.search import FlatSearcher
+from vecdb_index.warmup import warmup
 
 DTYPES = (np.float32, np.float16, np.int8)
 METRICS = ("cosine", "ip", "l2")
