@@ -1,6 +1,8 @@
 """`python -m bench [NAME …] [--rounds R] [--points N] [--sets NAME …] [--rows N]`: the engine beside its peers.
 
-ingest, small: writing. flat, graph: searching, exactly and by a graph. recall: asked and delivered. filtered: searches with a filter.
+run CONFIG.toml: nearest-neighbour indexes side by side, with plots: see `run.py`. All others are tables by name:
+
+ingest, small: writing. flat: searching exactly. recall: asked and delivered. filtered: searches with a filter.
 planner: its choices beside the best ones. threads: searches of several, and while somebody writes. overhead, open: what is around.
 files: loading Parquet and fbin, memory, and the shell. serving: the server beside the embedded API and servers of peers. endurance: space, write amplification, recovery, verify, and 20 minutes of mixed load; its parts are chosen by --parts.
 
@@ -39,6 +41,11 @@ ENVIRONMENTS = {
     "hnswlib": ["hnswlib"],
     "rabitqlib": ["rabitqlib"],
     "usearch": ["usearch"],
+    "faiss": ["faiss-cpu"],
+    "voyager": ["voyager"],
+    "scann": ["scann"],
+    "svs": ["scalable-vs"],
+    "ngt": ["ngt"],
 }
 SLOW = {"chromadb": 10, "milvus": 10, "qdrant": 10}  # are given so many times fewer points, or they would take all day
 INGESTING = ("lancedb", "chromadb", "milvus", "qdrant", "zvec")
@@ -47,11 +54,15 @@ SYNC_CALLS = "fsync,fdatasync,msync,sync_file_range"
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["run"]:
+        from .run import main as side_by_side
+
+        return side_by_side(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     tables = {
         "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "endurance": endurance, "files": files,
         "serving": serving,
-        **{name: partial(of_sets, name) for name in ("graph", "recall", "filtered", "planner", "threads")},
+        **{name: partial(of_sets, name) for name in ("recall", "filtered", "planner", "threads")},
     }  # fmt: skip
     parser.add_argument("tables", nargs="*", choices=[*tables, []], help="which; all by default")
     parser.add_argument("--points", type=int, default=200_000, help="of the ingest table")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from pathlib import Path
+import tempfile
 from typing import Any
 
 from .__main__ import HERE, python_of
@@ -17,21 +17,27 @@ from .__main__ import HERE, python_of
 class Engine:
     """A process that has built its index. built: how long that took. Raises OSError when it could not."""
 
-    def __init__(self, script: str, environment: str, folder: Path, metric: str) -> None:
+    def __init__(self, script: str, environment: str, *arguments: Any) -> None:
         """script: in `peers/`. environment: whose interpreter runs it; "vecdb" for this one."""
         python = python_of(environment)
         if python is None:
             raise OSError("could not be installed")
         variables = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"}
-        command = [python, str(HERE / "peers" / f"{script}.py"), str(folder), metric]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+        command = [python, str(HERE / "peers" / f"{script}.py"), *(str(each) for each in arguments)]
+        self._told = tempfile.TemporaryFile("w+")  # what it says when it cannot
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._told, text=True, env=variables
+        )
         self.built = self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
+        while line and not line.startswith("{"):  # a library's own words
+            line = self._process.stdout.readline()
         if not line:
-            raise OSError("its process ended")
+            self._told.seek(0)
+            raise OSError((self._told.read().strip().splitlines() or ["its process ended"])[-1][:200])
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -11,6 +11,7 @@ No query is ever used to choose anything: not to build an index, not to calibrat
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +29,22 @@ _BEYOND = 10  # rows after the k-th that are looked at, to know those that are a
 
 @dataclass(frozen=True)
 class DataSet:
-    """base: (n, d) float32. queries: (m, d). held: queries like the rows, where `queries` are not; otherwise None."""
+    """base: (n, d) float32. queries: (m, d). held: queries like the rows, where `queries` are not; otherwise None.
+
+    chosen_on: other queries of the same kind, for choosing parameters of peers.
+    """
 
     kind: str
     base: np.ndarray
     queries: np.ndarray
     metric: str
     held: np.ndarray | None = None
+    chosen_on: np.ndarray | None = None
+
+    @property
+    def tune(self) -> np.ndarray:
+        assert self.chosen_on is not None
+        return self.chosen_on
 
     @property
     def name(self) -> str:
@@ -61,7 +71,8 @@ def _images() -> DataSet | None:
     folder = _folder("images784")
     if folder is None:
         return None
-    return DataSet("images", np.load(folder / "base.npy"), np.load(folder / "query_test.npy")[:QUERIES], "l2")
+    base, test, tune = (np.load(folder / f"{name}.npy") for name in ("base", "query_test", "query_tune"))
+    return DataSet("images", base, test[:QUERIES], "l2", chosen_on=tune[:QUERIES])
 
 
 def _text() -> DataSet | None:
@@ -82,6 +93,59 @@ def synthetic(n: int = 50_000) -> DataSet:
     made = (centres[rng.integers(0, 200, m)] + 0.6 * rng.standard_normal((m, 24), np.float32)) @ spread
     made += 0.3 * rng.standard_normal(made.shape, np.float32)
     return DataSet("synthetic", made[:n], made[n:], "cosine")
+
+
+def loaded(described: dict[str, Any]) -> DataSet | None:
+    """A set as a configuration has it: the name of one of the above, or paths, as `read` takes them; None where it is missing.
+
+    name, and for others base, queries, metric (l2), tune (else half of the queries) and rows, at most so many.
+    """
+    rows, name = described.get("rows"), described["name"]
+    if "base" in described:
+        try:
+            base, queries = read(described["base"]), read(described["queries"])
+            tune = read(described["tune"]) if "tune" in described else None
+        except FileNotFoundError:
+            return None
+        found = DataSet(name, base, queries, described.get("metric", "l2"), chosen_on=tune)
+    else:
+        sets = list(data_sets([name]))
+        if not sets:
+            return None
+        found = sets[0]
+    queries, tune = found.queries, found.chosen_on
+    if tune is None:
+        queries, tune = queries[1::2], queries[::2]
+    pieces = (np.ascontiguousarray(each, np.float32) for each in (found.base[:rows], queries[: 2 * QUERIES], tune[:QUERIES]))
+    base, queries, tune = pieces
+    return DataSet(found.kind, base, queries, found.metric, chosen_on=tune)
+
+
+def read(path: str) -> np.ndarray:
+    """(n, d) vectors of a file: npy, npz (`file.npz:name`), HDF5 (`file.hdf5:name`), fvecs, bvecs, fbin, u8bin, i8bin."""
+    file, _, key = path.partition(":")
+    file = os.path.expanduser(file)
+    if not os.path.exists(file):
+        raise FileNotFoundError(file)
+    kind = Path(file).suffix.lstrip(".")
+    if kind == "npy":
+        return np.load(file)
+    if kind == "npz":
+        with np.load(file) as arrays:
+            return arrays[key or arrays.files[0]]
+    if kind in ("hdf5", "h5"):
+        import h5py
+
+        with h5py.File(file) as opened:
+            return opened[key or "train"][:]
+    if kind in ("fvecs", "bvecs"):
+        size, dtype = (4, np.float32) if kind == "fvecs" else (1, np.uint8)
+        raw = np.fromfile(file, np.uint8)
+        d = int(raw[:4].view(np.int32)[0])
+        return np.ascontiguousarray(raw.reshape(-1, 4 + d * size)[:, 4:]).view(dtype)
+    n, d = np.fromfile(file, np.uint32, 2)
+    types = {"fbin": np.float32, "u8bin": np.uint8, "i8bin": np.int8}
+    return np.fromfile(file, types[kind], int(n) * int(d), offset=8).reshape(int(n), int(d))
 
 
 # -- a database over a set -----------------------------------------------------------------------------------------
@@ -134,6 +198,22 @@ def truth_of(base: np.ndarray, queries: np.ndarray, metric: str, k: int, allowed
     found = FlatSearcher(rows).search(np.ascontiguousarray(queries), min(k + _BEYOND, len(some)))
     numbers = found.rows if allowed is None else np.where(found.rows < 0, -1, allowed[found.rows])
     return Truth(numbers, found.keys)
+
+
+def cached_truth(base: np.ndarray, queries: np.ndarray, metric: str, k: int) -> Truth:
+    """As `truth_of`, kept by a hash of what it is of."""
+    sha = hashlib.sha256(f"{metric} {k} {_BEYOND}".encode())
+    for array in (base, queries):
+        sha.update(str((array.shape, array.dtype)).encode())
+        sha.update(np.ascontiguousarray(array).view(np.uint8).data)
+    path = Path(os.environ.get("VECDB_DATA", Path.home() / ".cache" / "vecdb-data")) / "truth" / f"{sha.hexdigest()[:24]}.npz"
+    if path.exists():
+        with np.load(path) as kept:
+            return Truth(kept["rows"], kept["keys"])
+    truth = truth_of(base, queries, metric, k)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, rows=truth.rows, keys=truth.keys)
+    return truth
 
 
 # -- attributes ----------------------------------------------------------------------------------------------------
