@@ -1,4 +1,4 @@
-"""The parameters of the index backends: what `Dense(384, index=HNSW(m=16))` is made of. Imports nothing heavy."""
+"""The parameters of the index backends: what `Dense(384, index=HNSW(m=24))` is made of. Imports nothing heavy."""
 
 from __future__ import annotations
 

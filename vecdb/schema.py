@@ -108,7 +108,7 @@ def checked_index(index: Any) -> Any:
     if isinstance(getattr(index, "backend", None), str) and is_dataclass(index) and not isinstance(index, type):
         return index
     raise InvalidInput(
-        f'index is parameters such as HNSW(m=16) from vecdb.index, the name of a backend, or "auto"; not {index!r}'
+        f'index is parameters such as HNSW(m=24) from vecdb.index, the name of a backend, or "auto"; not {index!r}'
     )
 
 

@@ -174,7 +174,7 @@ def test_an_index_can_be_changed_and_rebuilt_on_a_live_collection(
 ) -> None:
     folder = docs._store.folder(docs._uuid)
     first = next(folder.glob("*.idx"))
-    assert docs._store.snapshot(docs._uuid).parts[0].segment.index(first.name).meta["params"]["m"] == 16  # type: ignore[attr-defined]
+    assert docs._store.snapshot(docs._uuid).parts[0].segment.index(first.name).meta["params"]["m"] == HNSW().m  # type: ignore[attr-defined]
     docs.set_index(HNSW(m=8, ef_construction=60))
     assert docs.search(vectors[1], k=1).ids == [1]
     docs.flush()

@@ -37,7 +37,7 @@ from .params import HNSW
 from .search import HNSWSearcher
 from .walk import MAX_ROWS, insert, key_in, look, packed, room_of, row_in, walk
 
-_SLACK = np.float32(1.2)  # on squared distances
+_SLACK = np.float32(1.1)  # on squared distances
 _ROOM = 1.3  # links that a row may gather, of its degree, before they are pruned
 _TASK = 64  # rows to a task
 LEAST_IN_HALF_BYTES = 2000  # rows; fewer are walked by their codes in a byte

@@ -16,7 +16,7 @@ class HNSW:
 
     backend: ClassVar[str] = "hnsw"
 
-    m: int = 16
+    m: int = 24
     ef_construction: int = 120
 
     def __post_init__(self) -> None:
