@@ -89,12 +89,11 @@ def kept_settings(tried: list[tuple[float, float, dict[str, Any]]], recalls: lis
 def spin(threads: int, seconds: float = 0.3) -> float:
     """How many cores as many busy processes were given."""
     code = (
-        f"import time\nend = time.perf_counter() + {seconds}\nwhile time.perf_counter() < end: pass\nprint(time.process_time())"
+        f"import time\nbegun = time.perf_counter()\nwhile time.perf_counter() < begun + {seconds}: pass\n"
+        "print(time.process_time() / (time.perf_counter() - begun))"
     )
-    started = time.perf_counter()
     running = [subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(threads)]
-    spent = [float(each.communicate()[0]) for each in running]
-    return sum(spent) / max(seconds, (time.perf_counter() - started) - 0.1)
+    return sum(min(1.0, float(each.communicate()[0])) for each in running)
 
 
 class Run:

@@ -15,7 +15,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def data_sets(kinds: Sequence[str] = ("images", "synthetic", "text"), rows: int 
         if each is None:
             print(f"{kind}: not at hand, left out (bench/sets.py says which files are looked for)", file=sys.stderr)
         else:
-            yield DataSet(each.kind, each.base[:rows], each.queries, each.metric, each.held)
+            yield replace(each, base=each.base[:rows])
 
 
 def _folder(name: str) -> Path | None:

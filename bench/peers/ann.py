@@ -71,7 +71,7 @@ class Hnswlib(Adapter):
 
 
 class Faiss(Adapter):
-    """factory: as `faiss.index_factory` has it. Settings are those of faiss.ParameterSpace."""
+    """factory: as `faiss.index_factory` has it, D/4 for a fourth of the dimensions. Settings are those of faiss.ParameterSpace."""
 
     def fit(self, base, threads, factory, train=100_000, ef_construction=None):
         import faiss
@@ -79,6 +79,7 @@ class Faiss(Adapter):
         self.faiss = faiss
         faiss.omp_set_num_threads(threads)
         base = unit(base, self.metric)
+        factory = factory.replace("D/4", str(base.shape[1] // 4))
         self.index = faiss.index_factory(base.shape[1], factory, getattr(faiss, FAISS_METRICS[self.metric]))
         if ef_construction is not None:
             inner = faiss.downcast_index(self.index)

@@ -43,6 +43,7 @@ _SAMPLE = 4096  # rows whose directions are the principal ones
 _TURNS = 3  # of the power iteration that finds them
 _WIDEST = 6  # lines of a record
 _CHUNK = 32  # bytes that are multiplied in one step
+_FEW = 8  # queries that are asked before another thread would get the interpreter
 _MIDDLE = 64  # of the seven bits of a direction: with seven, no product of the kernels is cut
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
@@ -127,7 +128,7 @@ class Int4:
         scalars = np.zeros((count, SCALARS), np.float64)
         given = read_only(np.ascontiguousarray(queries, np.float32))
         about = self._metric, self._centre, self._unit, self.directions, self.steps
-        _ask(given, *about, ready, words.view(np.int8), scalars)
+        (_ask_briefly if count <= _FEW else _ask)(given, *about, ready, words.view(np.int8), scalars)
         return ready, words, scalars
 
     @property
@@ -401,6 +402,11 @@ def _step(values, peak):
 
 
 @brief
+def _ask_briefly(*arguments):
+    _ask(*arguments)
+
+
+@kernel
 def _ask(given, metric, centre, unit, directions, steps, queries, words, scalars):
     count, d = queries.shape
     m, stride = len(steps), np.int64(words.shape[1] // 2)
