@@ -7,8 +7,8 @@
    around 0.95 also by all threads, and query by query. Rates at a recall are interpolated round by round (the logarithm of the
    rate over recall); the ratio is the median of rounds.
 
-A pass whose CPU time does not match its threads was starved of its cores by somebody else; it is repeated, up to three times, and
-counted. Beside the passes of several threads runs a spin, which shows what the machine gave. Every pass is a line of
+A pass that had less than 0.9 of a core, or before whose several threads a spin had less of theirs, was starved by somebody else; it
+is run again, up to three times in all, and counted. Every pass is a line of
 `results.jsonl`, with the machine, its load, the commit and the settings; plots are PNG files beside it (`--output`).
 """
 
@@ -139,7 +139,11 @@ class Run:
                 running = [entry for entry in entries if entry.process is not None]
                 for number in range(self.rounds):
                     for entry in running:
-                        self._round(entry, data, truths["test"], number)
+                        if not entry.why:
+                            try:
+                                self._round(entry, data, truths["test"], number)
+                            except OSError as error:
+                                entry.why = f"in round {number + 1}: {error}"
                 for entry in running:
                     assert entry.process is not None
                     entry.process.close()
@@ -168,8 +172,11 @@ class Run:
         assert entry.process is not None
         request = {"queries": queries, "params": params, "k": self.k, "threads": threads, "single": single}
         for left in reversed(range(AGAIN)):
+            # Whether several threads can keep several cores busy is the engine's affair; whether they were to be had, the spin says.
+            given = spin(threads) / threads if threads > 1 else 1.0
             done = entry.process.run(request)
-            if done["cpu"] >= STARVED * done["seconds"] * threads or not left:
+            done["spin"] = given * threads
+            if min(given, done["cpu"] / done["seconds"]) >= STARVED or not left:
                 break
             self.starved += 1
         reached = float(truth.recalls(np.load(done["ids"]), self.k).mean())
@@ -185,10 +192,9 @@ class Run:
             self._record(data, entry, "batch", {**done, "round": number, "params": params, "recall": reached})
         entry.curves.append(curve)
         if self.threads > 1:
-            given = spin(self.threads)
             done, reached = self._pass(entry, "test", entry.around, truth, threads=self.threads)
             entry.all_threads.append(len(data.queries) / done["seconds"] / one)
-            told = {**done, "round": number, "params": entry.around, "recall": reached, "threads": self.threads, "spin": given}
+            told = {**done, "round": number, "params": entry.around, "recall": reached, "threads": self.threads}
             self._record(data, entry, "threads", told)
         done, reached = self._pass(entry, "test", entry.around, truth, single=True)
         entry.latencies.append(done["quantiles"])
@@ -216,16 +222,14 @@ class Run:
         )  # fmt: skip
         base = next((entry for entry in entries if entry.label == self.baseline), None)
         for entry in entries:
-            if entry.process is None:
+            if entry.why:
                 row(entry.label, f"not measured: {entry.why}")
                 continue
+            assert entry.process is not None
             built = entry.process.built
             rates = {recall: [at_recall(curve, recall) for curve in entry.curves] for recall in self.recalls}
             cells = [f"{middle(rates[recall]):,.0f}" if middle(rates[recall]) > 0 else "not reached" for recall in self.recalls]
-            for recall in self.recalls:
-                peers = [at_recall(curve, recall) for curve in base.curves] if base is not None else []
-                ratios = [mine / theirs for mine, theirs in zip(rates[recall], peers, strict=False) if mine > 0 and theirs > 0]
-                cells.append(f"{statistics.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}]" if ratios else "–")
+            cells += [ratios(entry, base, recall) for recall in self.recalls]
             scaled = f"{middle(entry.all_threads):.2f}" if entry.all_threads else "–"
             quantiles = np.median(np.array(entry.latencies), axis=0) * 1e6
             disk = "–" if built["disk"] is None else f"{built['disk'] / built['rows']:,.0f}"
@@ -237,6 +241,13 @@ class Run:
             f"\n{self.rounds} rounds of {len(data.queries):,} test queries, settings chosen on {len(data.tune):,} others; medians [least–most]. "
             f"Starved passes, repeated: {self.starved}. Resident: with a copy of the rows where the index keeps one.\n"
         )
+        ours = next((entry for entry in entries if entry.program == "vecdb"), None)
+        if ours is not None and not ours.why:
+            head(f"{ours.label}, times", *asked)
+            for entry in entries:
+                if not entry.why and not entry.program.startswith("vecdb"):
+                    row(entry.label, *(ratios(ours, entry, recall) for recall in self.recalls))
+            print()
         self._plot(data, entries)
 
     def _plot(self, data: Any, entries: list[Entry]) -> None:
@@ -247,7 +258,7 @@ class Run:
 
         figure, axes = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
         for entry in entries:
-            if entry.process is None or not entry.curves:
+            if entry.why:
                 continue
             merged = np.median(np.array(entry.curves), axis=0)
             points = np.array(front([(float(a), float(b)) for a, b in merged]))
@@ -263,6 +274,17 @@ class Run:
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
         print(f"Plot: {path}\n")
+
+
+def ratios(entry: Entry, other: Entry | None, recall: float) -> str:
+    """How many times the rate of the other at a recall, round by round: the median, least and most."""
+    if other is None or other.why:
+        return "–"
+    pairs = [
+        (at_recall(mine, recall), at_recall(theirs, recall)) for mine, theirs in zip(entry.curves, other.curves, strict=True)
+    ]
+    found = [mine / theirs for mine, theirs in pairs if mine > 0 and theirs > 0]
+    return f"{statistics.median(found):.2f} [{min(found):.2f}–{max(found):.2f}]" if 2 * len(found) > len(pairs) else "–"
 
 
 def middle(values: list[float]) -> float:

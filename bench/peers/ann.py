@@ -35,7 +35,10 @@ class Adapter:
 
     def set_query_params(self, **params): ...
 
-    def set_threads(self, threads): ...
+    threads = 1
+
+    def set_threads(self, threads):
+        self.threads = threads
 
     def query_batch(self, queries, k):
         """(m, k) rows."""
@@ -112,10 +115,6 @@ class Usearch(Adapter):
         kind = {"cosine": "cos", "l2": "l2sq", "ip": "ip"}[self.metric]
         self.index = Index(ndim=base.shape[1], metric=kind, dtype=dtype, connectivity=connectivity, expansion_add=expansion_add)
         self.index.add(np.arange(len(base)), base, threads=threads)
-        self.threads = 1
-
-    def set_threads(self, threads):
-        self.threads = threads
 
     def set_query_params(self, expansion_search):
         self.index.expansion_search = int(expansion_search)
@@ -134,10 +133,6 @@ class Voyager(Adapter):
         space = {"l2": Space.Euclidean, "cosine": Space.Cosine, "ip": Space.InnerProduct}[self.metric]
         self.index = Index(space, base.shape[1], M=m, ef_construction=ef_construction)
         self.index.add_items(base, num_threads=threads)
-        self.threads = 1
-
-    def set_threads(self, threads):
-        self.threads = threads
 
     def set_query_params(self, ef):
         self.ef = int(ef)
@@ -160,10 +155,6 @@ class Scann(Adapter):
         builder = builder.tree(leaves, num_leaves_to_search=10, training_sample_size=len(base))
         builder = builder.score_ah(dimensions_per_block, anisotropic_quantization_threshold=threshold)
         self.index = builder.reorder(100).build()
-        self.threads = 1
-
-    def set_threads(self, threads):
-        self.threads = threads
 
     def set_query_params(self, leaves, reorder):
         self.leaves, self.reorder = int(leaves), int(reorder)
@@ -186,10 +177,6 @@ class Symqg(Adapter):
 
         self.index = SymqgIndex(base.shape[1], degree, "l2", bits)
         self.index.build(unit(base, self.metric), ef_construction, threads)
-        self.threads = 1
-
-    def set_threads(self, threads):
-        self.threads = threads
 
     def set_query_params(self, ef):
         self.ef = int(ef)
@@ -257,10 +244,6 @@ class Vecdb(Adapter):
         self.arrays = BACKEND.build(rows, {}, params, Budget(threads=threads), lambda share: None)
         self.index = BACKEND.open(self.arrays, {}, rows, params)
         self.range = LEAST_EF, MOST_EF
-        self.threads = 1
-
-    def set_threads(self, threads):
-        self.threads = threads
 
     def set_query_params(self, ef):
         least, most = self.range

@@ -12,7 +12,7 @@ from .hnsw.params import HNSW
 
 
 def warmup() -> None:
-    """So that no search or build has to wait for it: up to half a minute the first time on a machine, then half a second."""
+    """So that no search or build has to wait for it: about a minute the first time on a machine, then a second."""
     params = HNSW(m=4, ef_construction=8)
     allowed = np.full(1, 7, np.uint64)
     for dtype in (np.float32, np.float16, np.int8):

@@ -39,7 +39,9 @@ def rows_of(vectors: Any, metric: Any) -> Rows:
 def coded(rows: Rows, stride: int, seed: int = 0) -> tuple[Codes, Int4]:
     full = Codes.of(rows)
     full.fill(rows, 0, len(rows))
-    small = Int4.of(full, stride, principal(full, len(rows), min(rows.vectors.shape[1], numbers_in(stride)), seed), seed)
+    small = Int4.of(
+        full, stride, principal(full, np.arange(len(rows)), min(rows.vectors.shape[1], numbers_in(stride)), seed), seed
+    )
     small.fill(full, 0, len(rows))
     return full, small
 
@@ -126,6 +128,7 @@ def test_records_are_whole_cache_lines_and_begin_with_one() -> None:
         for stride in strides_of(d):
             assert stride % 64 == 0
             assert stride < width_of(d)
+    assert all(strides_of(d) for d in (64, 768, 65_535))
     _, small = coded(rows_of(np.random.default_rng(4).standard_normal((30, 200)), "l2"), 128)
     assert small.codes.ctypes.data % 64 == 0
 
@@ -196,7 +199,7 @@ print(AVX2, *sums, hashlib.sha256(found.rows).hexdigest())
 """
 
 
-@pytest.mark.skipif(not AVX2, reason="kernels for this processor are the plain ones")
+@pytest.mark.skipif(not AVX2, reason="without AVX2 all tests run on the plain kernels anyway")
 def test_without_avx2_and_with_two_threads_bytes_and_answers_are_the_same() -> None:
     told = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+fma,+f16c"}
     runs = []

@@ -39,10 +39,11 @@ from .int8 import HEAD, SCALARS, Asked, Codes, head, width_of
 LINE = 64  # bytes of a cache line
 BESIDE = np.float32(0.4)
 _HEAD = 8
-_SAMPLE = 4096  # rows whose directions are the principal ones
+_SAMPLE, _SAMPLED = 4096, 1 << 24  # rows whose directions are the principal ones, and their numbers, at most
 _TURNS = 3  # of the power iteration that finds them
 _WIDEST = 6  # lines of a record
 _CHUNK = 32  # bytes that are multiplied in one step
+_TINY = np.float32(1.2e-38)  # the least step whose inverse is a float32
 _FEW = 8  # queries that are asked before another thread would get the interpreter
 _MIDDLE = 64  # of the seven bits of a direction: with seven, no product of the kernels is cut
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -57,6 +58,16 @@ def strides_of(d: int) -> list[int]:
     """The lengths that a record may have: up to that which holds all dimensions, but shorter than a record in whole bytes."""
     lengths = [LINE * lines for lines in range(1, _WIDEST + 1) if lines == 1 or numbers_in(LINE * (lines - 1)) < d]
     return [length for length in lengths if length < width_of(d)]
+
+
+def memory_of(d: int) -> int:
+    """Bytes that finding the directions takes."""
+    return 5 * d * _sampled(d) + 12 * d * min(d, 2 * numbers_in(LINE * _WIDEST))
+
+
+def _sampled(d: int) -> int:
+    """Of how many rows the principal directions are found: fewer where a row is long."""
+    return min(_SAMPLE, max(512, _SAMPLED // d))
 
 
 class Int4:
@@ -90,11 +101,10 @@ class Int4:
 
     def fill(self, full: Codes, start: int, stop: int, rows: npt.NDArray[np.int64] | None = None) -> None:
         """Codes of rows start..stop of `full`, or of rows[start:stop] there."""
-        own = self._own
         some = np.arange(start, stop) if rows is None else rows[start:stop]
         heads = np.zeros((len(some), 2), np.float32)
-        _fill(full.codes, some, self.directions, self.steps, self._metric, own, start, heads)
-        own[start:stop, :_HEAD] = heads.view(np.uint8)
+        _fill(full.codes, some, self.directions, self.steps, self._metric, self._own, start, heads)
+        self._own[start:stop, :_HEAD] = heads.view(np.uint8)
 
     def arrays(self) -> Arrays:
         """To be stored; `opened` reads them."""
@@ -145,13 +155,13 @@ def by_lines(shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     return room[first : first + size].view(dtype).reshape(shape)
 
 
-def principal(full: Codes, filled: int, widest: int, seed: int) -> npt.NDArray[np.float32]:
-    """(d, m) orthonormal axes in which the rows vary most, the most important first; m at most `widest`.
+def principal(full: Codes, rows: npt.NDArray[np.int64], widest: int, seed: int) -> npt.NDArray[np.float32]:
+    """(d, m) orthonormal axes in which these rows of `full` vary most, the most important first; m at most `widest`.
 
     By power iteration from random directions (Halko, Martinsson and Tropp, 2011).
     """
     d = len(full.centre)
-    some = np.linspace(0, filled - 1, min(filled, _SAMPLE)).astype(np.int64)
+    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _sampled(d))).astype(np.int64)]
     records = full.codes[some]
     sample = records[:, HEAD : HEAD + d] * np.ascontiguousarray(records[:, :4]).view(np.float32)
     if 2 * widest >= d:
@@ -426,12 +436,12 @@ def _ask(given, metric, centre, unit, directions, steps, queries, words, scalars
                 value -= centre[i]
             moved[i] = value
         step = magnitude(moved, 0, d) / np.float32(127)
-        many = np.float32(1) / step if step > np.float32(1e-30) else np.float32(0)
+        many = np.float32(1) / step if step > _TINY else np.float32(0)
         for i in range(d):  # to the nearest whole number, with no branch and no call
             fine[i] = np.int8(np.int32(moved[i] * many + np.float32(128.5)) - 128)
         _project(fine, directions, whole, projected, step, steps)
         scale, total = magnitude(projected, 0, m) / np.float32(127), np.int64(0)
-        many = np.float32(1) / scale if scale > np.float32(1e-30) else np.float32(0)
+        many = np.float32(1) / scale if scale > _TINY else np.float32(0)
         for j in range(m):
             code = np.int64(projected[j] * many + np.float32(128.5)) - 128
             byte, high = byte_of(j, stride)

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..codec import int4
 from ..codec.int4 import Int4, by_lines, numbers_in, principal, query_of, strides_of
 from ..codec.int8 import HEAD, Codes, estimate, head, width_of
 from ..contract import Arrays, Budget, NeedsMemory, Progress, Rows, Trial
@@ -112,7 +113,8 @@ class Graph:
 def memory_of(n: int, d: int, params: HNSW, threads: int) -> int:
     """About how many bytes a build takes beside its rows."""
     row = (int(params.degree * _ROOM) + 1 + params.degree) * 4 + width_of(d) + max(strides_of(d), default=0) + 24
-    return n * row + threads * (2 * n + params.degree * d * 2) + (1 << 20)
+    before = int4.memory_of(d) if n >= LEAST_IN_HALF_BYTES else 0  # and given back
+    return max(before, n * row + threads * (2 * n + params.degree * d * 2)) + (1 << 20)
 
 
 def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress, trial: Trial | None = None) -> Arrays:
@@ -172,7 +174,7 @@ def _half_bytes(full: Codes, rows: Rows, there: npt.NDArray[np.int64], budget: B
     d, near, guess = rows.vectors.shape[1], np.empty(_AROUND + 3, np.int64), np.empty(_AROUND + 3, np.float32)
     for stride in strides_of(d):
         budget.control.poll()
-        axes = principal(full, len(rows), min(d, numbers_in(stride)), budget.seed)
+        axes = principal(full, there, min(d, numbers_in(stride)), budget.seed)
         tried = Int4.of(full, stride, axes, budget.seed, others.size)
         tried.fill(full, 0, others.size, others.ravel())
         _, words, scalars = tried.ask(queries)

@@ -136,13 +136,9 @@ class HNSWSearcher:
         try:
             seen, epoch, pool, near, guess, heap = self._spare.pop()
         except IndexError:
-            seen, epoch, room = np.zeros(n, np.uint16), np.zeros(1, np.uint16), room_of(self._adj, self._entries)
-            pool, near, guess, heap = (
-                np.empty(0, np.uint64),
-                np.empty(room, np.int64),
-                np.empty(room, np.float32),
-                np.empty(0, np.uint64),
-            )
+            room, heap = room_of(self._adj, self._entries), np.empty(0, np.uint64)
+            seen, epoch, pool = np.zeros(n, np.uint16), np.zeros(1, np.uint16), np.empty(0, np.uint64)
+            near, guess = np.empty(room, np.int64), np.empty(room, np.float32)
         if len(pool) < limit + 1:
             pool = np.empty(max(256, limit + 1), np.uint64)
         if filtered and len(heap) < n:

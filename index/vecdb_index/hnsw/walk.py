@@ -28,7 +28,6 @@ TOGETHER = 8  # nodes whose neighbours are looked at together at most, so that m
 _AHEAD = 2  # records of `codec.int8` that are on their way while one is looked at
 _DONE = np.uint64(1)
 _ROW = np.uint64(0x7FFF_FFFF)
-_NONE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
 @intrinsic
@@ -74,16 +73,16 @@ def row_in(entry):
 @kernel
 def insert(pool, size, limit, entry):
     """Puts an entry in its place among the best `limit`; returns that place, or `limit` when it is not among them."""
-    at = size
+    at, one = np.uint64(size), np.uint64(1)  # unsigned: a signed index would be asked each time whether it counts from the end
     if size == limit:
-        if entry >= pool[limit - 1]:
-            return limit
-        at = limit - 1
-    while at > 0 and pool[at - 1] > entry:
-        pool[at] = pool[at - 1]
-        at -= 1
+        at -= one
+        if entry >= pool[at]:
+            return np.int64(limit)
+    while at > 0 and pool[at - one] > entry:
+        pool[at] = pool[at - one]
+        at -= one
     pool[at] = entry
-    return at
+    return np.int64(at)
 
 
 @kernel
@@ -149,27 +148,14 @@ def look(words, at, t, b, f, codes, small, near, count, guess):
 @kernel
 def _join(pool, size, limit, near, guess, count, place, adj):
     """Puts rows into the pool; returns its size, and the lesser of `place` and the first place that is new."""
-    # Unsigned: signed indices would be asked each time whether they count from the end.
-    one, links, most, filled, lowest = np.uint64(1), np.int64(adj.shape[1]), np.uint64(limit), np.uint64(size), np.uint64(place)
-    worst = pool[most - one] if filled == most else _NONE
+    links = np.int64(adj.shape[1])
     for i in range(np.uint64(count)):
-        entry = packed(guess[i], near[i])
-        if entry >= worst:
-            continue
-        prefetch(adj, near[i] * links, links)
-        at = filled
-        if filled == most:
-            at -= one
-        else:
-            filled += one
-        while at > 0 and pool[at - one] > entry:
-            pool[at] = pool[at - one]
-            at -= one
-        pool[at] = entry
-        lowest = min(lowest, at)
-        if filled == most:
-            worst = pool[most - one]
-    return np.int64(filled), np.int64(lowest)
+        where = insert(pool, size, limit, packed(guess[i], near[i]))
+        if where < limit:
+            prefetch(adj, near[i] * links, links)
+            place = min(place, where)
+            size = min(size + 1, limit)
+    return size, place
 
 
 @kernel
@@ -196,7 +182,8 @@ def walk_allowed(
 ):
     """Like `walk`, but only allowed rows enter the pool; others are walked through.
 
-    heap: (n,) uint64 scratch. Returns (size, rows scored), or size -1 when more than `most` rows would have to be scored.
+    heap: (n,) uint64 scratch. Returns (size, rows scored), or size -1 when more than `most` rows beside the entries would
+    have to be scored.
     """
     count = np.int64(0)
     for e in range(len(entries)):
@@ -218,16 +205,12 @@ def walk_allowed(
             waiting = _push(heap, waiting, entry)
             if is_allowed(allowed, near[i]) and insert(pool, size, limit, entry) < limit and size < limit:
                 size += 1
-        count = np.int64(0)
-        for _ in range(together):
-            if waiting and not (size == limit and heap[0] > pool[size - 1]):
-                row = row_in(heap[0])
-                waiting = _pop(heap, waiting)
-                count = _unseen(adj, deg, row, seen, epoch, small, near, count)
-        while not count and waiting and not (size == limit and heap[0] > pool[size - 1]):
+        count, taken = np.int64(0), 0
+        while waiting and (taken < together or not count) and not (size == limit and heap[0] > pool[size - 1]):
             row = row_in(heap[0])
             waiting = _pop(heap, waiting)
             count = _unseen(adj, deg, row, seen, epoch, small, near, count)
+            taken += 1
     return size, scored
 
 
