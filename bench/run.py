@@ -1,5 +1,8 @@
 """Indexes side by side: recall against queries per second. `python -m bench run CONFIG.toml` (see `configs/`).
 
+`quick.toml` and `full.toml` are of indexes in libraries (`peers/ann.py`), `databases.toml` of whole databases
+(`peers/databases.py`).
+
 1. Each engine builds in a process of its own, one after the other, and stays: later, passes take turns.
 2. Each setting of its grid answers the *tuning* queries once. Those settings are kept that lie around the asked recalls on its
    Pareto front; how many were tried is printed.
@@ -42,10 +45,12 @@ class Entry:
     """An engine as the configuration has it, its process, and what it answered."""
 
     label: str
-    program: str
+    program: str  # an adapter of the script
+    script: str  # in peers/
     environment: str
     build: dict[str, Any]
     grid: list[dict[str, Any]]
+    queries: int | None = None  # of each pass the first so many, for an engine that would take hours
     process: Engine | None = None
     why: str = ""  # it is not in the table
     kept: list[dict[str, Any]] = field(default_factory=list)
@@ -125,7 +130,10 @@ class Run:
                 )
                 continue
             entries = [
-                Entry(each["label"], each["program"], each.get("environment", each["program"]), each.get("build", {}), combined(each["grid"]))
+                Entry(
+                    each["label"], each["program"], each.get("script", "ann"), each.get("environment", each["program"]),
+                    each.get("build", {}), combined(each.get("grid", {})), each.get("queries"),
+                )
                 for each in self.config["engine"]
             ]  # fmt: skip
             self.starved = 0
@@ -153,13 +161,13 @@ class Run:
         print(f"{data.name}: building {entry.label} …", file=sys.stderr, flush=True)
         try:
             entry.process = Engine(
-                "ann", entry.environment, entry.program, work, data.metric, self.threads, json.dumps(entry.build)
+                entry.script, entry.environment, entry.program, work, data.metric, self.threads, json.dumps(entry.build)
             )  # fmt: skip
             self._record(data, entry, "build", entry.process.built)
             tried = []
             for params in entry.grid:
                 done, reached = self._pass(entry, "tune", params, truth)
-                tried.append((reached, len(data.tune) / done["seconds"], params))
+                tried.append((reached, done["queries"] / done["seconds"], params))
             entry.kept = kept_settings(tried, self.recalls)
             known = [(reached, params) for reached, _, params in tried if params in entry.kept]
             entry.around = min(known, key=lambda each: (each[0] < 0.95, abs(each[0] - 0.95)))[1]
@@ -170,7 +178,10 @@ class Run:
         self, entry: Entry, queries: str, params: dict[str, Any], truth: Truth, threads: int = 1, single: bool = False
     ) -> Any:
         assert entry.process is not None
-        request = {"queries": queries, "params": params, "k": self.k, "threads": threads, "single": single}
+        truth = truth.first(entry.queries)
+        request = {
+            "queries": queries, "first": entry.queries, "params": params, "k": self.k, "threads": threads, "single": single,
+        }  # fmt: skip
         for left in reversed(range(AGAIN)):
             # Whether several threads can keep several cores busy is the engine's affair; whether they were to be had, the spin says.
             given = spin(threads) / threads if threads > 1 else 1.0
@@ -179,21 +190,22 @@ class Run:
             if min(given, done["cpu"] / done["seconds"]) >= STARVED or not left:
                 break
             self.starved += 1
-        reached = float(truth.recalls(np.load(done["ids"]), self.k).mean())
-        return done, reached
+        recalls = truth.recalls(np.load(done["ids"]), self.k)
+        done["queries"] = len(recalls)
+        return done, float(recalls.mean())
 
     def _round(self, entry: Entry, data: Any, truth: Truth, number: int) -> None:
         curve, one = [], float("nan")
         for params in entry.kept:
             done, reached = self._pass(entry, "test", params, truth)
-            curve.append((reached, len(data.queries) / done["seconds"]))
+            curve.append((reached, done["queries"] / done["seconds"]))
             if params == entry.around:
                 one = curve[-1][1]
             self._record(data, entry, "batch", {**done, "round": number, "params": params, "recall": reached})
         entry.curves.append(curve)
         if self.threads > 1:
             done, reached = self._pass(entry, "test", entry.around, truth, threads=self.threads)
-            entry.all_threads.append(len(data.queries) / done["seconds"] / one)
+            entry.all_threads.append(done["queries"] / done["seconds"] / one)
             told = {**done, "round": number, "params": entry.around, "recall": reached, "threads": self.threads}
             self._record(data, entry, "threads", told)
         done, reached = self._pass(entry, "test", entry.around, truth, single=True)
@@ -232,16 +244,17 @@ class Run:
             cells += [ratios(entry, base, recall) for recall in self.recalls]
             scaled = f"{middle(entry.all_threads):.2f}" if entry.all_threads else "–"
             quantiles = np.median(np.array(entry.latencies), axis=0) * 1e6
+            limited = f", {entry.queries:,} queries" if entry.queries else ""
             disk = "–" if built["disk"] is None else f"{built['disk'] / built['rows']:,.0f}"
             row(
-                entry.label, f"{built['seconds']:.1f}", f"{built['cpu']:.1f}", *cells, scaled,
+                entry.label + limited, f"{built['seconds']:.1f}", f"{built['cpu']:.1f}", *cells, scaled,
                 f"{quantiles[0]:.0f} / {quantiles[2]:.0f}", f"{built['resident'] / built['rows']:,.0f}, {disk}", len(entry.grid),
             )  # fmt: skip
         print(
             f"\n{self.rounds} rounds of {len(data.queries):,} test queries, settings chosen on {len(data.tune):,} others; medians [least–most]. "
             f"Starved passes, repeated: {self.starved}. Resident: with a copy of the rows where the index keeps one.\n"
         )
-        ours = next((entry for entry in entries if entry.program == "vecdb"), None)
+        ours = next((entry for name in ("vecdb", "vecdb-api") for entry in entries if entry.program == name), None)
         if ours is not None and not ours.why:
             head(f"{ours.label}, times", *asked)
             for entry in entries:
@@ -270,7 +283,7 @@ class Run:
         )  # fmt: skip
         axes.grid(True, which="both", alpha=0.3)
         axes.legend(fontsize=8)
-        path = self.folder / f"{data.kind}.png"
+        path = self.folder / f"{Path(self.about['config']).stem}-{data.kind}.png"
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
         print(f"Plot: {path}\n")

@@ -182,6 +182,10 @@ class Truth:
     rows: np.ndarray
     keys: np.ndarray
 
+    def first(self, count: int | None) -> Truth:
+        """Of the first so many queries."""
+        return Truth(self.rows[:count], self.keys[:count])
+
     def recalls(self, found: np.ndarray, k: int) -> np.ndarray:
         """(m,) the share of the true k nearest in `found`, (m, >= k) row numbers, -1 for none; of equally near rows any will do."""
         there = np.minimum(k, np.count_nonzero(self.rows >= 0, axis=1))

@@ -1,20 +1,14 @@
-"""Nearest-neighbour indexes behind one adapter, each in a process of its own: `python ann.py NAME FOLDER METRIC THREADS BUILD`.
+"""Nearest-neighbour indexes, each in a process of its own: `python ann.py NAME FOLDER METRIC THREADS BUILD` (see `adapter.py`).
 
-An adapter has `fit`, `set_query_params`, `query_batch`, `query` and `bytes_on_disk`, much as ann-benchmarks' BaseANN. FOLDER
-holds base.npy, tune.npy and test.npy; BUILD is JSON. The program builds, says what that took, and then answers one pass a line;
-the other side of the pipe is `bench/engines.py`. NumPy and the engine's own library only.
+NumPy and the engine's own library only, which is imported when it is built: this folder has files that are named like libraries.
 """
 
-import json
 import os
-import resource
 import sys
 import tempfile
-import time
 
-here = sys.path.pop(0)  # this folder has files that are named like libraries
-
-import numpy as np  # noqa: E402
+import numpy as np
+from adapter import Adapter, main
 
 FAISS_METRICS = {"l2": "METRIC_L2", "cosine": "METRIC_INNER_PRODUCT", "ip": "METRIC_INNER_PRODUCT"}
 
@@ -23,32 +17,6 @@ def unit(vectors, metric):
     """As libraries without a cosine want it: rows at length one, for inner products or for l2."""
     vectors = np.ascontiguousarray(vectors, np.float32)
     return vectors / np.linalg.norm(vectors, axis=1)[:, None] if metric == "cosine" else vectors
-
-
-class Adapter:
-    """metric: cosine, ip or l2. Keyword arguments are the parameters of the build."""
-
-    def __init__(self, metric, folder):
-        self.metric, self.folder = metric, folder
-
-    def fit(self, base, threads, **build): ...
-
-    def set_query_params(self, **params): ...
-
-    threads = 1
-
-    def set_threads(self, threads):
-        self.threads = threads
-
-    def query_batch(self, queries, k):
-        """(m, k) rows."""
-        return np.stack([self.query(query, k) for query in queries])
-
-    def query(self, query, k):
-        return self.query_batch(query[None], k)[0]
-
-    def bytes_on_disk(self):
-        return None
 
 
 class Hnswlib(Adapter):
@@ -233,6 +201,8 @@ class Ngt(Adapter):
 class Vecdb(Adapter):
     """The graph by its own backend, in memory, without the product. Setting: ef."""
 
+    warm = {"ef": 20}  # noqa: RUF012
+
     def fit(self, base, threads, **build):
         from vecdb_index.contract import Budget, Rows
         from vecdb_index.hnsw.backend import BACKEND
@@ -262,40 +232,6 @@ class Vecdb(Adapter):
         return sum(array.nbytes for array in self.arrays.values())
 
 
-class VecdbApi(Adapter):
-    """vecdb through its public API: a database on disk. Setting: the recall that is asked."""
-
-    def fit(self, base, threads):
-        import vecdb
-
-        self.path = tempfile.mkdtemp(dir=self.folder) + "/db"
-        with vecdb.open(self.path, threads=threads) as db:
-            docs = db.create_collection("docs", vecdb.Dense(base.shape[1], metric=self.metric, index="hnsw"))
-            docs.upsert(ids=np.arange(len(base)), vectors=base)
-            docs.flush()
-        self.db, self.open = None, vecdb.open
-        self.set_threads(1)
-
-    def set_threads(self, threads):
-        if self.db is None or self.threads != threads:
-            if self.db is not None:
-                self.db.close()
-            self.db, self.threads = self.open(self.path, threads=threads), threads
-            self.docs = self.db.collection("docs")
-
-    def set_query_params(self, recall):
-        self.recall = recall
-
-    def query_batch(self, queries, k):
-        return self.docs.search_batch(queries, k=k, recall=self.recall, with_payload=False).ids
-
-    def query(self, query, k):
-        return np.array(self.docs.search(query, k=k, recall=self.recall, with_payload=False).ids)
-
-    def bytes_on_disk(self):
-        return sum(os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(self.path) for name in names)
-
-
 def saved(save):
     with tempfile.TemporaryDirectory(dir=sys.argv[2]) as folder:
         path = folder + "/index"
@@ -305,59 +241,9 @@ def saved(save):
 
 ADAPTERS = {
     "hnswlib": Hnswlib, "faiss": Faiss, "usearch": Usearch, "voyager": Voyager, "scann": Scann, "rabitqlib": Symqg, "svs": Svs,
-    "ngt": Ngt, "vecdb": Vecdb, "vecdb-api": VecdbApi,
+    "ngt": Ngt, "vecdb": Vecdb,
 }  # fmt: skip
 
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def main():
-    name, folder, metric, threads = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-    build = json.loads(sys.argv[5])
-    adapter = ADAPTERS[name](metric, folder)
-    small = np.random.default_rng(0).standard_normal((3000, 96), np.float32)
-    if name.startswith("vecdb"):  # compiles, which happens once on a machine
-        warm = ADAPTERS[name](metric, folder)
-        warm.fit(small, threads, **build)
-        warm.set_query_params(**({"ef": 20} if name == "vecdb" else {"recall": 0.9}))
-        warm.query_batch(small[:100], 10)
-    base = np.load(f"{folder}/base.npy")
-    queries = {part: np.load(f"{folder}/{part}.npy") for part in ("tune", "test")}
-    before = resident()
-    started, cpu = time.perf_counter(), time.process_time()
-    adapter.fit(base, threads, **build)
-    took = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    memory = {"resident": resident() - before, "peak": peak - before, "disk": adapter.bytes_on_disk(), "rows": len(base)}
-    print(json.dumps({**took, **memory}), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        asked, k = queries[request["queries"]], request["k"]
-        adapter.set_threads(request["threads"])
-        adapter.set_query_params(**request["params"])
-        adapter.query_batch(asked[:100], k)  # warm
-        times = []
-        started, cpu = time.perf_counter(), time.process_time()
-        if request["single"]:
-            found = []
-            for query in asked:
-                begun = time.perf_counter()
-                found.append(adapter.query(query, k))
-                times.append(time.perf_counter() - begun)
-        else:
-            found = adapter.query_batch(asked, k)
-        took = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
-        rows = np.full((len(asked), k), -1, np.int64)
-        for row, mine in zip(rows, found, strict=True):
-            row[: len(mine)] = np.asarray(mine)[:k].astype(np.int64)
-        path = f"{folder}/found-{os.getpid()}.npy"
-        np.save(path, rows)
-        quantiles = np.percentile(times, [50, 95, 99]).tolist() if times else None
-        print(json.dumps({**took, "ids": path, "quantiles": quantiles, "resident": resident() - before}), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(ADAPTERS)
