@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from .info import IndexInfo, Info
     from .points import Point
     from .schema import Dense, Sparse
+    from .sparse import SparseVector
 
 __all__ = [
     "BatchHits", "Collection", "Database", "Dense", "F", "Group", "Hit", "Hits", "IndexInfo", "Info", "Point", "Sparse",
-    "aio", "connect", "errors", "open", "restore",
+    "SparseVector", "aio", "connect", "errors", "open", "restore",
 ]  # fmt: skip
 
 _HOME = {
@@ -48,6 +49,7 @@ _HOME = {
     "Info": "info",
     "Point": "points",
     "Sparse": "schema",
+    "SparseVector": "sparse",
     "connect": "client.blocking",
     "open": "database",
     "restore": "database",

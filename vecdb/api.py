@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from .ingest.load import Summary
     from .ingest.peers.hnswlib import Progress as Imported
     from .points import Point
-    from .schema import Dense, Dtype, Metric, Sparse
+    from .schema import Dtype, Field, Metric
     from .search.calibrate import Report as RecallReport
+    from .search.fuse import How
 
     Id = int | str
     Where = Expression | Mapping[str, Any] | str | None
@@ -63,7 +64,7 @@ class Collection(Protocol):
     @property
     def uuid(self) -> bytes: ...
     @property
-    def fields(self) -> dict[str, Dense]: ...
+    def fields(self) -> dict[str, Field]: ...
     @property
     def embedding(self) -> Embedding: ...
 
@@ -111,6 +112,11 @@ class Collection(Protocol):
         exact: bool = False, with_payload: bool = True, with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None, explain: bool = False, timeout: float | None = None,
     ) -> BatchHits: ...  # fmt: skip
+    def search_hybrid(
+        self, queries: Mapping[str, Any], k: int = 10, *, fuse: How = "rrf", weights: Mapping[str, float] | None = None,
+        where: Where = None, recall: float | None = None, exact: bool = False, with_payload: bool = True,
+        with_vectors: bool | Sequence[str] = False, timeout: float | None = None,
+    ) -> Hits: ...  # fmt: skip
     def calibrate(self, queries: Any, truth: Any = None, *, field: str | None = None) -> RecallReport: ...
     @property
     def recommend(self) -> Callable[..., Hits]: ...
@@ -123,14 +129,14 @@ class Database(Protocol):
     """Collections by name."""
 
     def create_collection(
-        self, name: str, schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None = None, *,
+        self, name: str, schema: Field | Mapping[str, Field] | None = None, *,
         embed: str | Encoder | None = None, token: bytes | None = None,
     ) -> Collection: ...  # fmt: skip
     def collection(self, name: str, *, embed: Encoder | None = None) -> Collection: ...
     def collections(self) -> list[str]: ...
     def drop_collection(self, name: str, *, token: bytes | None = None) -> None: ...
     def rename_collection(self, old: str, new: str, *, token: bytes | None = None) -> None: ...
-    def add_field(self, collection: str, name: str, field: Dense | Sparse, *, token: bytes | None = None) -> None: ...
+    def add_field(self, collection: str, name: str, field: Field, *, token: bytes | None = None) -> None: ...
     def ingest(
         self, collection: str, files: Path | Iterable[Path], *, progress: Callable[[Ingested], None] | None = None, **how: Any
     ) -> Summary: ...

@@ -99,6 +99,30 @@ def is_texts(queries: Any) -> bool:
     return isinstance(queries, Sequence) and bool(queries) and all(isinstance(query, str) for query in queries)
 
 
+def checked_fusion(queries: Any, fuse: Any, weights: Any) -> tuple[dict[str, Any], dict[str, float]]:
+    """Queries by field without those that are None, and the weights of their fields. Raises InvalidInput."""
+    if not isinstance(queries, Mapping) or not all(isinstance(name, str) for name in queries):
+        raise InvalidInput('queries are by field, as in {"body": [0.1, 0.2], "terms": {17: 1.5}}')
+    asked = {name: query for name, query in queries.items() if query is not None}
+    if not asked:
+        raise InvalidInput("give a query for at least one field")
+    if fuse not in ("rrf", "relative"):
+        raise InvalidInput(f'fuse is "rrf" or "relative", not {fuse!r}')
+    given = dict(weights or {})
+    for name, weight in given.items():
+        if name not in queries:
+            raise InvalidInput("it has a weight and no query", field=str(name))
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise InvalidInput(f"a weight is a number from 0 up, not {weight!r}", field=name)
+    return asked, {name: float(weight) for name, weight in given.items()}
+
+
+def check_embedded(embedded: str, field: str | None) -> None:
+    """Texts are searched in the field that texts are embedded into. Raises InvalidInput."""
+    if field is not None and field != embedded:
+        raise InvalidInput(f"texts are embedded into field {embedded!r}; give this one a vector", field=field)
+
+
 def checked_examples(positive: Any, negative: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """Examples to recommend by; a single id is one. Raises InvalidInput."""
     positive, negative = ([each] if isinstance(each, int | str) else each for each in (positive, negative))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_index.contract import Cancelled, DeadlineReached
+from vecdb_index.contract import Cancelled, DeadlineReached, Queries
 from vecdb_storage.ahead import Ahead
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import parse, prepare
@@ -24,6 +24,7 @@ from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.store import Store
 from vecdb_storage.ulid import series
 from vecdb_storage.vacuum import Vacuumed
+from vecdb_storage.vectors import SparseVectors
 from vecdb_storage.verify import Report
 
 from . import errors
@@ -32,8 +33,10 @@ from .arguments import (
     asked_ids,
     check_chosen,
     check_columns_alone,
+    check_embedded,
     check_threshold,
     checked_examples,
+    checked_fusion,
     checked_group_by,
     checked_k,
     checked_limit,
@@ -52,21 +55,23 @@ from .info import IndexInfo, Info
 from .points import (
     Point,
     batch_from_arrays,
-    batches_from,
     checked_checkpoints,
     checked_ids,
     checked_queries,
     checked_token,
+    chunks_of,
     ids_of_first,
     only_field,
     token_of,
 )
-from .schema import Dense, checked_index
+from .schema import Field, checked_field, checked_index, field_from_json
 from .search import bitmaps, stopping, whole
 from .search.calibrate import Report as RecallReport
+from .search.fuse import How, depth, fused
 from .search.indexes import why_auto
 from .search.plan import PartPlan, Plan
 from .search.planner import Asked
+from .sparse import SparseVector, centred, one_of
 from .upkeep.verifying import index_problems
 
 if TYPE_CHECKING:
@@ -140,7 +145,7 @@ class Collection:
         """indexer: None for a database that is open read-only."""
         self._store, self._uuid, self._executor, self._indexer, self._prober = store, uuid, executor, indexer, prober
         self._closed = False
-        self._parsed: tuple[Any, dict[str, Dense]] | None = None
+        self._parsed: tuple[Any, dict[str, Field]] | None = None
         self._calibrated: tuple[Any, dict[str, whole.Measured]] | None = None
 
     # -- writing ------------------------------------------------------------------------------------
@@ -159,7 +164,8 @@ class Collection:
 
         points: an iterable of `Point` or of dicts with id, vector (or vectors, by field) and payload; an Arrow table; a pandas
         or polars frame with columns id, vector and payload columns. Or columns: ids (n,), of int or str, left out to have
-        ULIDs made; vectors (n, d), or field -> (n, d); payloads: n dicts, or a dict of columns. Or texts, in a
+        ULIDs made; vectors (n, d), or of a sparse field a SciPy sparse matrix, or rows {component: weight} or (components,
+        weights), or field -> such; payloads: n dicts, or a dict of columns. Or texts, in a
         collection with an encoder; they are kept in the payload as "text".
         token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
         returns what the first one returned.
@@ -208,7 +214,8 @@ class Collection:
         points = checked_points(points)
         written: list[Id] = []
         try:
-            for part, (batch, made) in enumerate(batches_from(fields, points)):
+            for part, chunk in enumerate(chunks_of(points, fields)):
+                batch, made = chunk(fields)
                 if once is None:
                     store.write(self._uuid, batch, insert=insert)
                     written += batch.keys
@@ -360,7 +367,7 @@ class Collection:
         chosen = checked_index(index)
 
         def change(schema: dict[str, Any]) -> dict[str, Any]:
-            declared = replace(Dense.from_json(schema["fields"][name]), index=chosen)
+            declared = checked_field(name, replace(field_from_json(schema["fields"][name]), index=chosen))
             return {**schema, "fields": {**schema["fields"], name: declared.to_json()}}
 
         self._writable().alter_schema(self._uuid, change, once)
@@ -463,7 +470,8 @@ class Collection:
     ) -> Any:
         """The k points nearest to `query`: Hits, best first, ties by id; fewer only when fewer match.
 
-        query: (d,) numbers, or a text in a collection with an encoder. where: a filter, as expression, dict or text. field:
+        query: (d,) numbers; of a sparse field {component: weight}, (components, weights) or a SparseVector; or a text in a
+        collection with an encoder. where: a filter, as expression, dict or text. field:
         which vector, when there are several. recall: the share of the true k nearest to deliver (default 0.95); exact: all of
         them. with_payload: "json" leaves payloads the bytes that are stored. score_threshold: least similarity, or greatest
         distance for l2. group_by: a payload path; the answer is then a list of the k best `Group`s of up to group_size hits.
@@ -475,6 +483,8 @@ class Collection:
         if group_by is not None:
             return self._grouped(query, k, where, field, score_threshold, group_by, group_size, with_payload, with_vectors)
         started = time.perf_counter()
+        if field is None and isinstance(query, str):
+            field = self.embedding.field
         vector = self._query_vectors(query, field)
         found, declared, plan = self._search(vector, k, where, field, recall, exact, explain, started, timeout=timeout)
         hits = self._hits(found[0], declared, score_threshold, with_payload, with_vectors)
@@ -498,12 +508,17 @@ class Collection:
         explain: bool = False,
         timeout: float | None = None,
     ) -> BatchHits:
-        """Like `search` for many queries at once, (m, d) or a list of texts, on one snapshot. See `BatchHits`."""
+        """Like `search` for many queries at once, (m, d), a list of texts, or sparse ones (see `upsert`), on one snapshot.
+
+        See `BatchHits`.
+        """
         started = time.perf_counter()
         if isinstance(queries, str):
             raise InvalidInput("give a list of texts; for a single one use search")
         self._checked_fields(with_vectors)
         check_threshold(score_threshold)
+        if field is None and is_texts(queries):
+            field = self.embedding.field
         vectors, k = self._query_vectors(queries, field, batch=True), checked_k(k)
         check_places(len(vectors), k)
         found, declared, plan = self._search(
@@ -523,6 +538,40 @@ class Collection:
 
         lengths = kept.sum(axis=1)
         return BatchHits(ids, scores, lengths, hits_of, lambda: found.payloads(lengths.tolist()), plan)
+
+    def search_hybrid(
+        self,
+        queries: Mapping[str, Any],
+        k: int = 10,
+        *,
+        fuse: How = "rrf",
+        weights: Mapping[str, float] | None = None,
+        where: Where = None,
+        recall: float | None = None,
+        exact: bool = False,
+        with_payload: WithPayload = True,
+        with_vectors: bool | Sequence[str] = False,
+        timeout: float | None = None,
+    ) -> Hits:
+        """Several fields searched on one snapshot, their hits ranked together: Hits by the fused score, ties by id.
+
+        queries: field -> query, as `search` takes them; a field whose query is None or empty is left out. fuse: "rrf", by ranks
+        (reciprocal rank fusion), or "relative", by scores that are scaled for each field. weights: of fields, 1 if not given.
+        The best 100 hits of each field, or three times k, take part. Raises as `search`.
+        """
+        self._checked_fields(with_vectors)
+        asked, shares = checked_fusion(queries, fuse, weights)
+        k, started, snapshot = checked_k(k), time.perf_counter(), self._snapshot()
+        ready = {name: self._query_vectors(query, name) for name, query in asked.items()}
+        lists = {
+            name: self._search(
+                vector, depth(k), where, name, recall, exact, False, started, timeout=timeout, snapshot=snapshot
+            )[0][0]
+            for name, vector in ready.items()
+        }  # fmt: skip
+        return Hits([
+            self._hit(Hit(one.id, score), one, with_payload, with_vectors) for score, one in fused(lists, fuse, shares, k)
+        ])  # fmt: skip
 
     def calibrate(self, queries: Any, truth: Any = None, *, field: str | None = None) -> RecallReport:
         """Measures what searches deliver on queries of your own, and goes by that from now on. Print the answer.
@@ -587,15 +636,14 @@ class Collection:
         fields = self._fields(snapshot.schema)
         name = self._field_name(fields, field)
         wanted = self._examples(snapshot, fields[name], name, positive)
-        query = wanted.mean(axis=0)
-        if len(negative):
-            query = query + (query - self._examples(snapshot, fields[name], name, negative).mean(axis=0))
+        query = centred(wanted, self._examples(snapshot, fields[name], name, negative))
         examples = {e for e in (*positive, *negative) if isinstance(e, int | str)}
         hits = self.search(query, k + len(examples), where=where, field=name, **options)
         return Hits([hit for hit in hits if hit.id not in examples][:k], hits.plan)
 
-    def _examples(self, snapshot: Snapshot, declared: Dense, name: str, examples: Sequence[Any]) -> npt.NDArray[np.float32]:
-        vectors = []
+    def _examples(self, snapshot: Snapshot, declared: Field, name: str, examples: Sequence[Any]) -> list[Any]:
+        """Their vectors: (d,) float32, of length one for cosine; of a sparse field SparseVectors."""
+        vectors: list[Any] = []
         for example in examples:
             if isinstance(example, int | str) and not isinstance(example, bool):
                 place = snapshot.find(asked_ids([example]))[0]
@@ -603,10 +651,12 @@ class Collection:
                 if vector is None:
                     raise NotFound(f"example {example!r} does not exist or has no vector in field {name!r}")
             else:
-                vector = checked_queries([example], declared, name)[0]
-            unit = vector.astype(np.float32)
-            vectors.append(unit / np.linalg.norm(unit) if declared.metric == "cosine" else unit)
-        return np.stack(vectors)
+                vector = one_of(checked_queries([example], declared, name), 0)
+            if isinstance(vector, np.ndarray):
+                vector = vector.astype(np.float32)
+                vector = vector / np.linalg.norm(vector) if declared.metric == "cosine" else vector
+            vectors.append(vector)
+        return vectors
 
     def info(self) -> Info:
         """Figures about the collection, as of now."""
@@ -630,7 +680,7 @@ class Collection:
             flush_error=None if self._store.flusher.error is None else str(self._store.flusher.error),
         )
 
-    def _index_info(self, name: str, declared: Dense, segments: list[SegmentPart], snapshot: Snapshot) -> IndexInfo:
+    def _index_info(self, name: str, declared: Field, segments: list[SegmentPart], snapshot: Snapshot) -> IndexInfo:
         mine = self._measured(snapshot, name)
         indexed = [part for part in segments if name in part.indexes]
         building = None if self._indexer is None else self._indexer.share_of(self._uuid, name)
@@ -661,7 +711,7 @@ class Collection:
         return self._uuid
 
     @property
-    def fields(self) -> dict[str, Dense]:
+    def fields(self) -> dict[str, Field]:
         """What it is declared to hold."""
         return dict(self._fields(self._open_store().state(self._uuid).schema))
 
@@ -704,11 +754,11 @@ class Collection:
     def _snapshot(self) -> Snapshot:
         return self._open_store().snapshot(self._uuid)
 
-    def _fields(self, schema: dict[str, Any]) -> dict[str, Dense]:
+    def _fields(self, schema: dict[str, Any]) -> dict[str, Field]:
         """The declared fields; parsed once for each version of the schema."""
         kept = self._parsed
         if kept is None or kept[0] is not schema:
-            kept = (schema, {name: Dense.from_json(field) for name, field in schema["fields"].items()})
+            kept = (schema, {name: field_from_json(field) for name, field in schema["fields"].items()})
             self._parsed = kept
         return kept[1]
 
@@ -720,7 +770,7 @@ class Collection:
                 self._field_name(fields, name)
 
     @staticmethod
-    def _field_name(fields: Mapping[str, Dense], name: str | None) -> str:
+    def _field_name(fields: Mapping[str, Field], name: str | None) -> str:
         if name is None:
             return only_field(fields)
         if name not in fields:
@@ -735,23 +785,21 @@ class Collection:
                 keys += part.keys(bitmaps.rows_of(bitmaps.allowed(part, expression), part.rows))
         return keys
 
-    def _query_vectors(self, queries: Any, field: str | None, *, batch: bool = False) -> npt.NDArray[np.float32]:
-        """(m, d) float32 from what the caller gave; m is 1 unless `batch`."""
-        if isinstance(queries, str):
-            return self.embedding.of_queries([queries])
+    def _query_vectors(self, queries: Any, field: str | None, *, batch: bool = False) -> Queries:
+        """(m, d) float32, or sparse ones, from what the caller gave; m is 1 unless `batch`."""
+        texts = [queries] if isinstance(queries, str) else queries if batch and is_texts(queries) else None
+        if texts is not None:
+            check_embedded(self.embedding.field, field)
+            return self.embedding.of_queries(texts)
         if not batch and isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "fiu":
             queries, batch = queries[None, :], True
-        elif batch and is_texts(queries):
-            return self.embedding.of_queries(queries)
         fields = self._fields(self._snapshot().schema)
         name = self._field_name(fields, field)
-        if batch:
-            return checked_queries(queries, fields[name], name)
-        return checked_queries([queries], fields[name], name)
+        return checked_queries(queries if batch else [queries], fields[name], name)
 
     def _search(
         self,
-        vectors: npt.NDArray[np.float32],
+        vectors: Queries,
         k: int,
         where: Where,
         field: str | None,
@@ -762,12 +810,13 @@ class Collection:
         without: Expression | None = None,
         timeout: float | None = None,
         batch: bool = False,
-    ) -> tuple[Answer, Dense, Plan | None]:
-        """Plan and execute."""
+        snapshot: Snapshot | None = None,
+    ) -> tuple[Answer, Field, Plan | None]:
+        """Plan and execute. snapshot: None for one as of now."""
         k, timeout = checked_k(k), checked_timeout(timeout)
         asked = 1.0 if exact else DEFAULT_RECALL if recall is None else checked_recall(recall)
         expression = parse_filter(where)
-        snapshot = self._snapshot()
+        snapshot = self._snapshot() if snapshot is None else snapshot
         fields = self._fields(snapshot.schema)
         name = self._field_name(fields, field)
         parts: list[PartPlan] | None = [] if explain else None
@@ -799,7 +848,7 @@ class Collection:
         return found, fields[name], plan
 
     def _hits(
-        self, found: list[Found], declared: Dense, threshold: float | None, with_payload: WithPayload, with_vectors: Any
+        self, found: list[Found], declared: Field, threshold: float | None, with_payload: WithPayload, with_vectors: Any
     ) -> Hits:
         if threshold is not None:
             found = _within(found, declared, threshold)
@@ -808,13 +857,18 @@ class Collection:
         else:
             hits = [Hit(each.id, _score(each.key, declared)) for each in found]
         for hit, each in zip(hits, found, strict=True):
-            if with_payload:
-                hit.payload = _payload(each.part, each.row, with_payload)
-            if with_vectors:
-                hit.vectors = self._vectors(each.part, each.row, with_vectors)
+            self._hit(hit, each, with_payload, with_vectors)
         return Hits(hits)
 
-    def _vectors(self, part: Part, row: int, names: bool | Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    def _hit(self, hit: Hit, found: Found, with_payload: WithPayload, with_vectors: Any) -> Hit:
+        """A hit with what is asked for."""
+        if with_payload:
+            hit.payload = _payload(found.part, found.row, with_payload)
+        if with_vectors:
+            hit.vectors = self._vectors(found.part, found.row, with_vectors)
+        return hit
+
+    def _vectors(self, part: Part, row: int, names: bool | Sequence[str]) -> dict[str, Any]:
         fields = self._fields(self._snapshot().schema)
         wanted = fields if names is True else [names] if isinstance(names, str) else names or ()
         vectors = {name: _vector(part, row, name) for name in wanted}
@@ -878,23 +932,23 @@ def _value_at(payload: Any, path: str) -> Any:
     return payload if isinstance(payload, str | int | float | bool) else None
 
 
-def _vector(part: Part, row: int, name: str) -> npt.NDArray[Any] | None:
-    """A copy of one stored vector, or None where the point lacks the field."""
+def _vector(part: Part, row: int, name: str) -> Any:
+    """A copy of one stored vector, an ndarray or a SparseVector, or None where the point lacks the field."""
     stored = part.field(name)
     if stored is None or (stored.present is not None and not int(stored.present[row >> 6]) >> (row & 63) & 1):
         return None
-    vector: npt.NDArray[Any] = stored.vectors[row].copy()
-    return vector
+    vector = stored.vectors[row]
+    return SparseVector.of(vector) if isinstance(vector, SparseVectors) else vector.copy()
 
 
-def _score(key: float, declared: Dense) -> float:
+def _score(key: float, declared: Field) -> float:
     if declared.metric == "l2":  # as a float32, which the scores of batches are
         return float(np.float32(max(0.0, -key) ** 0.5))
     # Rounding may leave a cosine a last bit outside its range.
     return max(-1.0, min(1.0, key)) if declared.metric == "cosine" else key
 
 
-def _scores(keys: npt.NDArray[np.float32], declared: Dense) -> npt.NDArray[np.float32]:
+def _scores(keys: npt.NDArray[np.float32], declared: Field) -> npt.NDArray[np.float32]:
     """`_score` of many."""
     if declared.metric == "l2":
         distances: npt.NDArray[np.float32] = np.sqrt(np.maximum(-keys, 0).astype(np.float64)).astype(np.float32)
@@ -902,7 +956,7 @@ def _scores(keys: npt.NDArray[np.float32], declared: Dense) -> npt.NDArray[np.fl
     return np.clip(keys, -1, 1) if declared.metric == "cosine" else keys
 
 
-def _within(found: list[Found], declared: Dense, threshold: float) -> list[Found]:
+def _within(found: list[Found], declared: Field, threshold: float) -> list[Found]:
     if declared.metric == "l2":
         return [hit for hit in found if _score(hit.key, declared) <= threshold]
     return [hit for hit in found if hit.key >= threshold]

@@ -23,7 +23,7 @@ from vecdb_storage.verify import Report
 from .collection import Collection
 from .errors import AlreadyExists, Closed, InvalidInput, NotFound, Unsupported
 from .points import checked_token
-from .schema import AUTO, Dense, Dtype, Metric, Sparse, checked_field, checked_name, fields_of
+from .schema import AUTO, Dtype, Field, Metric, checked_field, checked_name, fields_of
 from .search.executor import Executor
 from .upkeep.indexing import indexer_of
 from .upkeep.probing import Prober
@@ -114,15 +114,15 @@ class Database:
     def create_collection(
         self,
         name: str,
-        schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None = None,
+        schema: Field | Mapping[str, Field] | None = None,
         *,
         embed: str | Encoder | None = None,
         token: bytes | None = None,
     ) -> Collection:
         """A new, empty collection. Raises AlreadyExists or InvalidInput.
 
-        schema: `Dense(384)`, or named fields `{"title": Dense(384), "body": Dense(384, metric="ip")}`. embed: "tfidf", or an
-        encoder object, to turn texts into vectors of the one field; the schema may then be left out.
+        schema: `Dense(384)`, `Sparse()`, or named fields `{"body": Dense(384), "terms": Sparse()}`. embed: "tfidf", "bm25", or
+        an encoder object, to turn texts into vectors of one field; the schema may then be left out.
         token: 1 to 64 bytes of the caller's choice; a call with a token that was seen in the last 24 hours changes nothing and
         returns what the first one returned.
         """
@@ -252,7 +252,7 @@ class Database:
         once = checked_token(token, f"rename_collection {old!r} to {new!r}")
         self._writable().rename_collection(old, checked_name(new), once)
 
-    def add_field(self, collection: str, name: str, field: Dense | Sparse, *, token: bytes | None = None) -> None:
+    def add_field(self, collection: str, name: str, field: Field, *, token: bytes | None = None) -> None:
         """Adds a vector field to a collection; the points that are there lack it until they are written again.
 
         Raises NotFound, AlreadyExists or InvalidInput.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .schema import Dense
+from .schema import Field
 
 if TYPE_CHECKING:
     from .upkeep.probing import Probed
@@ -48,7 +48,7 @@ class Info:
     memtable_rows: int
     bytes: int
     seq: int
-    fields: dict[str, Dense]
+    fields: dict[str, Field]
     ids: str | None
     encoder: str | None
     indexes: dict[str, IndexInfo]

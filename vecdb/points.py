@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
+from vecdb_index.contract import Queries
 from vecdb_storage.arrayfile import checksum
 from vecdb_storage.batch import LEVEL0_BYTES, Batch, FieldRows
 from vecdb_storage.columns import NO_COLUMNS, prepare
@@ -23,8 +25,9 @@ from vecdb_storage.ids import MAX_ID_BYTES, Id, Ints
 from vecdb_storage.once import DATABASE, Kept, Token
 from vecdb_storage.ulid import series, ulids
 
+from . import sparse
 from .errors import DimensionMismatch, DuplicateId, InvalidId, InvalidInput, InvalidPayload, InvalidVector
-from .schema import DEFAULT_FIELD, Dense
+from .schema import DEFAULT_FIELD, Dense, Field, Sparse
 
 CHUNK_BYTES = 64 << 20  # of an iterable, until a commit
 _CHUNK_POINTS = 20_000
@@ -36,14 +39,14 @@ _LARGEST_NORM = 2.0**62  # products and squared distances of such vectors stay f
 
 @dataclass(slots=True)
 class Point:
-    """One point. vectors: field -> (dim,) array, only fields that it has; payload: {} when it has none."""
+    """One point. vectors: field -> (dim,) array or SparseVector, only fields that it has; payload: {} when it has none."""
 
     id: Id
-    vectors: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    vectors: dict[str, Any] = field(default_factory=dict)
     payload: dict[str, Any] | None = field(default_factory=dict)
 
     @property
-    def vector(self) -> npt.NDArray[Any] | None:
+    def vector(self) -> Any:
         """The vector of the unnamed field, or of the only one; None when it was not asked for or is absent."""
         if DEFAULT_FIELD in self.vectors or len(self.vectors) != 1:
             return self.vectors.get(DEFAULT_FIELD)
@@ -285,8 +288,10 @@ def _as_int8(given: npt.NDArray[Any], name: str, ids: Sequence[Any]) -> npt.NDAr
     return np.ascontiguousarray(given, np.int8)
 
 
-def checked_queries(queries: Any, declared: Dense, name: str) -> npt.NDArray[np.float32]:
-    """(m, d) float32 queries. Raises DimensionMismatch or InvalidVector naming the query by its position."""
+def checked_queries(queries: Any, declared: Field, name: str) -> Queries:
+    """(m, d) float32 queries, or sparse ones. Raises DimensionMismatch or InvalidVector naming the query by its position."""
+    if isinstance(declared, Sparse):
+        return sparse.checked_queries(queries, name)
     if isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.shape == (1, declared.dim):
         only = queries[0]
         if 1e-30 < only.dot(only) < 1e30:  # the common case; BLAS raises no warnings
@@ -332,7 +337,7 @@ class _Positions(Sequence[int]):
 
 
 def batch_from_arrays(
-    fields: Mapping[str, Dense],
+    fields: Mapping[str, Field],
     ids: Any,
     vectors: Any,
     payloads: Any,
@@ -347,7 +352,7 @@ def batch_from_arrays(
     """
     by_field = _by_field(fields, vectors)
     if ids is None:
-        sizes = [len(v) for v in by_field.values()]
+        sizes = [_count(v) for v in by_field.values()]
         count = sizes[0] if sizes else count
         if count is None:
             raise InvalidInput("nothing to write: give vectors=, texts= or points")
@@ -357,10 +362,15 @@ def batch_from_arrays(
         _check_distinct(keys)
     stored = {}
     for name, values in by_field.items():
-        if len(values) != len(keys):
-            raise InvalidInput(f"{len(values)} vectors for {len(keys)} ids", field=name)
-        dense, present = _fill_absent(values, fields[name])
-        stored[name] = checked_vectors(dense, fields[name], name, keys, present)
+        if _count(values) != len(keys):
+            raise InvalidInput(f"{_count(values)} vectors for {len(keys)} ids", field=name)
+        declared = fields[name]
+        if isinstance(declared, Sparse):
+            given, present = (values, None) if hasattr(values, "tocsr") else _fill_absent(values, {})
+            stored[name] = sparse.checked_rows(given, name, keys, present)
+        else:
+            given, present = _fill_absent(values, np.zeros(declared.dim, np.float32))
+            stored[name] = checked_vectors(given, declared, name, keys, present)
     if not stored and keys:
         raise InvalidInput(f"points need a vector; this collection's fields are {', '.join(fields)}")
     if early is not None:
@@ -382,7 +392,7 @@ def _prepared(payloads: Sequence[dict[str, Any] | None], keys: Sequence[Id], *, 
         raise
 
 
-def _by_field(fields: Mapping[str, Dense], vectors: Any) -> dict[str, Any]:
+def _by_field(fields: Mapping[str, Field], vectors: Any) -> dict[str, Any]:
     if vectors is None:
         return {}
     if isinstance(vectors, Mapping):
@@ -393,7 +403,7 @@ def _by_field(fields: Mapping[str, Dense], vectors: Any) -> dict[str, Any]:
     return {only_field(fields): vectors}
 
 
-def only_field(fields: Mapping[str, Dense]) -> str:
+def only_field(fields: Mapping[str, Field]) -> str:
     """The field that is meant when none is named. Raises InvalidInput when that is not clear."""
     if DEFAULT_FIELD in fields:
         return DEFAULT_FIELD
@@ -402,12 +412,17 @@ def only_field(fields: Mapping[str, Dense]) -> str:
     raise InvalidInput(f"name the field, one of {', '.join(fields)}")
 
 
-def _fill_absent(values: Any, declared: Dense) -> tuple[Any, npt.NDArray[np.bool_] | None]:
-    if isinstance(values, np.ndarray) or not any(v is None for v in values):
+def _count(values: Any) -> int:
+    """How many rows there are; SciPy's sparse matrices have no length."""
+    return int(values.shape[0]) if hasattr(values, "tocsr") else len(values)
+
+
+def _fill_absent(values: Any, nothing: Any) -> tuple[Any, npt.NDArray[np.bool_] | None]:
+    """With something in the place of rows that are None, and which rows are not."""
+    if not isinstance(values, Sequence) or not any(v is None for v in values):
         return values, None
     present = np.array([v is not None for v in values])
-    zero = np.zeros(declared.dim, np.float32)
-    return [zero if v is None else v for v in values], present
+    return [nothing if v is None else v for v in values], present
 
 
 def _as_rows(payloads: Any, count: int) -> Sequence[dict[str, Any] | None]:
@@ -436,13 +451,17 @@ def _as_list(column: Any) -> list[Any]:
     return list(column.tolist() if hasattr(column, "tolist") else column)
 
 
-def batches_from(fields: Mapping[str, Dense], source: Any) -> Iterator[tuple[Batch, list[Id]]]:
-    """Batches from an Arrow table or a frame (one), or from an iterable of points or dicts (chunk by chunk).
+Chunk = Callable[[Mapping[str, Field]], tuple[Batch, list[Id]]]
 
-    With each batch those of its ids that were made for points that had none.
+
+def chunks_of(source: Any, fields: Mapping[str, Field]) -> Iterator[Chunk]:
+    """An Arrow table or a frame (one chunk), or an iterable of points or dicts, chunk by chunk.
+
+    Each gives its batch for fields as they are then, and those of its ids that were made for points that had none. It may be
+    asked again, for other fields. fields: by which the size of chunks is chosen.
     """
     if hasattr(source, "__arrow_c_stream__"):
-        yield _batch_from_table(fields, source)
+        yield lambda known: _batch_from_table(known, source)
         return
     if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
         raise InvalidInput(
@@ -450,16 +469,16 @@ def batches_from(fields: Mapping[str, Dense], source: Any) -> Iterator[tuple[Bat
             f"an Arrow table or a data frame"
         )
     points = iter(source)
-    row_bytes = 1000 + sum(4 * declared.dim for declared in fields.values())
+    row_bytes = 1000 + sum(4 * declared.dim if isinstance(declared, Dense) else 1000 for declared in fields.values())
     size = max(1, min(_CHUNK_POINTS, CHUNK_BYTES // row_bytes))
-    while chunk := list(islice(points, size)):
-        yield _batch_from_points(fields, chunk)
+    while some := list(islice(points, size)):
+        yield partial(_batch_from_points, points=some)
 
 
 _POINT_KEYS = {"id", "vector", "vectors", "payload"}
 
 
-def _batch_from_points(fields: Mapping[str, Dense], points: list[Any]) -> tuple[Batch, list[Id]]:
+def _batch_from_points(fields: Mapping[str, Field], points: list[Any]) -> tuple[Batch, list[Id]]:
     ids: list[Any] = []
     payloads = []
     without: list[int] = []  # an id
@@ -502,9 +521,10 @@ def _batch_from_points(fields: Mapping[str, Dense], points: list[Any]) -> tuple[
     return batch_from_arrays(fields, ids, columns, payloads), made
 
 
-def _batch_from_table(fields: Mapping[str, Dense], source: Any) -> tuple[Batch, list[Id]]:
-    """One batch from anything that speaks Arrow's C stream: column `id`, one column per field (lists of numbers; `vector`
-    for an unnamed one), and all other columns as payload. Null payload values are left out.
+def _batch_from_table(fields: Mapping[str, Field], source: Any) -> tuple[Batch, list[Id]]:
+    """One batch from anything that speaks Arrow's C stream: column `id`, one column per field (lists of numbers, or for sparse
+    ones structs of two lists or maps; `vector` for an unnamed one), and all other columns as payload. Null payload values are
+    left out.
     """
     import pyarrow as pa
 
@@ -512,9 +532,10 @@ def _batch_from_table(fields: Mapping[str, Dense], source: Any) -> tuple[Batch, 
     vectors = {}
     for name in fields:
         if name in table.column_names:
-            vectors[name] = vectors_of_column(table.column(name), name)
+            vectors[name] = rows_of_column(table.column(name), name, fields[name])
     if not vectors and "vector" in table.column_names:
-        vectors[only_field(fields)] = vectors_of_column(table.column("vector"), "vector")
+        name = only_field(fields)
+        vectors[name] = rows_of_column(table.column("vector"), "vector", fields[name])
     if not vectors:
         raise InvalidInput(
             f"the table has no vector column: name one {' or '.join(fields)}; it has {', '.join(table.column_names)}"
@@ -526,6 +547,11 @@ def _batch_from_table(fields: Mapping[str, Dense], source: Any) -> tuple[Batch, 
     payloads = [_without_nulls(row) for row in rest.to_pylist()] if rest.num_columns else None
     batch = batch_from_arrays(fields, ids, vectors, payloads, count=table.num_rows)
     return batch, list(batch.keys) if ids is None else []
+
+
+def rows_of_column(column: Any, name: str, declared: Field) -> Any:
+    """A column of a table as the vectors of a field."""
+    return sparse.rows_of_column(column, name) if isinstance(declared, Sparse) else vectors_of_column(column, name)
 
 
 def vectors_of_column(column: Any, name: str) -> Any:

@@ -2,7 +2,8 @@
 
 `Dense(384, metric="cosine")` says that points carry 384 numbers each. In the catalogue a schema is JSON:
 
-    {"fields": {"vector": {"kind": "dense", "dim": 384, "metric": "cosine", "dtype": "f32", "index": "auto"}},
+    {"fields": {"vector": {"kind": "dense", "dim": 384, "metric": "cosine", "dtype": "f32", "index": "auto"},
+                "terms": {"kind": "sparse", "index": "auto"}},
      "ids": "str" | "int" | null}
 
 Immutable values; safe in any thread.
@@ -13,11 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from vecdb_index import registry
 
-from .errors import InvalidInput, Unsupported
+from .errors import InvalidInput
 
 Metric = Literal["cosine", "ip", "l2"]
 Dtype = Literal["f32", "f16", "i8"]
@@ -52,7 +53,7 @@ class Dense:
             raise InvalidInput('metric must be "cosine", "ip" or "l2", not None')
         if self.dtype not in ("f32", "f16", "i8"):
             raise InvalidInput(f'dtype must be "f32", "f16" or "i8", not {self.dtype!r}')
-        object.__setattr__(self, "index", checked_index(self.index))
+        object.__setattr__(self, "index", checked_index(self.index, "dense"))
 
     @property
     def is_flat(self) -> bool:
@@ -60,20 +61,8 @@ class Dense:
         return bool(self.index != AUTO and self.index.backend == "flat")
 
     def to_json(self) -> dict[str, Any]:
-        index: Any = AUTO
-        if isinstance(self.index, Unregistered):
-            index = {"backend": self.index.backend, "params": self.index.params}
-        elif self.index != AUTO:
-            index = {"backend": self.index.backend, "params": asdict(self.index)}
+        index = index_to_json(self.index)
         return {"kind": "dense", "dim": self.dim, "metric": self.metric, "dtype": self.dtype, "index": index}
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Dense:
-        index = value.get("index", AUTO)
-        if index != AUTO:
-            known = index["backend"] in registry.names()
-            index = registry.params(index["backend"])(**index["params"]) if known else Unregistered(**index)
-        return Dense(value["dim"], value["metric"], value["dtype"], index)
 
 
 def checked_metric(metric: str | None) -> Metric | None:
@@ -85,7 +74,46 @@ def checked_metric(metric: str | None) -> Metric | None:
 
 @dataclass(frozen=True)
 class Sparse:
-    """A field of sparse vectors. Declared so that schemas can name it; no backend of this version stores one."""
+    """A field of sparse vectors: a few components, whole numbers from 0 to 4,294,967,295, and a weight for each.
+
+    Scores are inner products; a point that has no component of the query is no hit. index: parameters of a backend from
+    `vecdb.index`, its name, or "auto": large segments get an index, small ones need none. Raises InvalidInput.
+    """
+
+    index: Any = AUTO
+    metric: ClassVar[Metric] = "ip"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", checked_index(self.index, "sparse"))
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether exact search was declared, so that nothing is built."""
+        return bool(self.index != AUTO and self.index.backend == "flat")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "sparse", "index": index_to_json(self.index)}
+
+
+Field = Dense | Sparse
+
+
+def field_from_json(value: Mapping[str, Any]) -> Field:
+    """A field as the catalogue has it."""
+    index = value.get("index", AUTO)
+    if index != AUTO:
+        known = index["backend"] in registry.names()
+        index = registry.params(index["backend"])(**index["params"]) if known else Unregistered(**index)
+    if value["kind"] == "sparse":
+        return Sparse(index)
+    return Dense(value["dim"], value["metric"], value["dtype"], index)
+
+
+def index_to_json(index: Any) -> Any:
+    """An index as the catalogue has it."""
+    if isinstance(index, Unregistered):
+        return {"backend": index.backend, "params": index.params}
+    return AUTO if index == AUTO else {"backend": index.backend, "params": asdict(index)}
 
 
 @dataclass(frozen=True)
@@ -96,37 +124,39 @@ class Unregistered:
     params: dict[str, Any]
 
 
-def checked_index(index: Any) -> Any:
-    """AUTO, or the parameters of a backend. Raises InvalidInput."""
+def checked_index(index: Any, kind: Literal["dense", "sparse"] | None = None) -> Any:
+    """AUTO, or the parameters of a backend, of such vectors. Raises InvalidInput."""
     if index == AUTO:
         return AUTO
     if isinstance(index, str):
         try:
-            return registry.params(index)()
+            index = registry.params(index)()
         except KeyError as error:
             raise InvalidInput(f'index: {error.args[0]}, or "auto"') from None
-    if isinstance(getattr(index, "backend", None), str) and is_dataclass(index) and not isinstance(index, type):
+    name = getattr(index, "backend", None)
+    if isinstance(name, str) and is_dataclass(index) and not isinstance(index, type):
+        known = name in registry.names() and not isinstance(index, Unregistered)
+        if kind is not None and known and not registry.serves(name, kind):
+            raise InvalidInput(f"{name} is an index of {'dense' if kind == 'sparse' else 'sparse'} vectors")
         return index
     raise InvalidInput(
         f'index is parameters such as HNSW(m=24) from vecdb.index, the name of a backend, or "auto"; not {index!r}'
     )
 
 
-def fields_of(schema: Dense | Sparse | Mapping[str, Dense | Sparse]) -> dict[str, Dense]:
-    """The fields that a user declared, by name. Raises InvalidInput or Unsupported."""
+def fields_of(schema: Field | Mapping[str, Field]) -> dict[str, Field]:
+    """The fields that a user declared, by name. Raises InvalidInput."""
     fields = dict(schema) if isinstance(schema, Mapping) else {DEFAULT_FIELD: schema}
     if not fields:
         raise InvalidInput("a collection needs at least one vector field, such as Dense(384)")
     return {name: checked_field(name, declared) for name, declared in fields.items()}
 
 
-def checked_field(name: str, declared: Dense | Sparse) -> Dense:
+def checked_field(name: str, declared: Field) -> Field:
     if not isinstance(name, str) or not _FIELD_NAME.fullmatch(name):
         raise InvalidInput(f"{name!r} cannot name a field: use 1 to 64 of A-Z a-z 0-9 _ -, beginning with a letter, digit or _")
-    if isinstance(declared, Sparse):
-        raise Unsupported(f"field {name!r}: this version has no backend for sparse vectors")
-    if not isinstance(declared, Dense):
-        raise InvalidInput(f"it must be a Dense(...), not {type(declared).__name__}", field=name)
+    if not isinstance(declared, Dense | Sparse):
+        raise InvalidInput(f"it must be a Dense(...) or Sparse(...), not {type(declared).__name__}", field=name)
     return declared
 
 

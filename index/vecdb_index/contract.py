@@ -13,13 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from .flat.search import FlatSearcher
 
 Metric = Literal["cosine", "ip", "l2"]
 Bitmap = npt.NDArray[np.uint64]
@@ -46,11 +43,43 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseRows:
+    """Sparse vectors, as they lie in a segment or a memtable block; queries have the same form.
+
+    Row i has the components indices[offsets[i] : offsets[i + 1]], ascending, each once, and their weights, finite and not zero;
+    a row without any is found by no query. offsets: (n + 1,) uint64. indices: (nnz,) uint32. weights: (nnz,) float32. All may
+    be mapped read-only. present: rows that have a vector; None for all. Keys are inner products; a row that has no component
+    of the query is no hit.
+    """
+
+    offsets: npt.NDArray[np.uint64]
+    indices: npt.NDArray[np.uint32]
+    weights: npt.NDArray[np.float32]
+    present: Bitmap | None = None
+
+    metric: ClassVar[Metric] = "ip"
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, at: int | slice) -> SparseRows:
+        """One row, or some that follow each other; the first one's number is a multiple of 64 where not all are present."""
+        first, last, _ = (at, at + 1, 1) if isinstance(at, int) else at.indices(len(self))
+        present = None if self.present is None else self.present[first // 64 : -(-last // 64)]
+        return SparseRows(self.offsets[first : last + 1], self.indices, self.weights, present)
+
+
+AnyRows = Rows | SparseRows
+Queries = npt.NDArray[np.float32] | SparseRows
+
+
+@dataclass(frozen=True, slots=True)
 class Hits:
     """The best rows of each query, by (key descending, row ascending).
 
     keys: (m, k) float32. rows: (m, k) int64, -1 beyond lengths. lengths: (m,) int32. tied: (m,) bool, true when a row that
     was left out is known to have exactly the key of the last hit. scored: rows compared with a query; bytes: of vectors read.
+    seen: what else a backend has to tell of its work, by name, for `explain`.
     """
 
     keys: Keys
@@ -59,6 +88,7 @@ class Hits:
     tied: npt.NDArray[np.bool_]
     scored: int
     bytes: int
+    seen: Mapping[str, int] = field(default_factory=dict)
 
 
 class Cancelled(Exception):
@@ -120,9 +150,9 @@ class Trial:
     """
 
     rows: npt.NDArray[np.int64]
-    run: Callable[[Searcher, Rows], None]
+    run: Callable[[Searcher, Any], None]
 
-    def others(self, rows: Rows) -> Rows:
+    def others(self, rows: Any) -> Any:
         """The rows without those that are held out."""
         n = len(rows)
         flags = np.ones(n, np.bool_) if rows.present is None else np.unpackbits(
@@ -138,7 +168,7 @@ class Trial:
 class Part:
     """A segment that is merged. moved: (n,) int64, where each of its rows is in the merged one, -1 for rows left out."""
 
-    rows: Rows
+    rows: AnyRows
     arrays: Arrays
     moved: npt.NDArray[np.int64]
 
@@ -146,24 +176,26 @@ class Part:
 class Searcher(Protocol):
     """Searches the rows of one segment. Safe in any thread.
 
-    exact: a flat searcher of the same rows; over the codes that the index holds of them, where it holds any.
+    exact: an exact searcher of the same rows; over what the index holds of them, where that is quicker.
     """
 
-    rows: Rows
+    @property
+    def rows(self) -> Any: ...  # Rows or SparseRows
 
     @property
-    def exact(self) -> FlatSearcher: ...
+    def exact(self) -> ExactSearcher: ...
 
     def search(
         self,
-        queries: npt.NDArray[np.float32],
+        queries: Any,
         k: int,
         effort: float = 1.0,
         allowed: Bitmap | None = None,
         floor: Keys | None = None,
         control: Control | None = None,
     ) -> Hits:
-        """The best k allowed rows that are found of each of the (m, d) queries; fewer only when fewer are allowed.
+        """The best k allowed rows that are found of each of the queries, (m, d) float32 or SparseRows; fewer only when fewer
+        are allowed, or have a component of a sparse query.
 
         effort: 0 to 1, the backend's one knob, monotone in work. floor: (m,) keys; hits below them may be left out. Keys are
         exact: the same bits whatever the batch, the threads or the backend. Raises Cancelled, DeadlineReached.
@@ -173,29 +205,45 @@ class Searcher(Protocol):
         """About how many seconds a query takes, of so many asked together, when this share of the rows is allowed."""
 
 
+class ExactSearcher(Searcher, Protocol):
+    """A searcher whose answers are exact whatever the effort.
+
+    divides: into what work is best divided over threads; parts of the rows go on their own, or they share an index.
+    """
+
+    @property
+    def divides(self) -> Literal["rows", "queries"]: ...
+
+    def part(self, first: int, last: int) -> ExactSearcher:
+        """A searcher of some of the rows; first: a multiple of 64."""
+
+    def rows_at(self, query: Any, key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
+        """The allowed rows whose key for one query, as `Queries` give it by its number, is exactly `key`, ascending."""
+
+
 class Backend(Protocol):
     """A kind of index. Stateless, safe in any thread."""
 
     name: str
     version: int  # of the arrays; others are built anew
-    kind: Literal["dense", "sparse"]
+    kind: Literal["dense", "sparse"]  # of the rows; the registry's `serves` says so without loading it
     params: type[Any]  # a frozen dataclass of numbers and strings, all with defaults, and `backend`, a ClassVar: the name
 
-    def train(self, sample: Rows, params: Any, budget: Budget) -> Arrays:
+    def train(self, sample: Any, params: Any, budget: Budget) -> Arrays:
         """What is learned once for a field, from a sample of its rows: rotations, codebooks; {} for most."""
 
     def build(
-        self, rows: Rows, trained: Arrays, params: Any, budget: Budget, progress: Progress, trial: Trial | None = None
+        self, rows: Any, trained: Arrays, params: Any, budget: Budget, progress: Progress, trial: Trial | None = None
     ) -> Arrays:
         """The index of a segment. The same rows, parameters and seed give the same bytes for any number of threads.
 
         trial: is run once on the way. Raises NeedsMemory before any work, Cancelled.
         """
 
-    def merge(self, parts: Sequence[Part], rows: Rows, trained: Arrays, params: Any, budget: Budget) -> Arrays | None:
+    def merge(self, parts: Sequence[Part], rows: Any, trained: Arrays, params: Any, budget: Budget) -> Arrays | None:
         """The index of merged segments from theirs; None where that is no better than to build it anew."""
 
-    def open(self, arrays: Arrays, trained: Arrays, rows: Rows, params: Any) -> Searcher:
+    def open(self, arrays: Arrays, trained: Arrays, rows: Any, params: Any) -> Searcher:
         """A searcher over an index as it lies. Raises Damaged."""
 
 

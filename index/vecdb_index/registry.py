@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from .contract import Backend
 
-_OWN = {"flat": "Flat", "hnsw": "HNSW"}  # name, also of the folder -> its class of parameters
+_OWN = {"flat": "Flat", "hnsw": "HNSW", "seismic": "Seismic"}  # name, also of the folder -> its class of parameters
+_SPARSE = {"seismic"}  # those of sparse vectors; "flat" serves both kinds
 _registered: dict[str, Backend] = {}
 
 
@@ -21,6 +22,14 @@ def register(backend: Backend) -> None:
 def names() -> list[str]:
     """All known backends, sorted."""
     return sorted({*_OWN, *_registered})
+
+
+def serves(name: str, kind: Literal["dense", "sparse"]) -> bool:
+    """Whether a backend is one of such vectors; its kernels are not loaded. Raises KeyError."""
+    if name == "flat":
+        return True
+    mine = ("sparse" if name in _SPARSE else "dense") if name in _OWN else backend(name).kind
+    return mine == kind
 
 
 def backend(name: str) -> Backend:

@@ -1,14 +1,18 @@
-"""Compiles every kernel ahead, or loads it from the cache: exact searches, graphs and how they are built. Any thread."""
+"""Compiles every kernel ahead, or loads it from the cache: searches and indexes, and how they are built. Any thread."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .contract import Budget, Rows
+from .contract import Budget, Rows, SparseRows
 from .flat.search import STREAMED, FlatSearcher
+from .flat.sparse import SparseSearcher
 from .hnsw.backend import BACKEND
 from .hnsw.build import LEAST_IN_HALF_BYTES
 from .hnsw.params import HNSW
+from .seismic.backend import BACKEND as SEISMIC
+from .seismic.params import Seismic
+from .seismic.search import settings_of
 
 
 def warmup() -> None:
@@ -28,3 +32,16 @@ def warmup() -> None:
     vectors = np.random.default_rng(0).standard_normal((LEAST_IN_HALF_BYTES, 64), np.float32)
     many = Rows(vectors, np.linalg.norm(vectors, axis=1).astype(np.float32), "l2")
     BACKEND.open(BACKEND.build(many, {}, params, Budget(), lambda share: None), {}, many, params).search(vectors[:1], 2)
+    _sparse()
+
+
+def _sparse() -> None:
+    ends, terms = np.arange(0, 1201, 4).astype(np.uint64), np.arange(1200) % 37 * 3
+    rows = SparseRows(ends, np.sort(terms.reshape(-1, 4), axis=1).astype(np.uint32).ravel(), np.ones(1200, np.float32))
+    params, words = Seismic(), np.full(-(-300 // 64), 7, np.uint64)
+    searcher = SEISMIC.open(SEISMIC.build(rows, {}, params, Budget(), lambda share: None), {}, rows, params)
+    for each in (None, words):
+        searcher.search_with(settings_of(0.3), rows[:1], 2, each)
+        searcher.exact.search(rows[:1], 2, allowed=each)
+        SparseSearcher(rows).search(rows[:1], 2, allowed=each)
+    searcher.rows_at(rows[0], 4.0)

@@ -3,7 +3,7 @@
 An Ahead belongs to one writing call. By the size of the vectors, they become
 
     the beginning of a level-0 segment    from LEVEL0_BYTES on: the whole batch will be one file, committed by reference
-    an extent of the growing segment      from GROWING_BYTES on, in collections of one field; the rest goes to the log
+    an extent of the growing segment      from GROWING_BYTES on, in collections of one dense field; the rest goes to the log
     nothing yet                           below: they go to the log with the rest
 """
 
@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from . import growing
 from .batch import LEVEL0_BYTES, Batch, FieldRows
@@ -56,6 +58,7 @@ class Ahead:
             self._begin_segment(fields)
         elif 0 < size >= growing.GROWING_BYTES and self._store.growing.accepts(self._uuid):
             (rows,) = fields.values()
+            assert isinstance(rows.vectors, np.ndarray)
             entered, self.placing = threading.Event(), size
             self._placing = self._store.writing.submit(self._store.growing.append, self._uuid, rows.vectors, entered.set)
             # This thread holds the interpreter; until it lets go, the other cannot even begin to write.

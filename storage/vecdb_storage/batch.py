@@ -7,7 +7,7 @@ large one becomes a level-0 segment. Values are not changed after construction.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from .columns import Raw
 from .errors import Corruption, VecdbError
 from .growing import Extent
 from .ids import Id
+from .vectors import Layout, Vectors, arrays_of, vectors_in
 
 _MOST_DIM = 1 << 16  # no field has more
 LEVEL0_BYTES = 8 << 20  # a batch this large is written once, as a level-0 segment, and not to the log
@@ -27,9 +28,9 @@ LEVEL0_BYTES = 8 << 20  # a batch this large is written once, as a level-0 segme
 
 @dataclass(frozen=True)
 class FieldRows:
-    """The vectors of one field: vectors (n, d) f32 | f16 | i8, norms (n,) f32, present (n,) bool or None for all."""
+    """The vectors of one field: (n, d) f32 | f16 | i8, or sparse; norms (n,) f32, present (n,) bool or None for all."""
 
-    vectors: npt.NDArray[Any]
+    vectors: Vectors
     norms: npt.NDArray[np.float32]
     present: npt.NDArray[np.bool_] | None = None
 
@@ -73,7 +74,7 @@ class Batch:
             arrays |= payload_arrays(self.payloads)
             for name, rows in self.fields.items():
                 arrays |= field_arrays(name, rows)
-                if self.extent is not None:
+                if self.extent is not None:  # of dense vectors
                     del arrays[f"field.{name}.vectors"]
         if self.deletes:
             arrays |= {f"delete.{k}": a for k, a in ids_module.from_list(self.deletes).arrays().items()}
@@ -92,12 +93,9 @@ class Batch:
         except (ValueError, KeyError, TypeError) as error:
             raise Corruption(f"a log record cannot be right: {error!r}", array="log") from error
 
-    def check_layout(self, layout: Mapping[str, tuple[int, np.dtype[Any]]], kind: str | None) -> None:
+    def check_layout(self, layout: Layout, kind: str | None) -> None:
         """A batch from the log is of the fields and the kind of ids of its collection. Raises Corruption."""
-        right = all(
-            name in layout and (rows.vectors.shape[1:], rows.vectors.dtype) == ((layout[name][0],), layout[name][1])
-            for name, rows in self.fields.items()
-        )
+        right = all(name in layout and layout[name].fits(rows.vectors) for name, rows in self.fields.items())
         kinds = {type(key).__name__ for keys in (self.keys, self.deletes) for key in keys[:1]}
         if not right or not kinds <= ({"int", "str"} if kind is None else {kind}):
             raise Corruption("a log record is not as the schema of its collection says", array="log")
@@ -123,8 +121,8 @@ def _from_record(record: bytes, vectors_at: Callable[[Extent], npt.NDArray[Any]]
     check_ends(arrays["payload.offsets"], arrays["payload.bytes"], "payload.offsets")
     payloads = payload_list(arrays["payload.offsets"], arrays["payload.bytes"])
     fields = _fields(meta["fields"], arrays, len(keys))
-    shapes = [rows.vectors.shape[:1] + rows.norms.shape for rows in fields.values()]
-    if len(payloads) != len(keys) or any(shape != (len(keys), len(keys)) for shape in shapes):
+    lengths = [(len(rows.vectors), *rows.norms.shape) for rows in fields.values()]
+    if len(payloads) != len(keys) or any(each != (len(keys), len(keys)) for each in lengths):
         raise ValueError("its arrays are of different lengths")
     return Batch(keys, fields, payloads, deletes, owned=True, extent=extent)
 
@@ -150,13 +148,13 @@ def _fields(names: Sequence[str], arrays: Arrays, count: int) -> dict[str, Field
     for name in names:
         packed = arrays.get(f"field.{name}.present")
         present = None if packed is None else unpack_bits(packed, count)
-        fields[name] = FieldRows(arrays[f"field.{name}.vectors"], arrays[f"field.{name}.norms"], present)
+        fields[name] = FieldRows(vectors_in(name, arrays), arrays[f"field.{name}.norms"], present)
     return fields
 
 
 def field_arrays(name: str, rows: FieldRows) -> dict[str, npt.NDArray[Any]]:
     """The arrays that store a field; `present` only where some row lacks it."""
-    arrays = {f"field.{name}.vectors": rows.vectors, f"field.{name}.norms": rows.norms}
+    arrays = {**arrays_of(name, rows.vectors), f"field.{name}.norms": rows.norms}
     if rows.present is not None and not rows.present.all():
         arrays[f"field.{name}.present"] = pack_bits(rows.present)
     return arrays

@@ -29,6 +29,7 @@ from .memtable import ADOPTED_BYTES, Memtable
 from .segment import Segment
 from .state import CollectionState
 from .tombstones import Tombstones
+from .vectors import Vectors
 
 Checkpoints = Mapping[bytes, bytes | None]
 
@@ -271,29 +272,30 @@ def _seq_at(place: Place) -> int:
 def _rows_at(state: CollectionState, chosen: Sequence[tuple[Id, Place]]) -> Batch:
     """Copies of stored rows."""
     payloads = []
-    fields = {
-        name: FieldRows(np.zeros((len(chosen), dim), dtype), np.zeros(len(chosen), np.float32), np.zeros(len(chosen), np.bool_))
-        for name, (dim, dtype) in state.layout.items()
-    }
+    layout = state.layout
+    norms = {name: np.zeros(len(chosen), np.float32) for name in layout}
+    vectors: dict[str, list[Vectors | None]] = {name: [None] * len(chosen) for name in layout}
     for at, (_, (where, row)) in enumerate(chosen):
         if isinstance(where, Memtable):
             block, row = where.blocks[row >> 32], row & 0xFFFF_FFFF
             payloads.append(block.payloads[row])
         else:
             payloads.append(where.payload(row))
-        for name, target in fields.items():
-            assert target.present is not None
+        for name in layout:
             if isinstance(where, Memtable):
                 stored = block.fields.get(name)
                 if stored is None or stored.present is None or not stored.present[row]:
                     continue
-                vector, norm = stored.vectors[row], stored.norms[row]
+                vectors[name][at], norms[name][at] = stored.vectors[row], stored.norms[row]
             else:
                 kept = where.field(name)
                 if kept is None or (kept.present is not None and not kept.present[row >> 6] >> np.uint64(row & 63) & 1):
                     continue
-                vector, norm = kept.vectors[row], kept.norms[row]
-            target.vectors[at], target.norms[at], target.present[at] = vector, norm, True
+                vectors[name][at], norms[name][at] = kept.vectors[row], kept.norms[row]
+    fields = {
+        name: FieldRows(form.joined(vectors[name]), norms[name], np.array([each is not None for each in vectors[name]]))
+        for name, form in layout.items()
+    }
     return Batch([key for key, _ in chosen], fields, payloads)
 
 

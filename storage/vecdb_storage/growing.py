@@ -161,9 +161,9 @@ class GrowingFiles:
         self._sealed: dict[str, Growing] = {}  # by name; a record may still name them, or a batch that is on its way
 
     def accepts(self, uuid: bytes) -> bool:
-        """Whether the collection's vectors can go there: those of one field, end to end."""
+        """Whether the collection's vectors can go there: those of one dense field, end to end."""
         state = self._store.states.get(uuid)
-        return state is not None and len(state.schema["fields"]) == 1
+        return state is not None and [field["kind"] for field in state.schema["fields"].values()] == ["dense"]
 
     def append(
         self, uuid: bytes, vectors: npt.NDArray[Any], entering: Callable[[], None] = lambda: None

@@ -10,8 +10,7 @@ Written only in the commit section; read from any thread through snapshots, whic
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +21,13 @@ from .batch import Batch, FieldRows
 from .columns import Raw, from_raw
 from .growing import Extent
 from .ids import Id
+from .vectors import Form, Layout, Vectors, beyond_rows, put
 
 ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _FIRST_BLOCK, _LARGEST_BLOCK = 256 << 10, 16 << 20
 ADOPTED_BYTES = 1 << 20  # vectors from which a batch becomes a block as it is, if it is the engine's own
 _MAPPED = 4  # vectors that are mapped from a growing file count for so much less than those in memory
 _ROW_OVERHEAD = 200  # bytes of an id, its map entry and its share of the row arrays, about
-
-
-def _pages(shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Zeros in pages of their own, so that memory really goes back when a block goes; the heap would keep it."""
-    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
-    if size < 1 << 20:
-        return np.zeros(shape, dtype)
-    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
 
 
 def _bytes_of_column(values: Any) -> int:
@@ -46,8 +38,7 @@ def _bytes_of_column(values: Any) -> int:
 class Block:
     """Rows in the order of their commits. Arrays have `capacity` rows; a snapshot knows how many are its own."""
 
-    def __init__(self, capacity: int, layout: Mapping[str, tuple[int, npt.DTypeLike]]) -> None:
-        """layout: field -> (dimension, dtype)."""
+    def __init__(self, capacity: int, layout: Layout) -> None:
         self.capacity = capacity
         self.rows = 0
         self.keys: list[Id] = []
@@ -61,12 +52,12 @@ class Block:
         self.deaths = 0  # rows that have died, at whatever seq
         self.full = set(layout)  # fields that every row has
         self.fields = {
-            name: FieldRows(np.zeros((capacity, dim), dtype), np.zeros(capacity, np.float32), np.zeros(capacity, np.bool_))
-            for name, (dim, dtype) in layout.items()
+            name: FieldRows(form.growing(capacity), np.zeros(capacity, np.float32), np.zeros(capacity, np.bool_))
+            for name, form in layout.items()
         }
 
     @staticmethod
-    def adopt(batch: Batch, layout: Mapping[str, tuple[int, npt.DTypeLike]], seq: int) -> Block:
+    def adopt(batch: Batch, layout: Layout, seq: int) -> Block:
         """A full block of a batch's own arrays, without a copy."""
         block = Block(len(batch), {name: of for name, of in layout.items() if name not in batch.fields})
         everywhere = np.ones(len(batch), np.bool_)
@@ -88,27 +79,28 @@ class Block:
             target = self.fields[name]
             if source.present is not None and not source.present[start:stop].all():
                 self.full.discard(name)
-            target.vectors[first:last] = source.vectors[start:stop]
+            put(target.vectors, first, last, source.vectors[start:stop])
             target.norms[first:last] = source.norms[start:stop]
             assert target.present is not None
             target.present[first:last] = True if source.present is None else source.present[start:stop]
+        for name in self.fields.keys() - batch.fields.keys():
+            put(self.fields[name].vectors, first, last, None)
         self.rows = last
 
 
 class Memtable:
-    def __init__(self, layout: Mapping[str, tuple[int, npt.DTypeLike]]) -> None:
-        self._layout = dict(layout)
-        self._row_bytes = sum(dim * np.dtype(dtype).itemsize + 5 for dim, dtype in layout.values()) + _ROW_OVERHEAD
+    def __init__(self, layout: Layout) -> None:
+        self.set_layout(layout)
         self.blocks: list[Block] = []
         self.rows_of: dict[Id, int] = {}
         self.bytes = 0
         self.records = 0  # log records whose rows or deletes these are
         self.last_seq = 0
 
-    def set_layout(self, layout: Mapping[str, tuple[int, npt.DTypeLike]]) -> None:
+    def set_layout(self, layout: Layout) -> None:
         """Later rows may have these fields; a block keeps those it began with."""
         self._layout = dict(layout)
-        self._row_bytes = sum(dim * np.dtype(dtype).itemsize + 5 for dim, dtype in layout.values()) + _ROW_OVERHEAD
+        self._row_bytes = sum(form.row_bytes + 5 for form in layout.values()) + _ROW_OVERHEAD
 
     def append(self, batch: Batch, seq: int) -> None:
         """Adds the batch's rows; whoever calls has marked the rows they replace."""
@@ -128,6 +120,7 @@ class Memtable:
                 self._map(batch.keys[start:stop], first)
                 start = stop
         self.bytes += sum(map(len, batch.payloads)) + len(batch) * self._row_bytes + 64 * len(batch.deletes)
+        self.bytes += sum(beyond_rows(rows.vectors) for rows in batch.fields.values())
         if batch.extent is not None:
             self.bytes -= vectors - vectors // _MAPPED
         if batch.raw is not None:
@@ -184,13 +177,15 @@ class Memtable:
 
 @dataclass(frozen=True)
 class GatheredField:
-    """One field of the rows that a flush takes. norms (n,) f32, present (n,) bool; the vectors come block by block."""
+    """One field of the rows that a flush takes. norms (n,) f32, present (n,) bool; the vectors come block by block.
 
-    dim: int
-    dtype: np.dtype[Any]
+    vectors: may be called several times.
+    """
+
+    form: Form
     norms: npt.NDArray[np.float32]
     present: npt.NDArray[np.bool_]
-    vectors: Callable[[], Iterator[npt.NDArray[Any]]]
+    vectors: Callable[[], Iterator[Vectors]]
 
 
 @dataclass(frozen=True)
@@ -203,7 +198,7 @@ class Gathered:
     rows: list[npt.NDArray[np.int64]]
 
 
-def gather(blocks: Sequence[Block], seq: int, layout: Mapping[str, tuple[int, np.dtype[Any]]]) -> Gathered:
+def gather(blocks: Sequence[Block], seq: int, layout: Layout) -> Gathered:
     """The rows of `blocks` alive at `seq`, without a second copy of their vectors."""
     kept = [np.flatnonzero(block.death[: block.rows] > np.uint64(seq)) for block in blocks]
     pairs = list(zip(blocks, kept, strict=True))
@@ -216,28 +211,28 @@ def gather(blocks: Sequence[Block], seq: int, layout: Mapping[str, tuple[int, np
         else:
             keys += [block.keys[row] for row in rows.tolist()]
             payloads += [block.payloads[row] for row in rows.tolist()]
-    fields = {name: _gather_field(pairs, name, dim, dtype) for name, (dim, dtype) in layout.items()}
+    fields = {name: _gather_field(pairs, name, form) for name, form in layout.items()}
     seqs = np.concatenate([np.zeros(0, np.uint64), *(block.seq[rows] for block, rows in pairs)])
     raws = [block.raw for block, rows in pairs if block.raw is not None and len(rows) == block.rows]
     columns = from_raw(raws, len(keys)) if raws and len(raws) == len(pairs) else None
     return Gathered(Batch(keys, payloads=payloads, columns=columns), fields, seqs, kept)
 
 
-def _gather_field(pairs: list[tuple[Block, npt.NDArray[np.int64]]], name: str, dim: int, dtype: np.dtype[Any]) -> GatheredField:
+def _gather_field(pairs: list[tuple[Block, npt.NDArray[np.int64]]], name: str, form: Form) -> GatheredField:
     norms, present = [np.zeros(0, np.float32)], [np.zeros(0, np.bool_)]
     for block, rows in pairs:
         stored = block.fields.get(name)
         norms.append(np.zeros(len(rows), np.float32) if stored is None else stored.norms[rows])
         present.append(np.zeros(len(rows), np.bool_) if stored is None or stored.present is None else stored.present[rows])
 
-    def vectors() -> Iterator[npt.NDArray[Any]]:
+    def vectors() -> Iterator[Vectors]:
         for block, rows in pairs:
             stored = block.fields.get(name)
             if stored is None:
-                yield np.zeros((len(rows), dim), dtype)
+                yield form.absent(len(rows))
             elif len(rows) == block.rows:
                 yield stored.vectors[: block.rows]
             else:
                 yield stored.vectors[rows]
 
-    return GatheredField(dim, dtype, np.concatenate(norms), np.concatenate(present), vectors)
+    return GatheredField(form, np.concatenate(norms), np.concatenate(present), vectors)

@@ -35,12 +35,11 @@ from .segment import Segment, SegmentWriter
 from .snapshot import SegmentPart, live_rows
 from .tombstones import Tombstones
 from .ulid import ulid
+from .vectors import Form, Layout, Vectors
 
 if TYPE_CHECKING:
     from .state import CollectionState
     from .store import Store
-
-Layout = Mapping[str, tuple[int, np.dtype[Any]]]
 
 # -- the policy -------------------------------------------------------------------------------------------
 
@@ -197,7 +196,7 @@ class _Writer:
     def write(self, writer: SegmentWriter) -> int:
         """Returns the file's length."""
         segments = [source.part.segment for source in self._sources]
-        writer.add_gathered({name: self._field(name, dim, dtype) for name, (dim, dtype) in self._layout.items()})
+        writer.add_gathered({name: self._field(name, form) for name, form in self._layout.items()})
         ids = concat([segments[at].ids.take(rows) for at, rows in self._runs])
         self._pause()
         hashes, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
@@ -215,23 +214,23 @@ class _Writer:
         offsets = np.cumsum(np.concatenate(lengths), dtype=np.uint64)
         return writer.close(ids, table, self._seqs, offsets, self._payloads(), columns)
 
-    def _field(self, name: str, dim: int, dtype: np.dtype[Any]) -> GatheredField:
+    def _field(self, name: str, form: Form) -> GatheredField:
         norms, present = [np.zeros(0, np.float32)], [np.zeros(0, np.bool_)]
         for at, rows in self._runs:
             stored = self._sources[at].part.field(name)
             norms.append(np.zeros(len(rows), np.float32) if stored is None else stored.norms[rows])
             present.append(np.zeros(len(rows), np.bool_) if stored is None else stored.has(rows))
-        pieces = lambda: self._vectors(name, dim, dtype)  # noqa: E731
-        return GatheredField(dim, dtype, np.concatenate(norms), np.concatenate(present), pieces)
+        pieces = lambda: self._vectors(name, form)  # noqa: E731
+        return GatheredField(form, np.concatenate(norms), np.concatenate(present), pieces)
 
-    def _vectors(self, name: str, dim: int, dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
-        step = max(1, (4 << 20) // (dim * dtype.itemsize))
+    def _vectors(self, name: str, form: Form) -> Iterator[Vectors]:
+        step = form.rows_together
         for at, rows in self._runs:
             stored = self._sources[at].part.field(name)
             for start in range(0, len(rows), step):
                 self._pause()
                 some = rows[start : start + step]
-                yield np.zeros((len(some), dim), dtype) if stored is None else stored.vectors[some]
+                yield form.absent(len(some)) if stored is None else stored.vectors[some]
 
     def _payloads(self) -> Iterator[npt.NDArray[np.uint8]]:
         for at, rows in self._runs:

@@ -34,6 +34,7 @@ from .places import Folder
 from .segment import SegmentWriter
 from .tombstones import from_chunks
 from .ulid import ulid
+from .vectors import SparseVectors, Vectors, form_of, norms_of
 
 if TYPE_CHECKING:
     from .state import CollectionState
@@ -141,13 +142,42 @@ def _salvage(file: ArrayFile) -> _Salvage:
     starts[unsure] = stops[unsure] = 0
     found.lost |= unsure | found.touches("payload.bytes", starts, stops)
     for name in file.meta["fields"]:
-        found.lost |= found.of_rows(f"field.{name}.vectors")
+        found.lost |= _vectors_lost(found, name)
         present = f"field.{name}.present"
         if present in file and found.bad(present).any():
             # Rows that have something there have the field; of zeros nobody can tell.
-            vectors = file.unchecked(f"field.{name}.vectors")
-            found.lost |= np.array([not vectors[row].any() for row in range(rows)], np.bool_)
+            found.lost |= ~_has_any(found, name)
     return found
+
+
+def _vectors(found: _Salvage, name: str) -> Vectors:
+    """As they lie in the file; of sparse rows only those that are not lost may be looked at."""
+    file, base = found.file, f"field.{name}."
+    if base + "vectors" in file:
+        return file.unchecked(base + "vectors")
+    return SparseVectors(file.unchecked(base + "offsets"), file.unchecked(base + "indices"), file.unchecked(base + "weights"))
+
+
+def _vectors_lost(found: _Salvage, name: str) -> npt.NDArray[np.bool_]:
+    vectors = _vectors(found, name)
+    if isinstance(vectors, np.ndarray):
+        return found.of_rows(f"field.{name}.vectors")
+    lost = found.of_rows(f"field.{name}.offsets", 1)
+    offsets = vectors.offsets.astype(np.int64)
+    starts, stops = 4 * offsets[:-1], 4 * offsets[1:]
+    starts[lost] = stops[lost] = 0
+    for array in ("indices", "weights"):
+        lost |= found.touches(f"field.{name}.{array}", starts, stops)
+    return lost
+
+
+def _has_any(found: _Salvage, name: str) -> npt.NDArray[np.bool_]:
+    """For each row, whether there is something in its vector."""
+    vectors = _vectors(found, name)
+    if isinstance(vectors, np.ndarray):
+        return np.array([vectors[row].any() for row in range(found.rows)], np.bool_)
+    some: npt.NDArray[np.bool_] = vectors.offsets[1:] > vectors.offsets[:-1]
+    return some
 
 
 def _without_segment(store: Store, damage: list[Damage]) -> list[Damage]:
@@ -244,20 +274,19 @@ def _rewrite(store: Store, state: CollectionState, found: _Salvage, entry: Segme
 
 def _field(found: _Salvage, name: str, rows: Rows) -> GatheredField:
     file = found.file
-    vectors = file.unchecked(f"field.{name}.vectors")
+    vectors = _vectors(found, name)
     norms = file.unchecked(f"field.{name}.norms")[rows].copy()
     again = found.of_rows(f"field.{name}.norms")[rows]
     if again.any():
-        exact = vectors[rows[again]].astype(np.float64)
-        norms[again] = np.sqrt(np.vecdot(exact, exact)).astype(np.float32)
+        norms[again] = norms_of(vectors[rows[again]])
     present = np.ones(len(rows), np.bool_)
     if f"field.{name}.present" in file:
         if found.bad(f"field.{name}.present").any():
-            present = np.array([bool(vectors[row].any()) for row in rows.tolist()], np.bool_)
+            present = _has_any(found, name)[rows]
         else:
             present = unpack_bits(file.unchecked(f"field.{name}.present"), found.rows)[rows]
     pieces = [vectors[some] for some in np.array_split(rows, max(1, len(rows) // 4096))]
-    return GatheredField(vectors.shape[1], vectors.dtype, norms, present, lambda: iter(pieces))
+    return GatheredField(form_of(vectors), norms, present, lambda: iter(pieces))
 
 
 def _quarantine(store: Store, state: CollectionState, name: str, path: Path, note: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """A segment: rows in one immutable array file, as FORMAT.md describes.
 
 Arrays: the ids and their table (ids.py), `seq` (n,) u64 unless the segment is level-0, `payload.offsets` and
-`payload.bytes`, typed columns `col.*` (columns.py), and per field `field.<name>.vectors` (n, d), `.norms` (n,)
+`payload.bytes`, typed columns `col.*` (columns.py), and per field its vectors (vectors.py), `field.<name>.norms` (n,)
 f32 and, where some row lacks it, `.present`. Rows ascend by seq. A Segment is read-only and safe in any thread.
 """
 
@@ -28,13 +28,14 @@ from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds, ranges
 from .manifest import SUFFIX
 from .memtable import GatheredField
 from .tombstones import Words
+from .vectors import DenseForm, Layout, SparseVectors, Vectors, arrays_of, is_in, vectors_in
 
 
 @dataclass(frozen=True)
 class StoredField:
-    """One field of one part of a collection: vectors (n, d), norms (n,) f32, present: bitmap words, None for all."""
+    """One field of one part of a collection: n vectors, norms (n,) f32, present: bitmap words, None for all."""
 
-    vectors: npt.NDArray[Any]
+    vectors: Vectors
     norms: npt.NDArray[np.float32]
     present: Words | None
 
@@ -72,10 +73,11 @@ class SegmentWriter:
             if rows.present is None or rows.present.any():
                 self._meta["fields"].append(name)
                 arrays = field_arrays(name, rows)
-                vectors = arrays.pop(f"field.{name}.vectors")
-                self._writer.begin()
-                self._writer.extend_through(vectors)
-                self._writer.end(f"field.{name}.vectors", vectors.dtype, vectors.shape)
+                for large in arrays_of(name, rows.vectors):
+                    array = arrays.pop(large)
+                    self._writer.begin()
+                    self._writer.extend_through(array)
+                    self._writer.end(large, array.dtype, array.shape)
                 self._add(arrays)
 
     def add_gathered(self, fields: Mapping[str, GatheredField]) -> None:
@@ -83,10 +85,26 @@ class SegmentWriter:
         for name, field in fields.items():
             if field.present.any():
                 self._meta["fields"].append(name)
-                self._writer.add_parts(f"field.{name}.vectors", field.dtype, (len(field.norms), field.dim), field.vectors())
+                self._add_vectors(name, field)
                 self._writer.add(f"field.{name}.norms", field.norms)
                 if not field.present.all():
                     self._writer.add(f"field.{name}.present", pack_bits(field.present))
+
+    def _add_vectors(self, name: str, field: GatheredField) -> None:
+        form, rows = field.form, len(field.norms)
+        if isinstance(form, DenseForm):
+            pieces = (vectors for vectors in field.vectors() if isinstance(vectors, np.ndarray))
+            self._writer.add_parts(f"field.{name}.vectors", form.dtype, (rows, form.dim), pieces)
+            return
+        lengths = [np.zeros(1, np.int64), *(part.lengths for part in field.vectors() if isinstance(part, SparseVectors))]
+        offsets = np.cumsum(np.concatenate(lengths)).astype(np.uint64)
+        count = (int(offsets[-1]),)
+        self._writer.add(f"field.{name}.offsets", offsets)
+        # Once for each array, so that none of them need be in memory.
+        indices = (part.tight().indices for part in field.vectors() if isinstance(part, SparseVectors))
+        self._writer.add_parts(f"field.{name}.indices", np.dtype(np.uint32), count, indices)
+        weights = (part.tight().weights for part in field.vectors() if isinstance(part, SparseVectors))
+        self._writer.add_parts(f"field.{name}.weights", np.dtype(np.float32), count, weights)
 
     def finish(self, batch: Batch, hashes: Hashes, seqs: npt.NDArray[np.uint64] | None) -> int:
         """Ids, payloads, columns, directory; synced and named. Returns the file's length."""
@@ -161,11 +179,15 @@ class Segment:
         if not right or (rows and int(self.table.row.max()) >= rows):
             raise Corruption("its arrays do not fit each other", file=str(self.file.path))
 
-    def check_layout(self, layout: Mapping[str, tuple[int, np.dtype[Any]]]) -> None:
+    def check_layout(self, layout: Layout) -> None:
         """The vectors of its fields are those of the schema: kernels rely on that. Raises Corruption."""
-        for field, (dim, dtype) in layout.items():
-            if f"field.{field}.vectors" in self.file:
-                shapes = {"vectors": ((self.rows, dim), dtype), "norms": ((self.rows,), np.dtype(np.float32))}
+        for field, form in layout.items():
+            if is_in(field, self.file):
+                shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {"norms": ((self.rows,), np.dtype(np.float32))}
+                if isinstance(form, DenseForm):
+                    shapes["vectors"] = (self.rows, form.dim), form.dtype
+                else:
+                    shapes["offsets"] = (self.rows + 1,), np.dtype(np.uint64)
                 if f"field.{field}.present" in self.file:
                     shapes["present"] = ((-(-self.rows // 64),), np.dtype(np.uint64))
                 for array, expected in shapes.items():
@@ -206,10 +228,14 @@ class Segment:
     def field(self, name: str) -> StoredField | None:
         """The vectors of a field, checked; None when no row has one."""
         found = self._fields.get(name)
-        if found is None and f"field.{name}.vectors" in self.file:
+        if found is None and is_in(name, self.file):
             present = f"field.{name}.present"
+            try:
+                vectors = vectors_in(name, self._arrays)
+            except ValueError as error:
+                raise Corruption(str(error), file=str(self.file.path), array=f"field.{name}.offsets") from None
             found = self._fields[name] = StoredField(
-                self.file.array(f"field.{name}.vectors"),
+                vectors,
                 self.file.array(f"field.{name}.norms"),
                 self.file.array(present) if present in self.file else None,
             )
@@ -217,7 +243,7 @@ class Segment:
 
     def is_checked(self, name: str) -> bool:
         """Whether `field` has been asked for before, and so need not read the vectors again."""
-        return name in self._fields or f"field.{name}.vectors" not in self.file
+        return name in self._fields or not is_in(name, self.file)
 
     def index(self, file: str) -> ArrayFile:
         """An index of one of its fields, opened once. Raises NotFound, Corruption."""

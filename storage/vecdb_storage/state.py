@@ -22,8 +22,9 @@ from .memtable import Memtable
 from .segment import Segment
 from .snapshot import SegmentPart, Snapshot
 from .tombstones import Tombstones
+from .vectors import DenseForm, Form, SparseForm
 
-DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "i8": np.dtype(np.int8)}
+_DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "i8": np.dtype(np.int8)}
 
 
 class CollectionState:
@@ -40,9 +41,9 @@ class CollectionState:
         self.broken: dict[str, VecdbError] = {}  # segments that could not be opened
 
     @property
-    def layout(self) -> dict[str, tuple[int, np.dtype[Any]]]:
-        """Field -> (dimension, dtype)."""
-        return {name: (f["dim"], DTYPES[f["dtype"]]) for name, f in self.schema["fields"].items()}
+    def layout(self) -> dict[str, Form]:
+        """What each field's vectors are."""
+        return {name: _form(field) for name, field in self.schema["fields"].items()}
 
     @property
     def memtables(self) -> list[Memtable]:
@@ -157,3 +158,8 @@ class CollectionState:
                     address = self.active.live_address(batch.keys[slot])
                     if address >= 0:
                         self.active.kill(address, newer)
+
+
+def _form(field: dict[str, Any]) -> Form:
+    """Of the vectors of a field, as the schema declares it."""
+    return SparseForm() if field["kind"] == "sparse" else DenseForm(field["dim"], _DTYPES[field["dtype"]])

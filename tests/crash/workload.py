@@ -27,11 +27,13 @@ from vecdb_storage.registry import open_store
 from vecdb_storage.store import Store
 
 from vecdb.points import batch_from_arrays
-from vecdb.schema import Dense
+from vecdb.schema import Dense, Sparse
 
 DIM = 4
 FIELD = Dense(DIM)
 SCHEMA = {"fields": {"vector": FIELD.to_json()}, "ids": None}
+SPARSE = "sparse"  # a collection that has a field of sparse vectors, too
+SPARSE_SCHEMA = {"fields": {"vector": FIELD.to_json(), "terms": Sparse().to_json()}, "ids": None}
 NEVER = 1 << 30
 
 
@@ -85,10 +87,13 @@ class Subject:
         self.patched.setattr(growing_module, "GROWING_BYTES", growing)
 
 
-def rows(ids: Sequence[int], mark: int) -> Batch:
-    """Rows whose vectors and payloads both say id and mark."""
-    vectors = np.array([[key, mark, 1, 1] for key in ids], np.float32)
-    return batch_from_arrays({"vector": FIELD}, list(ids), vectors, [{"mark": mark} for _ in ids])
+def rows(ids: Sequence[int], mark: int, name: str = "docs") -> Batch:
+    """Rows whose vectors and payloads all say id and mark."""
+    vectors: dict[str, Any] = {"vector": np.array([[key, mark, 1, 1] for key in ids], np.float32)}
+    fields: dict[str, Any] = {"vector": FIELD}
+    if name == SPARSE:
+        vectors["terms"], fields["terms"] = [{key: mark + 1, 1000 + key: 1} for key in ids], Sparse()
+    return batch_from_arrays(fields, list(ids), vectors, [{"mark": mark} for _ in ids])
 
 
 def contents(store: Store) -> Model:
@@ -103,7 +108,12 @@ def contents(store: Store) -> Model:
             for key, row in zip(part.keys(numbers), numbers.tolist(), strict=True):
                 assert key not in marks, f"{key} is there twice"
                 marks[key] = (parse(part.payload(row)) or {})["mark"]
-                assert stored.vectors[row][0] == key, "a vector belongs to another point"
+                vector: Any = stored.vectors[row]
+                assert vector[0] == key, "a vector belongs to another point"
+                if name == SPARSE:
+                    terms: Any = part.field("terms")
+                    found = terms.vectors[row].tight()
+                    assert (found.indices.tolist(), found.weights.tolist()) == ([key, 1000 + key], [vector[1] + 1, 1])
         assert snapshot.count == len(marks)
         assert all(place is not None for place in snapshot.find(list(marks)))
         attached = None
@@ -150,7 +160,7 @@ def write(ids: Sequence[int], mark: int, name: str = "docs", **sizes: int) -> St
     def act(subject: Subject) -> None:
         subject.sizes(**sizes)
         uuid = subject.uuid(name)
-        batch = rows(ids, mark)
+        batch = rows(ids, mark, name)
         if "early" in sizes:
             ahead = subject.store.begin(uuid)
             ahead.add_fields(batch.fields)
@@ -217,8 +227,9 @@ def attach(value: int) -> Step:
 
 
 def create(name: str) -> Step:
+    schema = SPARSE_SCHEMA if name == SPARSE else SCHEMA
     return Step(
-        f"create {name}", lambda s: s.store.create_collection(name, SCHEMA), lambda model: {**model, name: Collection()}
+        f"create {name}", lambda s: s.store.create_collection(name, schema), lambda model: {**model, name: Collection()}
     )
 
 
@@ -244,8 +255,8 @@ def reopen() -> Step:
     return Step("reopen", act)
 
 
-def merge() -> Step:
-    return Step("merge", lambda subject: subject.store.merge(subject.uuid("docs")))
+def merge(name: str = "docs") -> Step:
+    return Step("merge", lambda subject: subject.store.merge(subject.uuid(name)))
 
 
 def vacuum() -> Step:
@@ -299,6 +310,13 @@ def steps(outside: Path) -> list[Step]:
                 rename("aside", "docs"),
             ]
             turns += [write(range(5), 4, "other", level0=0), write([1], 5, "other", growing=0), reopen(), drop("other")]
+            turns += [
+                create(SPARSE),
+                write(range(6), 6, SPARSE),
+                write(range(3, 9), 7, SPARSE, early=0),
+                flush(),
+                merge(SPARSE),
+            ]
         turns += [vacuum(), write([2, 3], turn + 80)]
     return [Step("open", lambda subject: subject.store), create("docs"), *turns, reopen(), write([3], 99)]
 

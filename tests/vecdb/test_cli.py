@@ -242,6 +242,7 @@ INTERRUPTED = """
 import os, signal
 from vecdb.cli import main
 from vecdb.collection import Prepared
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which those that are started in the background ignore
 left, whole = 20, Prepared.commit
 def commit(self, *args, **kwargs):
     global left

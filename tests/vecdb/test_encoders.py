@@ -421,7 +421,10 @@ def test_a_missing_library_says_how_to_install_it(
 
 
 def test_names_of_encoders_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"tfidf, sentence-transformers:MODEL, onnx:FOLDER, model2vec:MODEL, openai:MODEL"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"tfidf, bm25, sentence-transformers:MODEL, onnx:FOLDER, model2vec:MODEL, splade:FOLDER, openai:MODEL",
+    ):
         encoder_of("word2vec:news")
     for name, meaning in (
         ("onnx", "onnx:FOLDER, a folder with"),

@@ -596,11 +596,6 @@ def test_qdrant_what_cannot_be_kept(db: vecdb.Database, tmp_path: Path, qdrant: 
     with qdrant() as client:
         client.create_collection("city", vectors_config=m.VectorParams(size=2, distance=m.Distance.MANHATTAN))
         client.upsert("city", [m.PointStruct(id=1, vector=[1.0, 2.0])])
-        client.create_collection(
-            "sparse",
-            vectors_config={"d": m.VectorParams(size=2, distance=m.Distance.DOT)},
-            sparse_vectors_config={"words": m.SparseVectorParams()},
-        )
         multi = m.MultiVectorConfig(comparator=m.MultiVectorComparator.MAX_SIM)
         client.create_collection(
             "multi", vectors_config={"m": m.VectorParams(size=2, distance=m.Distance.DOT, multivector_config=multi)}
@@ -610,7 +605,6 @@ def test_qdrant_what_cannot_be_kept(db: vecdb.Database, tmp_path: Path, qdrant: 
         client.create_collection("odd name", vectors_config=m.VectorParams(size=2, distance=m.Distance.DOT))
     for name, error, match in (
         ("city", InvalidInput, "Manhattan.*say --metric"),
-        ("sparse", Unsupported, "sparse vectors, 'words'.*--only"),
         ("multi", Unsupported, "'m' is a multivector"),
         ("zero", InvalidVector, "point 5.*zero vector"),
         ("odd name", InvalidInput, "--only 'odd name' --collection NEW"),
@@ -622,6 +616,29 @@ def test_qdrant_what_cannot_be_kept(db: vecdb.Database, tmp_path: Path, qdrant: 
     assert not db.collections()
     assert import_from(db, "qdrant", path, only="city", metric="l2") == {"city": 1}
     assert import_from(db, "qdrant", path, only="odd name", collection="even") == {"even": 0}
+
+
+def test_qdrant_sparse_vectors_become_sparse_fields(db: vecdb.Database, tmp_path: Path, qdrant: Any) -> None:
+    from qdrant_client import models as m
+
+    with qdrant() as client:
+        client.create_collection(
+            "both",
+            vectors_config={"d": m.VectorParams(size=2, distance=m.Distance.DOT)},
+            sparse_vectors_config={"words": m.SparseVectorParams(modifier=m.Modifier.IDF)},
+        )
+        words = m.SparseVector(indices=[7, 3], values=[0.5, 2.0])
+        client.upsert(
+            "both",
+            [m.PointStruct(id=1, vector={"d": [1.0, 2.0], "words": words}), m.PointStruct(id=2, vector={"d": [3.0, 4.0]})],
+        )
+        client.create_collection("words", vectors_config={}, sparse_vectors_config={"words": m.SparseVectorParams()})
+        client.upsert("words", [m.PointStruct(id=1, vector={"words": words})])
+    with unchanged(tmp_path / "qdrant"):
+        assert import_from(db, "qdrant", str(tmp_path / "qdrant")) == {"both": 2, "words": 1}
+    assert db["both"].get(1)[0].vectors["words"].to_dict() == {3: 2.0, 7: 0.5}
+    assert set(db["both"].get(2)[0].vectors) == {"d"}
+    assert [(hit.id, hit.score) for hit in db["words"].search({7: 2.0})] == [(1, 1.0)]
 
 
 class _Evil:

@@ -84,6 +84,27 @@ def test_the_recall_that_is_asked_is_delivered(docs: vecdb.Collection, queries: 
             assert np.mean(each) >= recall - 3 * np.std(each) / len(each) ** 0.5, (k, recall)
 
 
+def test_points_that_go_and_come_again_are_found_as_in_a_new_collection(
+    db: vecdb.Database, vectors: np.ndarray, queries: np.ndarray
+) -> None:
+    """Five times three tenths of the points are deleted, and written again."""
+    docs, rng = filled(db, vectors), np.random.default_rng(3)
+    for _ in range(5):
+        some = rng.permutation(len(vectors))[: len(vectors) * 3 // 10]
+        assert docs.delete(some) == len(some)
+        docs.flush()
+        docs.upsert(ids=some, vectors=vectors[some], payloads=[{"n": int(i) % 100} for i in some])
+        docs.flush()
+    true = np.argsort(((queries[:, None, :] - vectors[None, :, :]) ** 2).sum(axis=2), axis=1)[:, :10]
+
+    def recall(collection: vecdb.Collection) -> float:
+        found = collection.search_batch(queries, k=10, recall=0.95).ids
+        return float(np.mean([len(set(mine) & set(right)) / 10 for mine, right in zip(found, true, strict=True)]))
+
+    db.rename_collection("docs", "churned")
+    assert recall(docs) >= recall(filled(db, vectors)) - 0.005
+
+
 def test_an_index_saves_work(docs: vecdb.Collection, queries: np.ndarray) -> None:
     found = docs.search_batch(queries, k=10, recall=0.9, explain=True).plan
     assert found is not None

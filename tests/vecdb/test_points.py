@@ -21,7 +21,6 @@ from vecdb.errors import (
     InvalidVector,
     NotFound,
     ReadOnly,
-    Unsupported,
 )
 
 
@@ -262,8 +261,6 @@ def test_collections_are_created_renamed_and_dropped(db: vecdb.Database) -> None
             db.create_collection(name, Dense(3))  # type: ignore[arg-type]
     with pytest.raises(InvalidInput):
         db.create_collection("x")
-    with pytest.raises(Unsupported):
-        db.create_collection("x", {"terms": vecdb.Sparse()})
     for wrong in (
         {"dim": 0},
         {"dim": 65_536},

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import vecdb
-from vecdb import Dense, F
+from vecdb import Dense, F, Sparse
 from vecdb.errors import AlreadyExists
 
 DIM = 5
@@ -26,34 +26,39 @@ vectors = st.lists(st.integers(-3, 3), min_size=DIM, max_size=DIM).filter(any)
 payloads = st.fixed_dictionaries(
     {}, optional={"n": st.integers(0, 9), "colour": colours, "deep": st.fixed_dictionaries({"n": st.integers(0, 3)})}
 )
-points = st.dictionaries(ids, st.tuples(vectors, payloads), min_size=1, max_size=8)
+weights = st.dictionaries(st.integers(0, 7).map(lambda n: n * 613_566_756), st.sampled_from([-2, 1, 3]), max_size=5)
+points = st.dictionaries(ids, st.tuples(vectors, payloads, st.none() | weights), min_size=1, max_size=8)
 
 
 class Model(RuleBasedStateMachine):
-    """`model` is what the database must hold: id -> (vector, payload), in the order of writing."""
+    """`model` is what the database must hold: id -> (vector, payload, sparse vector or None), in the order of writing."""
+
+    sparse = False  # whether there is a second field, of sparse vectors, which points may lack
 
     @initialize()
     def create(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vecdb-model-"))
         self.db = vecdb.open(self.folder / "db")
-        self.docs = self.db.create_collection("docs", Dense(DIM, metric="l2"))
-        self.model: dict[int, tuple[list[int], dict[str, Any]]] = {}
+        dense = Dense(DIM, metric="l2")
+        self.docs = self.db.create_collection("docs", {"vector": dense, "terms": Sparse()} if self.sparse else dense)
+        self.model: dict[int, tuple[list[int], dict[str, Any], dict[int, int] | None]] = {}
 
     def teardown(self) -> None:
         self.db.close()
         shutil.rmtree(self.folder)
 
     def _put(self, some: dict[int, Any]) -> None:
-        for key, value in some.items():
+        for key, (vector, payload, terms) in some.items():
             self.model.pop(key, None)
-            self.model[key] = value
+            self.model[key] = vector, payload, terms if self.sparse else None
 
     @rule(some=points, insert=st.booleans(), way=st.sampled_from(["log", "growing", "level0"]))
     def write(self, some: dict[int, Any], insert: bool, way: str) -> None:
+        dense = [v for v, _, _ in some.values()]
         arguments = {
             "ids": list(some),
-            "vectors": [v for v, _ in some.values()],
-            "payloads": [p for _, p in some.values()],
+            "vectors": {"vector": dense, "terms": [t for _, _, t in some.values()]} if self.sparse else dense,
+            "payloads": [p for _, p, _ in some.values()],
         }
         patched = pytest.MonkeyPatch()
         if way == "level0":
@@ -79,7 +84,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(least=st.integers(0, 9))
     def delete_where(self, least: int) -> None:
-        gone = [key for key, (_, p) in self.model.items() if "n" in p and p["n"] >= least]
+        gone = [key for key, (_, p, _) in self.model.items() if "n" in p and p["n"] >= least]
         assert self.docs.delete(where=F("n") >= least) == len(gone)
         for key in gone:
             del self.model[key]
@@ -89,8 +94,8 @@ class Model(RuleBasedStateMachine):
         there = [key for key in some if key in self.model]
         assert self.docs.update_payload(some, payload, replace=replace) == len(there)
         for key in there:
-            vector, old = self.model[key]
-            self._put({key: (vector, payload if replace else {**old, **payload})})
+            vector, old, terms = self.model[key]
+            self._put({key: (vector, payload if replace else {**old, **payload}, terms)})
 
     @rule()
     def flush(self) -> None:
@@ -118,13 +123,26 @@ class Model(RuleBasedStateMachine):
         where = None if least is None else (F("n") >= least) | F("colour").is_null()
         allowed = [
             (float(np.sum((np.array(v) - np.array(query)) ** 2)) ** 0.5, key)
-            for key, (v, p) in self.model.items()
+            for key, (v, p, _) in self.model.items()
             if least is None or ("n" in p and p["n"] >= least) or ("colour" in p and p["colour"] is None)
         ]
-        hits = self.docs.search(query, k=k, where=where)
+        hits = self.docs.search(query, k=k, where=where, field="vector")
         assert [(pytest.approx(score), key) for score, key in sorted(allowed)[:k]] == [(h.score, h.id) for h in hits]
         assert self.docs.count(where) == len(allowed)
         assert all(h.payload == self.model[h.id][1] for h in hits)
+
+    @rule(query=weights, k=st.integers(1, 30), least=st.none() | st.integers(0, 9))
+    def search_by_terms(self, query: dict[int, int], k: int, least: int | None) -> None:
+        if not self.sparse:
+            return
+        where = None if least is None else F("n") >= least
+        allowed = [
+            (-float(sum(query[term] * terms[term] for term in query.keys() & terms.keys())), key)
+            for key, (_, p, terms) in self.model.items()
+            if terms is not None and query.keys() & terms.keys() and (least is None or ("n" in p and p["n"] >= least))
+        ]
+        hits = self.docs.search(query, k=k, where=where, field="terms")
+        assert [(-score, key) for score, key in sorted(allowed)[:k]] == [(h.score, h.id) for h in hits]
 
     @rule(some=st.lists(ids, max_size=6))
     def get(self, some: list[int]) -> None:
@@ -132,7 +150,7 @@ class Model(RuleBasedStateMachine):
             expected = self.model.get(key)
             assert (point is None) == (expected is None)
             if point is not None and expected is not None:
-                assert (point.id, point.vector.tolist(), point.payload) == (key, *expected)  # type: ignore[union-attr]
+                assert (point.id, *_stored(point)) == (key, *expected)
 
     @rule()
     def verify(self) -> None:
@@ -142,12 +160,23 @@ class Model(RuleBasedStateMachine):
     def holds_what_the_model_holds(self) -> None:
         if not hasattr(self, "docs"):
             return
-        found = {p.id: (p.vector.tolist(), p.payload) for p in self.docs.scroll(with_vectors=True)}  # type: ignore[union-attr]
+        found = {p.id: _stored(p) for p in self.docs.scroll(with_vectors=True)}
         assert found == self.model
         assert self.docs.count() == len(self.model)
+
+
+def _stored(point: Any) -> tuple[list[int], Any, dict[int, int] | None]:
+    terms = point.vectors.get("terms")
+    return point.vectors["vector"].tolist(), point.payload, None if terms is None else terms.to_dict()
+
+
+class SparseModel(Model):
+    sparse = True
 
 
 Model.TestCase.settings = settings(
     max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+SparseModel.TestCase.settings = Model.TestCase.settings
 test_the_api_agrees_with_a_dict = Model.TestCase
+test_a_sparse_field_beside_a_dense_one_agrees_with_a_dict = SparseModel.TestCase

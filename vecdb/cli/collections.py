@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..schema import Dense
 from . import output
 from .output import Db, Json, Name, Yes
 
@@ -38,10 +39,12 @@ def create(
     ] = None,
 ) -> None:
     """Make a collection, and the database if there is none."""
-    from vecdb import Dense
+    from vecdb import Dense, Sparse
     from vecdb.errors import InvalidInput
 
     schema: Any = None
+    if dim is None and not field and index != "auto" and embed == "bm25":
+        schema = Sparse(index)
     if field:
         if dim is not None:
             raise InvalidInput("say --dim for an unnamed field, or --field for named ones, not both")
@@ -58,12 +61,16 @@ def create(
 
 
 def _declared(text: str) -> tuple[str, Any]:
-    from vecdb import Dense
+    from vecdb import Dense, Sparse
     from vecdb.errors import InvalidInput
 
     name, *rest = text.split(":")
+    if rest[:1] == ["sparse"] and len(rest) <= 2:
+        return name, Sparse(*rest[1:])
     if not 1 <= len(rest) <= 4 or not rest[0].isdigit():
-        raise InvalidInput(f"--field {text}: say NAME:DIM[:METRIC[:DTYPE[:INDEX]]], as in body:384:cosine")
+        raise InvalidInput(
+            f"--field {text}: say NAME:DIM[:METRIC[:DTYPE[:INDEX]]], as in body:384:cosine, or NAME:sparse[:INDEX]"
+        )
     given = dict(zip(("metric", "dtype", "index"), rest[1:], strict=False))
     return name, Dense(int(rest[0]), **given)  # type: ignore[arg-type]
 
@@ -79,7 +86,7 @@ def list_collections(db: Db, json: Json = False) -> None:
         [
             each.name,
             each.rows,
-            ", ".join(f"{n}: {d.dim} {d.dtype} {d.metric}" for n, d in each.fields.items()),
+            ", ".join(f"{name}: {output.field_shown(field)}" for name, field in each.fields.items()),
             output.bytes_shown(each.bytes),
             _state(each),
         ]
@@ -147,8 +154,7 @@ def info(
         rows.append(
             [
                 field,
-                declared.dim,
-                declared.dtype,
+                *((declared.dim, declared.dtype) if isinstance(declared, Dense) else ("sparse", "f32")),
                 declared.metric,
                 index.why,
                 _index_state(index, found.rows),

@@ -67,6 +67,14 @@ def ingest(
         typer.Option("--embed", help="Make vectors of a text column by this encoder, such as tfidf.", show_default=False),
     ] = None,
     text: Annotated[str | None, typer.Option("--text", help="The column that is embedded.", show_default=False)] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens",
+            help="Of sparse vectors written by tokens: a JSON file {token: component}, or a vocabulary of a token per line.",
+            show_default=False,
+        ),
+    ] = None,
     chunk: Annotated[
         int | None,
         typer.Option("--chunk", help="Split texts into parts of at most so many characters.", min=1, show_default=False),
@@ -120,6 +128,7 @@ def ingest(
     """Load files into a collection. A run that is cut short goes on where it ended when the same is said again."""
     from vecdb.errors import InvalidInput
     from vecdb.ingest.load import plan_of
+    from vecdb.sparse import tokens_of
 
     if on_error not in ("stop", "skip"):
         raise InvalidInput(f"--on-error is stop or skip, not {on_error!r}")
@@ -131,6 +140,7 @@ def ingest(
         "rename": _pairs(rename, "--rename"),
         "types": _pairs(type, "--type"),
         "text": text,
+        "tokens": None if tokens is None else tokens_of(tokens),
         "chunk": chunk,
         "overlap": overlap,
         "create": create,
@@ -206,6 +216,10 @@ def _vectors(given: _Many) -> dict[str, str] | None:
     return {field if equals else DEFAULT_FIELD: column if equals else field for field, equals, column in named}
 
 
+def _length(dim: int | None) -> str:
+    return "" if dim is None else f", {dim} numbers"
+
+
 def _show(plan: Plan, *, json: bool, points: bool, quiet: bool = False) -> None:
     """What was understood of the files."""
     mapped = plan.mapped
@@ -232,7 +246,7 @@ def _show(plan: Plan, *, json: bool, points: bool, quiet: bool = False) -> None:
     said_ids = {":row": "the numbers of rows", ":ulid": "new ULIDs"}.get(mapped.id, f"column {mapped.id!r}")
     output.say(f"  id        {said_ids}")
     for field, column in mapped.vectors.items():
-        output.say(f"  vector    {field!r}: column {column!r}, {plan.columns[column].said}, {mapped.dims[field]} numbers")
+        output.say(f"  vector    {field!r}: column {column!r}, {plan.columns[column].said}{_length(mapped.dims[field])}")
     if mapped.text is not None:
         encoder = plan.embed if isinstance(plan.embed, str) or plan.embed is None else plan.embed.name
         output.say(f"  text      column {mapped.text!r}, embedded by {encoder}")
@@ -243,7 +257,7 @@ def _show(plan: Plan, *, json: bool, points: bool, quiet: bool = False) -> None:
         output.say(f"into {plan.collection!r}, which is there")
     else:
         fields = ", ".join(
-            f"{name}: {each.dim} {each.dtype}, {each.metric}, index {getattr(each.index, 'backend', each.index)}"
+            f"{name}: {output.field_shown(each)}, index {getattr(each.index, 'backend', each.index)}"
             for name, each in plan.created.items()
         )
         output.say(f"into {plan.collection!r}, a new collection{f' ({fields})' if fields else ''}")

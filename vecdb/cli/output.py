@@ -109,6 +109,8 @@ def json_of(value: Any) -> str:
 def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
+    if hasattr(value, "to_dict"):  # a sparse vector
+        return value.to_dict()
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, frozenset | set | tuple):
@@ -179,8 +181,16 @@ def seconds_shown(seconds: float | None) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02}"
 
 
+def field_shown(field: Any) -> str:
+    """What a field holds."""
+    return f"{field.dim} {field.dtype} {field.metric}" if hasattr(field, "dim") else "sparse"
+
+
 def vector_shown(vector: Any, most: int = 4) -> str:
     """The first numbers of a vector."""
+    if hasattr(vector, "to_dict"):
+        shown = [f"{component}: {weight:.4g}" for component, weight in list(vector.to_dict().items())[:most]]
+        return f"{{{', '.join(shown)}{', …' if len(vector) > most else ''}}} ({len(vector)})"
     numbers = [f"{number:.4g}" for number in list(vector)[:most]]
     return f"[{', '.join(numbers)}{', …' if len(vector) > most else ''}] ({len(vector)})"
 

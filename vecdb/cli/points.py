@@ -50,6 +50,7 @@ def _vector(text: str) -> Any:
     import orjson
 
     from vecdb.errors import InvalidVector
+    from vecdb.sparse import from_json
 
     if text.startswith("@"):
         import numpy as np
@@ -57,9 +58,10 @@ def _vector(text: str) -> Any:
         loaded = np.load(text[1:], mmap_mode="r", allow_pickle=False)
         return loaded if loaded.ndim == 1 else loaded[0]
     try:
-        return orjson.loads(sys.stdin.buffer.read() if text == "-" else text)
+        found = orjson.loads(sys.stdin.buffer.read() if text == "-" else text)
     except orjson.JSONDecodeError as error:
-        raise InvalidVector(f"--vector is a JSON array of numbers, @FILE.npy or -: {error}") from None
+        raise InvalidVector(f"--vector is a JSON array of numbers, or an object of weights, @FILE.npy or -: {error}") from None
+    return from_json(found) if isinstance(found, dict) else found
 
 
 def _asked(
@@ -188,7 +190,7 @@ def _print_point(point: Any, with_vectors: bool, json: bool) -> None:
         output.print_json({"id": point.id, **({"vectors": point.vectors} if with_vectors else {}), "payload": point.payload})
         return
     vectors = {
-        f"vector {name}": (list(vector) if with_vectors else output.vector_shown(vector))
+        f"vector {name}": (output.plain(vector) if with_vectors else output.vector_shown(vector))
         for name, vector in point.vectors.items()
     }
     output.facts({"id": str(point.id), **vectors, **(point.payload or {})})
@@ -250,6 +252,10 @@ def embed(
     collection: Annotated[
         str | None, typer.Option("--collection", help="A collection whose encoder is used.", show_default=False)
     ] = None,
+    sparse: Annotated[
+        str | None,
+        typer.Option("--sparse", help="A folder with a SPLADE model: as --embed splade:FOLDER.", show_default=False),
+    ] = None,
     out: Annotated[
         str | None, typer.Option("--out", help="An .npy file, instead of JSON lines on stdout.", show_default=False)
     ] = None,
@@ -257,9 +263,13 @@ def embed(
     """Turn texts into vectors, by an encoder or by that of a collection."""
     import numpy as np
 
+    from vecdb.embed import BUILT_IN, encoded
     from vecdb.embed.encoders import encoder_of
     from vecdb.errors import InvalidInput
+    from vecdb.sparse import one_of
 
+    if sparse is not None:
+        encoder = f"splade:{sparse}"
     some = list(texts) if texts else [line for line in sys.stdin.read().splitlines() if line.strip()]
     if not some:
         raise InvalidInput("no texts were given, neither as arguments nor on stdin")
@@ -267,17 +277,19 @@ def embed(
         if db is None:
             raise InvalidInput("--collection needs --db")
         with output.opened(db) as database:
-            vectors = _collection(database, collection, None if encoder == "tfidf" else encoder).embedding.of_queries(some)
+            found = _collection(database, collection, None if encoder in BUILT_IN else encoder).embedding.of_queries(some)
     else:
         made = encoder_of(encoder)
         if isinstance(made, str):
             raise InvalidInput(
                 f'"{made}" is fitted on the texts of a collection: say --db and --collection, or another --embed'
             )
-        vectors = made.encode(some)
+        found = encoded(made, some)
     if out is not None:
-        np.save(out, vectors)
-        output.say(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers in {out}")
+        if not isinstance(found, np.ndarray):
+            raise InvalidInput("--out has room for dense vectors; sparse ones go to stdout as JSON lines, which ingest reads")
+        np.save(out, found)
+        output.say(f"{len(found):,} vectors of {found.shape[1]} numbers in {out}")
         return
-    for text, vector in zip(some, vectors, strict=True):
+    for text, vector in zip(some, (one_of(found, at) for at in range(len(some))), strict=True):
         print(output.json_of({"text": text, "vector": vector}))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ..errors import AlreadyExists
 from ..points import Point
-from ..schema import AUTO, Dense, Dtype, Metric, Sparse, checked_name
+from ..schema import AUTO, Dtype, Field, Metric, checked_name
 from .channel import Address, Blocking, run
 from .collection import AsyncCollection, Prepared
 from .database import AsyncDatabase
@@ -81,6 +81,7 @@ class RemoteCollection:
     sample = _blocking(AsyncCollection.sample)
     search = _blocking(AsyncCollection.search)
     search_batch = _blocking(AsyncCollection.search_batch)
+    search_hybrid = _blocking(AsyncCollection.search_hybrid)
     calibrate = _blocking(AsyncCollection.calibrate)
     recommend = _blocking(AsyncCollection.recommend)  # type: ignore[arg-type]
     info = _blocking(AsyncCollection.info)
@@ -110,7 +111,7 @@ class RemoteCollection:
         return str(run(self._remote.described()).name)
 
     @property
-    def fields(self) -> dict[str, Dense]:
+    def fields(self) -> dict[str, Field]:
         """What it is declared to hold."""
         return self.info().fields
 
@@ -150,7 +151,7 @@ class RemoteDatabase:
     def create_collection(
         self,
         name: str,
-        schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None = None,
+        schema: Field | Mapping[str, Field] | None = None,
         *,
         embed: str | Encoder | None = None,
         token: bytes | None = None,

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+from vecdb_index.contract import Queries
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import prepare
 
@@ -22,6 +22,7 @@ from ..arguments import (
     check_columns_alone,
     check_threshold,
     checked_examples,
+    checked_fusion,
     checked_group_by,
     checked_k,
     checked_limit,
@@ -35,8 +36,9 @@ from ..arguments import (
 from ..errors import InvalidInput, InvalidPayload, VecdbError
 from ..hits import BatchHits, Group, Hit, Hits, check_places
 from ..info import IndexInfo, Info
-from ..points import CHUNK_BYTES, Point, batch_from_arrays, batches_from, checked_ids, checked_queries, only_field
-from ..schema import Dense
+from ..points import CHUNK_BYTES, Chunk, Point, batch_from_arrays, checked_ids, checked_queries, chunks_of, only_field
+from ..schema import Field
+from ..sparse import one_of
 from ..wire import convert, messages
 from . import upkeep
 from .channel import Channel
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
     from ..arguments import Where
     from ..search.calibrate import Report as RecallReport
+    from ..search.fuse import How
 
 Id = int | str
 _PIECE = 2 << 20  # bytes of a message, about, of a write that takes several
@@ -82,7 +85,7 @@ class AsyncCollection:
         self._channel, self._largest = channel, largest
         self._uuid: bytes = described.uuid
         self._name: str = described.name
-        self.known: dict[str, Dense] = {}
+        self.known: dict[str, Field] = {}
         self._embedding = AsyncEmbedding(self)
         self._learn(described)
 
@@ -137,15 +140,20 @@ class AsyncCollection:
                     raise InvalidInput("give texts or vectors, not both")
                 ids = ids if ids is None or isinstance(ids, np.ndarray) else checked_ids(ids)  # it may be read twice
                 vectors, payloads = await self._embedding.of_points(texts, payloads, lambda v, p: self.check_known(ids, v, p))
-            whole = await self._checked(lambda: self._batch(ids, vectors, payloads))
-            batches: Iterable[tuple[Batch, Sequence[Id]]] = [(whole, whole.keys if ids is None else ())]
+
+            def columns(known: Mapping[str, Field]) -> tuple[Batch, list[Id]]:
+                whole = _batch(known, ids, vectors, payloads)
+                return whole, list(whole.keys) if ids is None else []
+
+            chunks: Iterable[Chunk] = [columns]
         else:
             check_columns_alone(ids, vectors, payloads, texts)
-            batches = batches_from(self.known, checked_points(points))
+            chunks = chunks_of(checked_points(points), self.known)
         written: list[Id] = []
         number = 0
         try:
-            for batch, made in batches:
+            for chunk in chunks:
+                batch, made = await self._checked(chunk)
                 parts = _parts(batch, self._largest)
                 if token is None and (len(parts) > 1 or batch.nbytes > 2 * _PIECE):
                     await self._stream(parts, insert)
@@ -164,16 +172,16 @@ class AsyncCollection:
             raise
         return written
 
-    async def _checked(self, make: Callable[[], Any]) -> Any:
+    async def _checked(self, make: Callable[[Mapping[str, Field]], Any]) -> Any:
         """What is made by the fields that are known; asked for anew where that fails, since they may have changed."""
         try:
-            return make()
+            return make(self.known)
         except InvalidInput:
             before = self.known
             await self.described()
             if self.known == before:
                 raise
-            return make()
+            return make(self.known)
 
     async def _stream(self, parts: list[Batch], insert: bool) -> None:
         """A commit for each part, in messages that are made, sent and read at the same time.
@@ -222,7 +230,7 @@ class AsyncCollection:
 
     async def prepare(self, ids: Any, vectors: Any, payloads: Any) -> Prepared:
         """As `vecdb.Collection.prepare`; nothing is sent before it is committed."""
-        return Prepared(self, await self._checked(lambda: self._batch(ids, vectors, payloads)))
+        return Prepared(self, await self._checked(lambda known: _batch(known, ids, vectors, payloads)))
 
     async def checkpoints(self, prefix: bytes = b"") -> dict[bytes, bytes]:
         request = messages.CheckpointsRequest(target=self.target, prefix=prefix)
@@ -239,10 +247,7 @@ class AsyncCollection:
         self.check_known(ids, vectors, payloads)
 
     def check_known(self, ids: Any, vectors: Any, payloads: Any) -> None:
-        self._batch(ids, vectors, payloads)
-
-    def _batch(self, ids: Any, vectors: Any, payloads: Any) -> Batch:
-        return batch_from_arrays(self.known, ids, vectors, payloads, columns=False)
+        _batch(self.known, ids, vectors, payloads)
 
     async def delete(self, ids: Any = None, *, where: Where = None, token: bytes | None = None) -> int:
         """As `vecdb.Collection.delete`."""
@@ -373,13 +378,10 @@ class AsyncCollection:
         timeout: float | None = None,
     ) -> Any:
         """As `vecdb.Collection.search`."""
+        field = await self._field_of(query, field)
         options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain)
         request = messages.SearchRequest(target=self.target, k=_k(k), options=options)
-        if isinstance(query, str) and not self._embedding.here:
-            request.text = _checked_text(query)
-        else:
-            vectors = await self._query_vectors(query, field)
-            request.query.dtype, request.query.data = convert.F32, vectors[0].tobytes()
+        await self._ask(request, query, field)
         timeout = checked_timeout(timeout)
         if group_by is not None:
             grouped = messages.SearchGroupsRequest(
@@ -388,6 +390,49 @@ class AsyncCollection:
             found = await self._channel.call("Search/SearchGroups", grouped, timeout=timeout)
             return [Group(convert.from_literal(group.value), _hits(group.hits, with_payload)) for group in found.groups]
         return _of_reply(await self._channel.call("Search/Search", request, timeout=timeout), with_payload)
+
+    async def _field_of(self, query: Any, field: str | None) -> str | None:
+        """The field that is meant. Of texts that are embedded here it has to be said, where there are several."""
+        texts = isinstance(query, str) or is_texts(query)
+        if field is None and texts and self._embedding.here and len(self.known) > 1:
+            return await self._embedding.field()
+        return field
+
+    async def _ask(self, request: Any, query: Any, field: str | None) -> None:
+        """Puts a query, or a text, into a request."""
+        if isinstance(query, str) and not self._embedding.here:
+            request.text = _checked_text(query)
+            return
+        vectors = await self._query_vectors(query, field)
+        if isinstance(vectors, np.ndarray):
+            request.query.dtype, request.query.data = convert.F32, vectors[0].tobytes()
+        else:
+            request.query.CopyFrom(convert.to_vector(one_of(vectors, 0)))
+
+    async def search_hybrid(
+        self,
+        queries: Mapping[str, Any],
+        k: int = 10,
+        *,
+        fuse: How = "rrf",
+        weights: Mapping[str, float] | None = None,
+        where: Where = None,
+        recall: float | None = None,
+        exact: bool = False,
+        with_payload: bool = True,
+        with_vectors: bool | Sequence[str] = False,
+        timeout: float | None = None,
+    ) -> Hits:
+        """As `vecdb.Collection.search_hybrid`."""
+        options = _options(where, None, recall, exact, with_payload, with_vectors, None, False)
+        request = messages.SearchHybridRequest(target=self.target, k=_k(k), options=options)
+        asked, shares = checked_fusion(queries, fuse, weights)
+        request.fuse = fuse
+        for name, query in asked.items():
+            one = request.queries.add(field=name, weight=shares.get(name))
+            await self._ask(one, query, name)
+        reply = await self._channel.call("Search/SearchHybrid", request, timeout=checked_timeout(timeout))
+        return _of_reply(reply, with_payload)
 
     async def search_batch(
         self,
@@ -407,6 +452,7 @@ class AsyncCollection:
         """As `vecdb.Collection.search_batch`; payloads come with the reply, so leave them out where they are not wanted."""
         if isinstance(queries, str):
             raise InvalidInput("give a list of texts; for a single one use search")
+        field = await self._field_of(queries, field)
         options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain)
         k = _k(k)
         request = messages.SearchBatchRequest(target=self.target, k=k, options=options)
@@ -460,8 +506,8 @@ class AsyncCollection:
                 if isinstance(example, int | str) and not isinstance(example, bool):
                     into.append(messages.Example(id=convert.to_id(asked_ids(example)[0])))
                 else:
-                    vector = (await self._query_vectors([example], field, batch=True))[0]
-                    into.append(messages.Example(vector=convert.to_vector(vector)))
+                    vectors = await self._query_vectors([example], field, batch=True)
+                    into.append(messages.Example(vector=convert.to_vector(one_of(vectors, 0))))
         found = await self._channel.call("Search/Recommend", request, timeout=timeout)
         return _of_reply(found, bool(told["with_payload"]))
 
@@ -483,31 +529,35 @@ class AsyncCollection:
             flush_error=found.flush_error if found.HasField("flush_error") else None,
         )
 
-    async def embed_by_server(self, method: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """The vectors of texts. method: "Points/Embed" or "Points/Fit"."""
+    async def embed_by_server(self, method: str, texts: Sequence[str]) -> Any:
+        """The vectors of texts, not checked. method: "Points/Embed" or "Points/Fit"."""
         request = messages.EmbedRequest(target=self.target, texts=texts)
-        found: npt.NDArray[np.float32] = convert.from_matrix((await self._channel.call(method, request, again=True)).vectors)
-        return found
+        return convert.from_matrix((await self._channel.call(method, request, again=True)).vectors)
 
-    async def _query_vectors(self, queries: Any, field: str | None, *, batch: bool = False) -> npt.NDArray[np.float32]:
+    async def _query_vectors(self, queries: Any, field: str | None, *, batch: bool = False) -> Queries:
         if isinstance(queries, str):
-            return await self._embedding.of_queries([queries])
+            return await self._embedding.of_queries([queries], field)
         if batch and is_texts(queries):
-            return await self._embedding.of_queries(queries)
+            return await self._embedding.of_queries(queries, field)
         if not batch and isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "fiu":
             queries, batch = queries[None, :], True
 
-        def made() -> npt.NDArray[np.float32]:
-            name = only_field(self.known) if field is None else field
-            if name not in self.known:
-                raise InvalidInput(f"no such field; this collection has {', '.join(self.known)}", field=name)
-            return checked_queries(queries if batch else [queries], self.known[name], name)
+        def made(known: Mapping[str, Field]) -> Queries:
+            name = only_field(known) if field is None else field
+            if name not in known:
+                raise InvalidInput(f"no such field; this collection has {', '.join(known)}", field=name)
+            return checked_queries(queries if batch else [queries], known[name], name)
 
-        found: npt.NDArray[np.float32] = await self._checked(made)
+        found: Queries = await self._checked(made)
         return found
 
     def __repr__(self) -> str:
         return f"<vecdb.Collection {self._name!r} at {self._channel.address.target}>"
+
+
+def _batch(known: Mapping[str, Field], ids: Any, vectors: Any, payloads: Any) -> Batch:
+    """Checked as the server will; typed columns are its affair."""
+    return batch_from_arrays(known, ids, vectors, payloads, columns=False)
 
 
 def _part_of(token: bytes, number: int) -> bytes:
@@ -544,7 +594,7 @@ def _points(batch: Batch, without: set[Id]) -> Iterator[Any]:
         made = messages.Point(id=None if key in without else convert.to_id(key), payload=batch.payloads[at])
         for name, rows in batch.fields.items():
             if rows.present is None or rows.present[at]:
-                made.vectors[name].CopyFrom(convert.to_vector(rows.vectors[at]))
+                made.vectors[name].CopyFrom(convert.to_vector(one_of(rows.vectors, at)))
         yield made
 
 
@@ -605,7 +655,7 @@ def _batch_of(found: Any, count: int, k: int, with_payload: bool) -> BatchHits:
     ids[kept] = np.array(flat, object) if flat else []
     scores[kept] = np.frombuffer(found.scores, "<f4")
     starts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
-    vectors = {name: convert.from_matrix(rows, name) for name, rows in found.vectors.items()}
+    vectors = {name: convert.rows_of_reply(rows, name) for name, rows in found.vectors.items()}
 
     def hits_of(at: int) -> Hits:
         places = range(starts[at], starts[at + 1])
@@ -619,7 +669,7 @@ def _batch_of(found: Any, count: int, k: int, with_payload: bool) -> BatchHits:
         for name, rows in vectors.items():
             for hit, place in zip(hits, places, strict=True):
                 if rows[place] is not None:
-                    hit.vectors[name] = rows[place].copy()
+                    hit.vectors[name] = convert.row_of(rows, place)
         return Hits(hits)
 
     return BatchHits(

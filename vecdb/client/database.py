@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AlreadyExists, Unsupported, VecdbError
-from ..schema import Dense, Sparse, checked_field, checked_name, fields_of
+from ..schema import Field, checked_field, checked_name, field_from_json, fields_of
 from ..wire import convert, messages
 from . import upkeep
 from .channel import Channel
@@ -49,7 +49,7 @@ class AsyncDatabase:
     async def create_collection(
         self,
         name: str,
-        schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None = None,
+        schema: Field | Mapping[str, Field] | None = None,
         *,
         embed: str | Encoder | None = None,
         token: bytes | None = None,
@@ -63,11 +63,11 @@ class AsyncDatabase:
             from ..embed import declare, identity_of
 
             declared = declare(schema, embed)
-            identity, _, dim = identity_of(embed)
-            told = declared["embed"]
-            request.encoder.name, request.encoder.field = identity, told["field"]
-            request.encoder.fingerprint, request.encoder.dim = told["fingerprint"] or "", dim or 0
-            fields = {each: Dense.from_json(field) for each, field in declared["fields"].items()}
+            encoder, told = identity_of(embed), declared["embed"]
+            request.encoder.name, request.encoder.field = encoder.name, told["field"]
+            request.encoder.fingerprint, request.encoder.dim = told["fingerprint"] or "", encoder.dim or 0
+            request.encoder.sparse = encoder.sparse
+            fields = {each: field_from_json(field) for each, field in declared["fields"].items()}
         else:
             if schema is None:
                 raise InvalidInput("say what the vectors are: create_collection(name, Dense(384)), or give embed=")
@@ -105,7 +105,7 @@ class AsyncDatabase:
         request = messages.RenameRequest(old=old, new=checked_name(new), token=token or new_token())
         await self._channel.call("Collections/Rename", request)
 
-    async def add_field(self, collection: str, name: str, field: Dense | Sparse, *, token: bytes | None = None) -> None:
+    async def add_field(self, collection: str, name: str, field: Field, *, token: bytes | None = None) -> None:
         """As `vecdb.Database.add_field`."""
         made = convert.to_field(name, checked_field(name, field))
         request = messages.AddFieldRequest(collection=collection, field=made, token=token or new_token())

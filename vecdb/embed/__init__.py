@@ -1,8 +1,9 @@
 """Texts -> vectors: one small contract, and what a collection needs to keep to it.
 
 An encoder turns texts into vectors. Its name and fingerprint are stored with the collection, because vectors of two
-encoders do not mix: texts and queries that would be embedded by another one are refused by name. The offline
-default, "tfidf", is fitted on the user's own first texts and kept with the collection; nothing is downloaded.
+encoders do not mix: texts and queries that would be embedded by another one are refused by name. Two are built in, "tfidf" for
+dense vectors and "bm25" for sparse ones: they are fitted on the user's own first texts and kept with the collection; nothing
+is downloaded.
 
 An Embedding belongs to one Collection and is safe in any thread, if its encoder is.
 """
@@ -11,70 +12,103 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
+from vecdb_index.contract import Queries
 
 from ..errors import DimensionMismatch, EncoderMismatch, InvalidInput
-from ..schema import DEFAULT_FIELD, Dense, Sparse, fields_of
+from ..schema import DEFAULT_FIELD, Dense, Field, Sparse, field_from_json, fields_of
+from ..sparse import checked_queries
 
 if TYPE_CHECKING:
     from vecdb_storage.store import Store
 
-TFIDF = "tfidf"
+TFIDF, BM25 = BUILT_IN = "tfidf", "bm25"
 TFIDF_DIM = 256
-Vectors = dict[str, npt.NDArray[np.float32]]
+Vectors = dict[str, Any]
 TEXT = "text"  # the payload key under which a point's text is kept
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that embeds texts. fingerprint: changes whenever the same text would get another vector."""
+    """Anything that embeds texts. fingerprint: changes whenever the same text would get another vector.
+
+    dim: None of an encoder whose vectors are sparse. One that encodes queries otherwise has `encode_queries`, too.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def fingerprint(self) -> str: ...
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int | None: ...
 
-    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(n,) texts -> (n, dim) float32."""
+    def encode(self, texts: Sequence[str]) -> Any:
+        """(n,) texts -> (n, dim) float32; or what a field of sparse vectors takes."""
 
 
-def declare(schema: Dense | Sparse | Mapping[str, Dense | Sparse] | None, embed: str | Encoder) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Identity:
+    """What is known of an encoder before it is used. fingerprint: None of one that is yet to be fitted. dim: None, too."""
+
+    name: str
+    fingerprint: str | None
+    dim: int | None
+    sparse: bool
+
+
+def declare(schema: Field | Mapping[str, Field] | None, embed: str | Encoder) -> dict[str, Any]:
     """The stored schema of a collection whose texts `embed` encodes. Raises InvalidInput or DimensionMismatch."""
-    name, fingerprint, dim = identity_of(embed)
-    fields = {DEFAULT_FIELD: Dense(dim or TFIDF_DIM)} if schema is None else fields_of(schema)
-    if DEFAULT_FIELD not in fields and len(fields) > 1:
-        raise InvalidInput(f"texts are embedded into one field: name it {DEFAULT_FIELD!r}, or declare only one")
-    field = DEFAULT_FIELD if DEFAULT_FIELD in fields else next(iter(fields))
-    if name == TFIDF and fields[field].dtype == "i8":
-        raise InvalidInput('"tfidf" gives fractions, which an i8 field cannot hold; use f32 or f16', field=field)
-    if dim is not None and fields[field].dim != dim:
-        raise DimensionMismatch(f"encoder {name!r} gives {dim} numbers, the field has {fields[field].dim}", field=field)
+    encoder = identity_of(embed)
+    if schema is None:
+        schema = Sparse() if encoder.sparse else Dense(encoder.dim or TFIDF_DIM)
+    fields = fields_of(schema)
+    field = _field_of(fields, encoder)
+    declared = fields[field]
+    if isinstance(declared, Dense):
+        if encoder.name == TFIDF and declared.dtype == "i8":
+            raise InvalidInput('"tfidf" gives fractions, which an i8 field cannot hold; use f32 or f16', field=field)
+        if encoder.dim is not None and declared.dim != encoder.dim:
+            raise DimensionMismatch(
+                f"encoder {encoder.name!r} gives {encoder.dim} numbers, the field has {declared.dim}", field=field
+            )
     return {
-        "fields": {key: declared.to_json() for key, declared in fields.items()},
+        "fields": {key: each.to_json() for key, each in fields.items()},
         "ids": None,
-        "embed": {"name": name, "fingerprint": fingerprint, "field": field},
+        "embed": {"name": encoder.name, "fingerprint": encoder.fingerprint, "field": field},
     }
 
 
-def identity_of(embed: object) -> tuple[str, str | None, int | None]:
-    """Name, fingerprint and dim of an encoder; the last two are None for "tfidf", which is yet to be fitted."""
+def _field_of(fields: Mapping[str, Field], encoder: Identity) -> str:
+    """The field that texts go to: the unnamed one, or the only one of the encoder's kind. Raises InvalidInput."""
+    fitting = [name for name, each in fields.items() if isinstance(each, Sparse) == encoder.sparse]
+    if not fitting:
+        kind, other = ("sparse", "dense") if encoder.sparse else ("dense", "sparse")
+        raise InvalidInput(
+            f"encoder {encoder.name!r} gives {kind} vectors, and the field has {other} ones", field=next(iter(fields))
+        )
+    if DEFAULT_FIELD not in fitting and len(fitting) > 1:
+        raise InvalidInput(f"texts are embedded into one field: name it {DEFAULT_FIELD!r}, or declare only one")
+    return DEFAULT_FIELD if DEFAULT_FIELD in fitting else fitting[0]
+
+
+def identity_of(embed: object) -> Identity:
+    """Raises InvalidInput when it is no encoder."""
     if isinstance(embed, str):
-        if embed != TFIDF:
-            raise InvalidInput(f'no encoder is called {embed!r}: use "tfidf", or give an encoder object')
-        return TFIDF, None, None
+        if embed not in BUILT_IN:
+            known = " or ".join(f'"{name}"' for name in BUILT_IN)
+            raise InvalidInput(f"no encoder is called {embed!r}: use {known}, or give an encoder object")
+        return Identity(embed, None, None, embed == BM25)
     if not isinstance(embed, Encoder):
         raise InvalidInput(f"{type(embed).__name__} is no encoder: it needs name, fingerprint, dim and encode(texts)")
     for said, value in (("name", embed.name), ("fingerprint", embed.fingerprint)):
         if not isinstance(value, str) or not value:
             raise InvalidInput(f"an encoder's {said} is a string that is not empty, not {value!r}")
-    if embed.name == TFIDF:
-        raise InvalidInput(f"the name {TFIDF!r} belongs to the built-in encoder; give yours another")
-    return embed.name, embed.fingerprint, embed.dim
+    if embed.name in BUILT_IN:
+        raise InvalidInput(f"the name {embed.name!r} belongs to the built-in encoder; give yours another")
+    return Identity(embed.name, embed.fingerprint, embed.dim, embed.dim is None)
 
 
 class Embedding:
@@ -96,7 +130,7 @@ class Embedding:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the encoder; None before "tfidf" is fitted."""
+        """Of the encoder; None of a built-in one before it is fitted."""
         found: str | None = self._schema()["embed"]["fingerprint"]
         return found
 
@@ -104,12 +138,13 @@ class Embedding:
         """Uses this encoder object from now on. Raises EncoderMismatch when the texts were embedded by another."""
         from .encoders import same_kind
 
-        name, fingerprint, dim = identity_of(encoder)
+        given = identity_of(encoder)
         declared = self._schema()["embed"]
-        if not same_kind(name, declared["name"]) or (dim is not None and fingerprint != declared["fingerprint"]):
+        other = given.fingerprint is not None and given.fingerprint != declared["fingerprint"]
+        if not same_kind(given.name, declared["name"]) or other:
             raise EncoderMismatch(
                 f"its texts were embedded by {declared['name']!r} ({declared['fingerprint']}), "
-                f"not by {name!r} ({fingerprint}); give that encoder, or embed the texts anew"
+                f"not by {given.name!r} ({given.fingerprint}); give that encoder, or embed the texts anew"
             )
         if not isinstance(encoder, str):
             self._encoder = encoder
@@ -124,30 +159,23 @@ class Embedding:
         rows = with_texts(payloads, texts)
         schema = self._schema()
         field = schema["embed"]["field"]
-        dim = schema["fields"][field]["dim"]
+        declared = field_from_json(schema["fields"][field])
         if not texts:
-            return {field: np.zeros((0, dim), np.float32)}, rows
+            return {field: stand_ins(declared, 0)}, rows
         encoder = self._ready()
         if encoder is None:
-            accept({field: np.ones((len(texts), dim), np.float32)}, rows)
+            accept({field: stand_ins(declared, len(texts))}, rows)
             encoder = self._fitted(texts)
-        return {field: self._encode(encoder, texts)}, rows
+        return {field: encoded(encoder, texts)}, rows
 
-    def of_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(m, dim) float32. Raises EncoderMismatch when the collection's encoder is not at hand."""
+    def of_queries(self, texts: Sequence[str]) -> Queries:
+        """(m, dim) float32, or sparse ones. Raises EncoderMismatch when the collection's encoder is not at hand."""
         texts = checked_texts(texts)
         encoder = self._ready()
         if encoder is None:
             raise InvalidInput("its encoder is fitted on the first texts; write some before you search by text")
-        return self._encode(encoder, texts)
-
-    def _encode(self, encoder: Encoder, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        vectors = np.asarray(encoder.encode(texts), np.float32)
-        if vectors.shape != (len(texts), encoder.dim):
-            raise DimensionMismatch(
-                f"encoder {encoder.name!r} gave {vectors.shape} for {len(texts)} texts of {encoder.dim} numbers each"
-            )
-        return vectors
+        found: Queries = encoded_queries(encoder, texts, self.field)
+        return found
 
     def _schema(self) -> dict[str, Any]:
         """As of the newest commit: an encoder that is being attached does not count until it is durable."""
@@ -158,34 +186,31 @@ class Embedding:
         if self._encoder is not None:
             return self._encoder
         declared = self._schema()["embed"]
-        if declared["name"] != TFIDF:
+        if declared["name"] not in BUILT_IN:
             raise EncoderMismatch(
                 f"its texts were embedded by {declared['name']!r} ({declared['fingerprint']}); open the collection with that "
                 f"encoder: db.collection(name, embed=encoder)"
             )
         if declared["fingerprint"] is None:
             return None
-        from .tfidf import Tfidf
-
-        encoder = Tfidf.from_arrays(self._store.attachment(self._uuid, "encoder"))
+        encoder = _built_in(declared["name"]).from_arrays(self._store.attachment(self._uuid, "encoder"))
         if encoder.fingerprint != declared["fingerprint"]:
             raise EncoderMismatch(f"its encoder on disk is {encoder.fingerprint}, not {declared['fingerprint']}")
         self._encoder = encoder
-        return encoder
+        return self._encoder
 
     def _fitted(self, texts: Sequence[str]) -> Encoder:
         """The encoder, fitted on these texts if they are the collection's first."""
         encoder = self._ready()
         if encoder is not None:
             return encoder
-        from .tfidf import Tfidf
-
         with self._lock:
             encoder = self._ready()
             if encoder is not None:
                 return encoder
             schema = self._schema()
-            fitted = Tfidf.fit(texts, schema["fields"][schema["embed"]["field"]]["dim"])
+            kind, field = _built_in(schema["embed"]["name"]), schema["fields"][schema["embed"]["field"]]
+            fitted = kind.fit(texts, field["dim"]) if field["kind"] == "dense" else kind.fit(texts)
 
             def settle(now: dict[str, Any]) -> dict[str, Any]:
                 if now["embed"]["fingerprint"] is not None:
@@ -196,6 +221,37 @@ class Embedding:
             encoder = self._ready()
             assert encoder is not None
             return encoder
+
+
+def _built_in(name: str) -> Any:
+    """The class of a built-in encoder."""
+    from importlib import import_module
+
+    return getattr(import_module("." + name, __package__), name.capitalize())
+
+
+def stand_ins(declared: Field, count: int) -> Any:
+    """Vectors that a field takes, in the place of those that are yet to be made."""
+    return [{0: 1.0}] * count if isinstance(declared, Sparse) else np.ones((count, declared.dim), np.float32)
+
+
+def encoded(encoder: Encoder, texts: Sequence[str]) -> Any:
+    """The vectors of texts that are stored: (n, dim) float32, or sparse ones. Raises DimensionMismatch."""
+    if encoder.dim is None:
+        return encoder.encode(texts)
+    vectors = np.asarray(encoder.encode(texts), np.float32)
+    if vectors.shape != (len(texts), encoder.dim):
+        raise DimensionMismatch(
+            f"encoder {encoder.name!r} gave {vectors.shape} for {len(texts)} texts of {encoder.dim} numbers each"
+        )
+    return vectors
+
+
+def encoded_queries(encoder: Encoder, texts: Sequence[str], field: str) -> Any:
+    """The vectors of texts that are searched for, as searches take them. Raises DimensionMismatch, InvalidVector."""
+    if encoder.dim is not None:
+        return encoded(encoder, texts)
+    return checked_queries(getattr(encoder, "encode_queries", encoder.encode)(texts), field)
 
 
 def checked_texts(texts: Any) -> Sequence[str]:

@@ -1,7 +1,7 @@
 """Encoders by name, as a command line and a configuration say them: `encoder_of("tfidf")`.
 
-A name is KIND, or KIND:WHAT. Each kind but the first is an adapter in a file of its own, behind an extra, and is imported when
-it is asked for.
+A name is that of a built-in encoder, or KIND:WHAT. Each kind is an adapter in a file of its own, behind an extra, and is
+imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable
 from importlib import import_module
 
 from ..errors import InvalidInput
-from . import TFIDF, Encoder
+from . import BUILT_IN, Encoder
 
 # kind -> module, class, what stands after the colon, and that in words
 ADAPTERS = {
     "sentence-transformers": ("sentence_transformers", "SentenceTransformers", "MODEL", "a model's name or folder"),
     "onnx": ("onnx", "Onnx", "FOLDER", "a folder with model.onnx and tokenizer.json"),
     "model2vec": ("model2vec", "Model2Vec", "MODEL", "a model's name or folder"),
+    "splade": ("splade", "Splade", "FOLDER", "a folder with model.safetensors and tokenizer.json"),
     "openai": ("openai", "OpenAI", "MODEL", "a model's name"),
 }
 
@@ -26,11 +27,11 @@ def encoder_of(name: str) -> str | Encoder:
 
     Raises InvalidInput, and what the adapter does: NotFound, Unsupported.
     """
-    if name == TFIDF:
+    if name in BUILT_IN:
         return name
     kind, _, what = name.partition(":")
     if kind not in ADAPTERS:
-        known = ", ".join([TFIDF, *(f"{each}:{said[2]}" for each, said in ADAPTERS.items())])
+        known = ", ".join([*BUILT_IN, *(f"{each}:{said[2]}" for each, said in ADAPTERS.items())])
         raise InvalidInput(f"no encoder is called {name!r}; there are: {known}")
     module, class_name, word, meaning = ADAPTERS[kind]
     if not what.strip():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,15 +22,13 @@ import xxhash
 from vecdb_storage.arrayfile import check_ends
 
 from ..errors import Corruption, Unsupported
+from .words import TOKEN, simplified
 
 _MOST_TERMS = 30_000
 _MOST_TEXTS = 50_000  # of a fit; a larger corpus is sampled evenly
 _MANY_TEXTS = 10_000  # a fit of so many takes seconds, and says so
 _CONSTANT = 1e-4
 _STRIPE = 4096  # texts encoded at a time, which bounds memory
-_TOKEN = r"(?u)\b\w+\b"
-_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_PLURAL = re.compile(r"(\w{3,}[^\Ws])s\b")
 _log = logging.getLogger("vecdb")
 
 
@@ -62,15 +59,10 @@ def _directions(sklearn: Any, weights: Any, room: int) -> npt.NDArray[np.float32
     return np.hstack([v, random - v @ (v.T @ random)])
 
 
-def _words(text: str) -> str:
-    """Lower case, names taken apart at underscores and capitals, plurals without their s."""
-    return _PLURAL.sub(r"\1", _CAPITAL.sub(" ", text).replace("_", " ").lower())
-
-
 def _stop_words(sklearn: Any) -> list[str]:
-    """English stop words, as `_words` leaves them."""
+    """English stop words, as `simplified` leaves them."""
     words = sklearn.feature_extraction.text.ENGLISH_STOP_WORDS
-    return sorted({*words, *map(_words, words)})
+    return sorted({*words, *map(simplified, words)})
 
 
 class Tfidf:
@@ -95,7 +87,7 @@ class Tfidf:
             _log.info("fitting the text encoder on %s texts", f"{len(sample):,}")
         vectoriser = sklearn.feature_extraction.text.TfidfVectorizer(
             sublinear_tf=True, stop_words=_stop_words(sklearn), max_features=_MOST_TERMS, dtype=np.float32,
-            preprocessor=_words, token_pattern=_TOKEN,
+            preprocessor=simplified, token_pattern=TOKEN,
         )  # fmt: skip
         try:
             weights = vectoriser.fit_transform(sample)
@@ -117,7 +109,7 @@ class Tfidf:
     @cached_property
     def _counter(self) -> Any:
         counting = _sklearn().feature_extraction.text.CountVectorizer(
-            vocabulary=self.terms, preprocessor=_words, token_pattern=_TOKEN, dtype=np.float32
+            vocabulary=self.terms, preprocessor=simplified, token_pattern=TOKEN, dtype=np.float32
         )  # stop words are not in the vocabulary: another scikit-learn with another list of them changes nothing
         counting.transform([""])  # reads the vocabulary now, so that threads find it read
         return counting

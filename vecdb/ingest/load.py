@@ -23,9 +23,10 @@ import orjson
 import xxhash
 from vecdb_storage.batch import LEVEL0_BYTES
 
+from ..embed import BUILT_IN
 from ..errors import AlreadyExists, DuplicateId, InvalidFile, InvalidInput, NotFound
 from ..pipeline import Ahead
-from ..schema import AUTO, Dense, Dtype, Metric, checked_metric
+from ..schema import AUTO, Dense, Dtype, Field, Metric, Sparse, checked_metric
 from .mapping import ROW, Chunk, Column, Mapped, Wanted, columns_of, settle
 from .readers import START, Limits, Options, Piece, Place, Pruning, Reader, Unread, open_reader
 from .sources import Source, find
@@ -152,7 +153,7 @@ class Plan:
     columns: dict[str, Column]
     mapped: Mapped
     wanted: Wanted
-    created: dict[str, Dense] | None
+    created: dict[str, Field] | None
     embed: str | Encoder | None
     how: How
     options: Options
@@ -270,7 +271,7 @@ def plan(
     info = into.info() if into is not None else None
     fields = info.fields if info is not None else None
     if embed is None and info is not None and info.encoder is not None and wanted.vectors is None:
-        embed = info.encoder if wanted.text is not None or info.encoder == "tfidf" else None
+        embed = info.encoder if wanted.text is not None or info.encoder in BUILT_IN else None
     reader = open_reader(sources[0], options)
     try:
         head, columns, said = _head(sources[0], reader)
@@ -279,12 +280,12 @@ def plan(
     mapped = settle(columns, wanted, fields, sources[0].name, embeds=embed is not None)
     if how.chunk is not None and mapped.text is None:
         raise InvalidInput("texts are split where they are embedded: say --embed, too")
-    created: dict[str, Dense] | None = None
+    created: dict[str, Field] | None = None
     if into is None:
         default: Metric = checked_metric(said) or "cosine"
         created = {
-            name: Dense(mapped.dims[name], metric or default, dtype or mapped.dtypes[name], index)  # type: ignore[arg-type]
-            for name in mapped.vectors
+            name: Sparse(index) if dim is None else Dense(dim, metric or default, dtype or mapped.dtypes[name], index)  # type: ignore[arg-type]
+            for name, dim in mapped.dims.items()
         }
         if embed is not None:
             created = {}

@@ -17,7 +17,8 @@ import orjson
 
 from ..errors import InvalidFile, InvalidInput
 from ..points import vectors_of_column
-from ..schema import DEFAULT_FIELD, MAX_DIM, Dense
+from ..schema import DEFAULT_FIELD, MAX_DIM, Field, Sparse
+from ..sparse import Unchecked, from_json, is_sparse, is_sparse_column, rows_of_column
 from .readers import Piece
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 ROW, ULID = ":row", ":ulid"  # in the place of an id column: the row's number, or a new ULID
 _IDS = ("id", "_id", "ids", "point_id", "doc_id", "docid", "document_id", "uuid", "guid", "key", "pk")
-_VECTORS = ("vector", "vectors", "embedding", "embeddings", "emb", "vec", "features", "values", "dense")
+_VECTORS = (
+    "vector", "vectors", "embedding", "embeddings", "emb", "vec", "features", "values", "dense", "sparse",
+    "sparse_vector", "terms", "weights",
+)  # fmt: skip
 _TEXTS = ("text", "content", "body", "chunk", "passage", "document", "page_content", "abstract", "title")
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 JSON_COLUMN = {b"vecdb": b"json"}  # metadata of an Arrow column of JSON texts
@@ -34,7 +38,10 @@ _LOOKED_AT = 100  # rows, to tell what a column without a type is
 
 @dataclass(frozen=True)
 class Column:
-    """What a column holds, by the first rows. kind: int, text, number, bool, time, vector, list, object, binary or empty."""
+    """What a column holds, by the first rows.
+
+    kind: int, text, number, bool, time, vector, sparse (vectors), list, object, binary or empty.
+    """
 
     kind: str
     dim: int | None = None  # of vectors
@@ -46,7 +53,8 @@ class Column:
 class Wanted:
     """What the user says; None is guessed. id: a column, ROW or ULID. vectors: field -> column. payload: columns to keep.
 
-    without: columns to leave out. rename: column -> payload key. text: the column that is embedded.
+    without: columns to leave out. rename: column -> payload key. text: the column that is embedded. tokens: of sparse vectors
+    that are written by tokens, the component of each.
     """
 
     id: str | None = None
@@ -55,6 +63,7 @@ class Wanted:
     without: Sequence[str] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
     text: str | None = None
+    tokens: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,11 @@ class Chunk:
     def take(self, rows: Sequence[int]) -> Chunk:
         """Some of the rows, with everything one by one: for the few chunks in which something is wrong."""
         ids = None if self.ids is None else [self.id_of(row) for row in rows]
-        vectors = {name: [values[row] for row in rows] for name, values in self.vectors.items()}
+        vectors = {
+            name: [each[row] for row in rows]
+            for name, values in self.vectors.items()
+            for each in [values.rows() if isinstance(values, Unchecked) else values]
+        }
         payloads = self.payload_rows()
         texts = None if self.texts is None else [self.texts[row] for row in rows]
         return Chunk(
@@ -137,6 +150,8 @@ def _of_values(name: str, values: list[Any]) -> Column:
     if kinds == {list}:
         numeric = [len(row) for row in values if all(type(n) in (int, float) for n in row)]
         return _of_lengths(name, numeric, len(values), "f32", "list")
+    if kinds == {dict} and any(values) and all(map(is_sparse, values)):
+        return Column("sparse", said="sparse vectors")
     if kinds == {str} and (dim := _dim_of_texts(values)):
         return Column("vector", dim, "f32", "text of numbers")
     if kinds == {int, float}:
@@ -187,6 +202,8 @@ def _of_arrow(name: str, column: Any) -> Column:
         some = [text for text in column.slice(0, _LOOKED_AT).to_pylist() if text is not None]
         dim = _dim_of_texts(some) if some else None
         return Column("vector", dim, "f32", "text of numbers") if dim else Column("text", said=said)
+    if is_sparse_column(kind):
+        return Column("sparse", said=said)
     for test, said_kind in (
         (types.is_integer, "int"), (types.is_floating, "number"), (types.is_decimal, "number"), (types.is_boolean, "bool"),
         (types.is_temporal, "time"), (types.is_null, "empty"), (types.is_struct, "object"), (types.is_map, "object"),
@@ -221,17 +238,21 @@ def _members(name: str, columns: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Mapped:
-    """The settled mapping. vectors: field -> column. payload: None for all other columns. left_out: and why, for people."""
+    """The settled mapping. vectors: field -> column. payload: None for all other columns. left_out: and why, for people.
+
+    dims: numbers in the vectors of each field, None for sparse ones; dtypes: of dense ones.
+    """
 
     id: str
     vectors: dict[str, str]
-    dims: dict[str, int]
+    dims: dict[str, int | None]
     dtypes: dict[str, str]
     payload: tuple[str, ...] | None
     without: frozenset[str]
     rename: dict[str, str]
     text: str | None
     left_out: dict[str, str]
+    tokens: Mapping[str, int] | None = None
 
     def check(self, columns: Mapping[str, Column], file: str) -> list[str]:
         """Whether another file has the columns that are needed. Returns payload columns that it lacks. Raises InvalidFile."""
@@ -245,6 +266,11 @@ class Mapped:
                 raise InvalidFile(f"the column is missing; there are: {_listing(columns)}", file=file, column=name)
         for field_name, name in self.vectors.items():
             found = columns[name]
+            if (found.kind == "sparse") != (self.dims[field_name] is None) and found.kind in ("sparse", "vector"):
+                raise InvalidFile(
+                    f"it holds {found.said}, and field {field_name!r} has "
+                    f"{'sparse vectors' if self.dims[field_name] is None else 'dense ones'}", file=file, column=name,
+                )  # fmt: skip
             if found.kind == "vector" and found.dim != self.dims[field_name]:
                 raise InvalidFile(
                     f"its vectors have {found.dim} numbers, and field {field_name!r} has {self.dims[field_name]}",
@@ -300,7 +326,7 @@ class Mapped:
                 members = _members(column, names)
                 vectors[field_name] = [[row.get(name) for name in members] for row in rows]
             else:
-                vectors[field_name] = [_parsed_vector(row.get(column)) for row in rows]
+                vectors[field_name] = [_parsed_vector(row.get(column), self.tokens) for row in rows]
         ids = self._ids(numbers, first) if self.id.startswith(":") else [row.get(self.id) for row in rows]
         texts = None if self.text is None else [row.get(self.text) for row in rows]
         return Chunk(numbers, ids, vectors, payloads if keys else None, texts)
@@ -345,7 +371,9 @@ def _json_values(column: Any) -> list[Any]:
     return [None if text is None else orjson.loads(text) for text in column.to_pylist()]
 
 
-def _parsed_vector(value: Any) -> Any:
+def _parsed_vector(value: Any, tokens: Mapping[str, int] | None = None) -> Any:
+    if isinstance(value, Mapping):
+        return from_json(value, tokens)
     if isinstance(value, str):
         try:
             return orjson.loads(value)
@@ -359,6 +387,8 @@ def _vectors(column: Any, name: str) -> Any:
 
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return [_parsed_vector(text) for text in column.to_pylist()]
+    if is_sparse_column(column.type):
+        return rows_of_column(pa.chunked_array([column]), name)
     return vectors_of_column(pa.chunked_array([column]), name)
 
 
@@ -394,7 +424,7 @@ def _payloads(columns: dict[str, Any]) -> Any:
 
 
 def settle(
-    columns: Mapping[str, Column], wanted: Wanted, fields: Mapping[str, Dense] | None, file: str, *, embeds: bool
+    columns: Mapping[str, Column], wanted: Wanted, fields: Mapping[str, Field] | None, file: str, *, embeds: bool
 ) -> Mapped:
     """The mapping of files like this one. fields: of the collection, None if it is to be created. embeds: texts become vectors.
 
@@ -403,6 +433,8 @@ def settle(
     for name in [*(wanted.payload or ()), *wanted.without, *wanted.rename, *filter(None, (wanted.text,))]:
         if name not in columns:
             raise InvalidFile(f"there is no such column; there are: {_listing(columns)}", file=file, column=name)
+    if wanted.tokens is not None:
+        columns = _by_tokens(columns, wanted)
     text = _text_column(columns, wanted, file) if embeds else None
     vectors = {} if embeds else _vector_columns(columns, wanted, fields, file)
     spread = {each for column in vectors.values() for each in (_members(column, columns) if column.endswith("*") else [column])}
@@ -412,9 +444,13 @@ def settle(
         if column.kind == "binary" and name not in spread and name not in (wanted.payload or ())
     }
     key = _id_column(columns, wanted, spread | ({text} if text else set()), file)
-    dims, dtypes = {}, {}
+    dims: dict[str, int | None] = {}
+    dtypes = {}
     for name, column in vectors.items():
         found = columns[column]
+        if found.kind == "sparse":
+            dims[name] = None
+            continue
         if found.dim is None or not 1 <= found.dim <= MAX_DIM:
             raise InvalidFile(
                 f"vectors of one length are needed, of 1 to {MAX_DIM:,} numbers; it holds {found.said}",
@@ -433,6 +469,7 @@ def settle(
         dict(wanted.rename),
         text,
         left_out,
+        wanted.tokens,
     )
     names = mapped.payload_of(columns)
     twice = [
@@ -443,6 +480,26 @@ def settle(
             f"two columns would have the payload key {mapped.rename.get(twice[0], twice[0])!r}; rename one of them"
         )
     return mapped
+
+
+def _fits(column: Column, field: Field) -> bool:
+    """Whether a column's vectors can be a field's."""
+    return column.kind == "sparse" if isinstance(field, Sparse) else column.dim == field.dim
+
+
+def _what(field: Field) -> str:
+    return "sparse" if isinstance(field, Sparse) else str(field.dim)
+
+
+def _by_tokens(columns: Mapping[str, Column], wanted: Wanted) -> dict[str, Column]:
+    """Columns as they are where sparse vectors are written by tokens: objects of the names of vectors are such."""
+    chosen = set((wanted.vectors or {}).values())
+    return {
+        name: Column("sparse", said="weights by token")
+        if column.kind == "object" and (name in chosen or name in _VECTORS)
+        else column
+        for name, column in columns.items()
+    }
 
 
 def _listing(columns: Mapping[str, Column]) -> str:
@@ -475,7 +532,7 @@ def _id_column(columns: Mapping[str, Column], wanted: Wanted, but: set[str], fil
 
 
 def _vector_columns(
-    columns: Mapping[str, Column], wanted: Wanted, fields: Mapping[str, Dense] | None, file: str
+    columns: Mapping[str, Column], wanted: Wanted, fields: Mapping[str, Field] | None, file: str
 ) -> dict[str, str]:
     if wanted.vectors is not None:
         chosen = dict(wanted.vectors)
@@ -487,15 +544,15 @@ def _vector_columns(
             if fields is not None and name not in fields:
                 raise InvalidInput(f"the collection has no field {name!r}; it has {', '.join(fields)}")
         return chosen
-    candidates = {name: column for name, column in columns.items() if column.kind == "vector"}
+    candidates = {name: column for name, column in columns.items() if column.kind in ("vector", "sparse")}
     if fields is not None:
         named = {name: name for name in fields if name in candidates}
         if named:
             return named
         candidates = {
-            name: column for name, column in candidates.items() if any(column.dim == each.dim for each in fields.values())
+            name: column for name, column in candidates.items() if any(_fits(column, each) for each in fields.values())
         }
-    found = _named(candidates, _VECTORS, ("vector",))
+    found = _named(candidates, _VECTORS, ("vector", "sparse"))
     if found is None:
         longest = max((column.dim or 0 for column in candidates.values()), default=0)
         widest = [name for name, column in candidates.items() if column.dim == longest]
@@ -506,10 +563,10 @@ def _vector_columns(
             f"{_listing(columns)}"
         )
         if fields is not None:
-            hint += f"; the collection's fields are {', '.join(f'{name} ({each.dim})' for name, each in fields.items())}"
+            hint += f"; the collection's fields are {', '.join(f'{name} ({_what(each)})' for name, each in fields.items())}"
         raise InvalidFile(hint, file=file)
     if fields is not None and len(fields) > 1:
-        fitting = [name for name, each in fields.items() if each.dim == candidates[found].dim]
+        fitting = [name for name, each in fields.items() if _fits(candidates[found], each)]
         if len(fitting) > 1:
             raise InvalidFile(
                 f"which field is column {found!r}? Say --vector FIELD={found}; there are: {', '.join(fitting)}", file=file

@@ -26,7 +26,7 @@ FORMATS = {
     ".arrow": "arrow", ".ipc": "arrow", ".feather": "arrow", ".arrows": "arrow",
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
     ".csv": "csv", ".tsv": "tsv",
-    ".npy": "npy", ".npz": "npz",
+    ".npy": "npy", ".npz": "npz", ".seismic": "seismic",
     ".fvecs": "fvecs", ".bvecs": "bvecs", ".ivecs": "ivecs",
     ".fbin": "fbin", ".u8bin": "u8bin", ".i8bin": "i8bin",
     ".hdf5": "hdf5", ".h5": "hdf5",

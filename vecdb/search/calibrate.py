@@ -10,6 +10,7 @@ searches of the same rows: the planner goes by that. Any thread.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -21,10 +22,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_index.contract import Bitmap, Control, Hits, Keys, Rows, Searcher, Trial
-from vecdb_index.flat.search import FlatSearcher
+from vecdb_index.contract import AnyRows, Bitmap, Control, ExactSearcher, Hits, Keys, Queries, Searcher, SparseRows, Trial
+from vecdb_storage.vectors import SparseVectors
 
 from ..errors import InvalidInput, Unsupported
+from ..sparse import like_queries
 
 KS = (1, 10, 100)
 SELECTIVITIES = (1.0, 0.1, 0.01)
@@ -112,7 +114,7 @@ class Calibration:
         paces = [(curve.selectivity, curve.pace(searcher, effort)) for curve in self.curves if curve.k == near]
         return searcher.cost(k, effort, selectivity, queries) * _between(paces, selectivity)
 
-    def exact_seconds(self, exact: FlatSearcher, k: int, selectivity: float, queries: int) -> float:
+    def exact_seconds(self, exact: ExactSearcher, k: int, selectivity: float, queries: int) -> float:
         """Likewise of an exact search."""
         several = queries > FEW
         paces = [
@@ -191,17 +193,17 @@ class Report:
 class Calibrating:
     """A trial that measures an index while it is built. calibration: filled in when it has been run."""
 
-    def __init__(self, rows: Rows, *, threads: int = 1, seed: int = 0, control: Control | None = None) -> None:
+    def __init__(self, rows: AnyRows, *, threads: int = 1, seed: int = 0, control: Control | None = None) -> None:
         n = len(rows)
         there = np.arange(n) if rows.present is None else np.flatnonzero(_flags(rows.present, n))
         self._rng = np.random.default_rng(seed)
         held = self._rng.permutation(there)[: min(QUERIES, len(there) // 10)]
-        self._queries = rows.vectors[held].astype(np.float32)
+        self._queries = as_queries(rows, held)
         self._threads, self._control = threads, control
         self.trial = Trial(np.sort(held), self._run)
         self.calibration = Calibration(())
 
-    def _run(self, searcher: Searcher, rows: Rows) -> None:
+    def _run(self, searcher: Searcher, rows: AnyRows) -> None:
         if len(self._queries) < _FEWEST:
             return
         assert rows.present is not None
@@ -245,15 +247,16 @@ class Calibrating:
     ) -> list[Curve]:
         """The curves of one selectivity, side by side. most: seconds of an exact search."""
         queries = self._queries if selectivity == 1 else self._queries[:FILTERED_QUERIES]
-        shares = np.array_split(queries, min(len(queries), self._threads))
+        ends = np.linspace(0, len(queries), min(len(queries), self._threads) + 1).astype(int).tolist()
+        shares = [queries[first:last] for first, last in itertools.pairwise(ends)]
         true = np.concatenate(list(pool.map(partial(self._true, searcher, ks[-1], allowed), shares)))
 
-        def find(k: int, effort: float, some: npt.NDArray[np.float32]) -> Hits:
+        def find(k: int, effort: float, some: Queries) -> Hits:
             return searcher.search(some, k, effort, allowed, control=self._control)
 
         return list(pool.map(lambda k: curve_of(k, selectivity, queries, true[:, k - 1], partial(find, k), most), ks))
 
-    def _true(self, searcher: Searcher, k: int, allowed: Bitmap | None, queries: npt.NDArray[np.float32]) -> Keys:
+    def _true(self, searcher: Searcher, k: int, allowed: Bitmap | None, queries: Queries) -> Keys:
         return searcher.exact.search(queries, k, allowed=allowed, control=self._control).keys
 
     def _single(self, search: Callable[..., Hits]) -> float:
@@ -272,9 +275,14 @@ class Calibrating:
         return len(queries), (time.perf_counter() - started) / len(queries)
 
 
-def curve_of(
-    k: int, selectivity: float, queries: npt.NDArray[np.float32], kth: Keys, find: Callable[[float, Any], Hits], most: float
-) -> Curve:
+def as_queries(rows: AnyRows, numbers: npt.NDArray[np.int64]) -> Queries:
+    """Some stored rows, to be searched for."""
+    if isinstance(rows, SparseRows):
+        return like_queries(SparseVectors(rows.offsets, rows.indices, rows.weights)[numbers])
+    return rows.vectors[numbers].astype(np.float32)
+
+
+def curve_of(k: int, selectivity: float, queries: Queries, kth: Keys, find: Callable[[float, Any], Hits], most: float) -> Curve:
     """Recall of `find` at rising efforts, until it is as good as complete, or slower than an exact search: `most` seconds.
 
     kth: (m,) the k-th best key of each query. Where queries take long, a point is made of fewer of them.

@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from vecdb_index.codec.int8 import Codes, width_of
-from vecdb_index.contract import Rows
+from vecdb_index.contract import AnyRows, ExactSearcher, SparseRows
+from vecdb_index.flat.backend import exactly
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.memtable import Block
 from vecdb_storage.segment import Segment
@@ -39,8 +40,10 @@ class _Copy:
 _kept: WeakKeyDictionary[Segment | Block, dict[str, _Copy]] = WeakKeyDictionary()
 
 
-def searcher_of(part: Part, field: str, rows: Rows) -> FlatSearcher:
+def searcher_of(part: Part, field: str, rows: AnyRows) -> ExactSearcher:
     """An exact searcher of a part's field, over its copy if it has one or is to get one."""
+    if isinstance(rows, SparseRows):
+        return exactly(rows)
     if rows.vectors.nbytes < _LEAST_BYTES or rows.vectors.dtype == np.int8:
         return FlatSearcher(rows)
     owner: Segment | Block = part.segment if isinstance(part, SegmentPart) else part.block  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -20,20 +21,20 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
+from vecdb_index.contract import ExactSearcher, Queries, Searcher
 from vecdb_index.contract import Hits as FoundRows
-from vecdb_index.contract import Rows, Searcher
-from vecdb_index.flat.search import FlatSearcher
+from vecdb_index.flat.backend import exactly
 from vecdb_storage.ids import Id
 from vecdb_storage.segment import Segment, StoredField
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.tombstones import Words
 
 from . import bitmaps, copies
-from .indexes import NOT_INDEXED, Index, index_of, wanted
+from .indexes import NOT_INDEXED, Index, index_of, rows_of, wanted
 from .plan import PartPlan
 from .planner import Asked, Way, way_of
 
-_Means = tuple[Index, FlatSearcher]
+_Means = tuple[Index, ExactSearcher]
 _WORTH = 200e-6  # seconds of work for which another thread is worth waking
 _FEWEST_QUERIES = 8  # of an index, likewise
 _settled: WeakKeyDictionary[Segment, dict[str, tuple[str | None, _Means]]] = WeakKeyDictionary()  # by field, for an index file
@@ -56,7 +57,7 @@ class _Task:
     part: Part
     first: int
     searcher: Searcher
-    exact: FlatSearcher | None
+    exact: ExactSearcher | None
     allowed: Words | None
     effort: float
     queries: slice
@@ -81,14 +82,14 @@ class Answer:
         self._lists: dict[int, list[Found]] = {}
 
     @staticmethod
-    def of_one(tasks: list[_Task], queries: npt.NDArray[np.float32], k: int) -> Answer:
+    def of_one(tasks: list[_Task], queries: Queries, k: int) -> Answer:
         """Of a single query, without the arrays."""
         answer = Answer()
         answer._lists[0] = _merge(tasks, 0, queries, k)
         return answer
 
     @staticmethod
-    def of_many(tasks: list[_Task], queries: npt.NDArray[np.float32], k: int) -> Answer:
+    def of_many(tasks: list[_Task], queries: Queries, k: int) -> Answer:
         m = len(queries)
         answer = Answer()
         answer.keys, answer.ids = np.full((m, k), -np.inf, np.float32), np.full((m, k), None, object)
@@ -170,7 +171,7 @@ class Executor:
         self,
         snapshot: Snapshot,
         asked: Asked,
-        queries: npt.NDArray[np.float32],
+        queries: Queries,
         *,
         batch: bool,
         explain: list[PartPlan] | None = None,
@@ -213,11 +214,11 @@ class Executor:
         # Of the k best of all parts about so many are here, and these have to be found.
         share = part.live_rows / max(1, total)
         way = way_of(part, asked, index, whole, allowed, share, queries)
-        if way.searcher is None:
+        if way.searcher is None and whole.divides == "rows":
             return _Planned(part, way, self._split_rows(part, way, whole, words, queries))
-        return _Planned(part, way, self._split_queries(part, way, words, queries))
+        return _Planned(part, way, self._split_queries(part, way, whole, words, queries))
 
-    def _split_rows(self, part: Part, way: Way, whole: FlatSearcher, words: Words | None, queries: int) -> list[_Task]:
+    def _split_rows(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[_Task]:
         """An exact search as several row ranges, if it takes so long that threads are worth it."""
         pieces = self._pieces(way.seconds * queries)
         step = -(-part.rows // pieces // 64) * 64 or 64
@@ -233,13 +234,13 @@ class Executor:
                 tasks.append(_Task(part, first, searcher, searcher, mine, 1.0, slice(0, queries), cost))
         return tasks
 
-    def _split_queries(self, part: Part, way: Way, words: Words | None, queries: int) -> list[_Task]:
-        assert way.searcher is not None
+    def _split_queries(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[_Task]:
         pieces = min(self._pieces(way.seconds * queries), max(1, queries // _FEWEST_QUERIES))
         step = -(-queries // pieces)
         ranges = [slice(start, min(queries, start + step)) for start in range(0, queries, step)]
-        searcher, effort = way.searcher, way.effort
-        return [_Task(part, 0, searcher, None, words, effort, some, way.seconds * (some.stop - some.start)) for some in ranges]
+        searcher, exact = (whole, whole) if way.searcher is None else (way.searcher, None)
+        per = way.seconds
+        return [_Task(part, 0, searcher, exact, words, way.effort, some, per * (some.stop - some.start)) for some in ranges]
 
     def _pieces(self, seconds: float) -> int:
         """Into how many tasks work of so many seconds is divided."""
@@ -272,13 +273,13 @@ def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:
     """The index of a part's field as it can be used now, and the quickest exact searcher that there is."""
     name = asked.field
     if not isinstance(part, SegmentPart):
-        rows = Rows(stored.vectors, stored.norms, asked.declared.metric, stored.present)
-        return NOT_INDEXED, FlatSearcher(rows) if asked.declared.is_flat else copies.searcher_of(part, name, rows)
+        rows = rows_of(stored, asked.declared.metric)
+        return NOT_INDEXED, exactly(rows) if asked.declared.is_flat else copies.searcher_of(part, name, rows)
     file = part.indexes.get(name)
     kept = _settled.get(part.segment, {}).get(name)
     if kept is not None and kept[0] == file and (file is not None or wanted(asked.declared, part.rows) is None):
         return kept[1]
-    rows = Rows(stored.vectors, stored.norms, asked.declared.metric, stored.present)
+    rows = rows_of(stored, asked.declared.metric)
     index = index_of(part, name, rows)
     if index.searcher is not None:
         copies.drop(part.segment, name)
@@ -286,7 +287,7 @@ def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:
     elif wanted(asked.declared, part.rows) is not None:
         return index, copies.searcher_of(part, name, rows)  # for as long as it lacks its index
     else:
-        means = index, FlatSearcher(rows)
+        means = index, exactly(rows)
     _settled.setdefault(part.segment, {})[name] = file, means
     return means
 
@@ -315,7 +316,7 @@ class _Floors:
             self._lowest[queries] = both[:, self._k]
 
 
-def _merge(tasks: Sequence[_Task], query: int, queries: npt.NDArray[np.float32], k: int) -> list[Found]:
+def _merge(tasks: Sequence[_Task], query: int, queries: Queries, k: int) -> list[Found]:
     """The best k of one query over all tasks that it was in, by (key, id)."""
     if len(tasks) == 1:
         result, at = tasks[0].result, query - tasks[0].queries.start
@@ -371,4 +372,5 @@ def _explained(planned: _Planned) -> PartPlan:
         scored=sum(result.scored for result in results),
         bytes=sum(result.bytes for result in results),
         milliseconds=1000 * sum(task.seconds for task in tasks),
+        seen=dict(sum((Counter(result.seen) for result in results), Counter())),
     )

@@ -13,16 +13,18 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vecdb_index import registry
-from vecdb_index.contract import Damaged, Rows, Searcher
+from vecdb_index.contract import AnyRows, Damaged, Metric, Rows, Searcher, SparseRows
 from vecdb_storage.arrayfile import CheckedArrays
 from vecdb_storage.errors import VecdbError
-from vecdb_storage.segment import Segment
+from vecdb_storage.segment import Segment, StoredField
 from vecdb_storage.snapshot import SegmentPart
+from vecdb_storage.vectors import SparseVectors
 
-from ..schema import AUTO, Dense
+from ..schema import AUTO, Dense, Field, Sparse
 from .calibrate import Calibration
 
 AUTO_ROWS = 5_000  # from which on a segment gets a graph under "auto"
+AUTO_SPARSE_ROWS = 5_000  # likewise, of sparse vectors
 AUTO_SECONDS = 0.3e-3  # that an exact search of it must take at least
 TRAINED = "trained."  # before the names of trained arrays, which are kept with each index that was built with them
 _log = logging.getLogger("vecdb")
@@ -46,24 +48,34 @@ NOT_INDEXED = Index(None, Calibration(()), "in memory, not indexed")
 _kept: WeakKeyDictionary[Segment, dict[str, tuple[str, Index]]] = WeakKeyDictionary()  # by field: its file, and that
 
 
-def wanted(declared: Dense, rows: int) -> Any:
+def rows_of(stored: StoredField, metric: Metric) -> AnyRows:
+    """The vectors of a field as backends take them."""
+    if isinstance(stored.vectors, SparseVectors):
+        return SparseRows(stored.vectors.offsets, stored.vectors.indices, stored.vectors.weights, stored.present)
+    return Rows(stored.vectors, stored.norms, metric, stored.present)
+
+
+def wanted(declared: Field, rows: int) -> Any:
     """The parameters of the index that a segment of so many rows is to have, or None for none. Of a registered backend."""
     if declared.index != AUTO:
         return None if declared.is_flat else declared.index
+    if isinstance(declared, Sparse):
+        return registry.params("seismic")() if rows >= AUTO_SPARSE_ROWS and "seismic" in registry.names() else None
     row_bytes = declared.dim * {"f32": 4, "f16": 2, "i8": 1}[declared.dtype]
     if rows >= AUTO_ROWS and rows * (2e-9 + row_bytes / 18e9) >= AUTO_SECONDS:
         return registry.params("hnsw")()
     return None
 
 
-def why_auto(declared: Dense, rows: int) -> str:
+def why_auto(declared: Field, rows: int) -> str:
     """What "auto" decided for a segment, in words."""
     if declared.index != AUTO:
         return f"{declared.index.backend}, as declared"
     chosen = wanted(declared, rows)
+    what = f"{declared.dim} numbers" if isinstance(declared, Dense) else "sparse vectors"
     if chosen is None:
-        return f"auto: exact, because {rows:,} rows of {declared.dim} numbers are scanned in well under a millisecond"
-    return f"auto: {chosen.backend}, because an exact search would read {rows:,} rows of {declared.dim} numbers"
+        return f"auto: exact, because {rows:,} rows of {what} are scanned in well under a millisecond"
+    return f"auto: {chosen.backend}, because an exact search would read {rows:,} rows of {what}"
 
 
 def is_current(part: SegmentPart, name: str, params: Any) -> bool:
@@ -80,7 +92,7 @@ def is_current(part: SegmentPart, name: str, params: Any) -> bool:
     return right and index_of(part, name, None).searcher is not None
 
 
-def index_of(part: SegmentPart, name: str, rows: Rows | None) -> Index:
+def index_of(part: SegmentPart, name: str, rows: AnyRows | None) -> Index:
     """The index of a field of a segment as it can be used now. rows: of the field; None if it is surely open already."""
     file = part.indexes.get(name)
     if file is None:
@@ -92,14 +104,14 @@ def index_of(part: SegmentPart, name: str, rows: Rows | None) -> Index:
         if rows is None:
             stored = part.field(name)
             assert stored is not None
-            rows = Rows(stored.vectors, stored.norms, part.segment.index(file).meta.get("metric", ""), stored.present)
+            rows = rows_of(stored, part.segment.index(file).meta.get("metric", ""))
         found = _opened(part, file, rows)
         with _lock:
             kept[name] = file, found
     return found
 
 
-def _opened(part: SegmentPart, file: str, rows: Rows) -> Index:
+def _opened(part: SegmentPart, file: str, rows: AnyRows) -> Index:
     try:
         opened = part.segment.index(file)
         meta = opened.meta

@@ -10,7 +10,8 @@ from dataclasses import field as default
 class PartPlan:
     """kind: "segment" or "memtable". rows: stored. allowed: live and passing the filter. way: how it was searched, and why.
 
-    expected: recall by the calibration, None when nothing was measured. scored: rows compared. bytes: of vectors read.
+    expected: recall by the calibration, None when nothing was measured. scored: rows compared. bytes: of vectors read. seen:
+    what else the index tells of its work.
     """
 
     kind: str
@@ -22,6 +23,7 @@ class PartPlan:
     scored: int
     bytes: int
     milliseconds: float
+    seen: dict[str, int] = default(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,5 +65,7 @@ class Plan:
                 f"{f' ({part.why})' if part.why else ''}: "
                 f"{part.scored:,} scored, {part.bytes / 1e6:,.1f} MB, {part.milliseconds:.2f} ms"
             )
+            if part.seen:
+                lines.append("│  " + ", ".join(f"{count:,} {what}" for what, count in part.seen.items()))
         lines.append("└─ " + ", ".join(f"{stage} {spent:.2f} ms" for stage, spent in self.stages.items()))
         return "\n".join(lines)

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vecdb_index.contract import Control, Searcher
-from vecdb_index.flat.search import FlatSearcher
+from vecdb_index.contract import Control, ExactSearcher, Searcher
 from vecdb_storage.snapshot import Part
 
 from ..filters import Expression
-from ..schema import Dense
+from ..schema import Field
 from .calibrate import FEW, Calibration
 from .indexes import Index
 
@@ -33,7 +32,7 @@ class Asked:
     """
 
     field: str
-    declared: Dense
+    declared: Field
     k: int
     recall: float
     where: Expression | None = None
@@ -63,7 +62,7 @@ class Way:
         return "exact scan" if self.searcher is None else f"index, effort {self.effort:.2f}"
 
 
-def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, allowed: int, share: float, queries: int) -> Way:
+def way_of(part: Part, asked: Asked, index: Index, exact: ExactSearcher, allowed: int, share: float, queries: int) -> Way:
     """exact: the exact searcher of the part's field. allowed: rows, 1 or more. share: of all rows, that are in this part."""
     selectivity = allowed / max(1, part.rows)
     why = ""
@@ -94,7 +93,7 @@ def way_of(part: Part, asked: Asked, index: Index, exact: FlatSearcher, allowed:
 
 
 def _decide(
-    asked: Asked, index: Index, exact: FlatSearcher, selectivity: float, share: float, queries: int
+    asked: Asked, index: Index, exact: ExactSearcher, selectivity: float, share: float, queries: int
 ) -> tuple[float, float | None, float, float, str]:
     """The effort to give the index and the recall to expect, the seconds of an exact search and of that, and both in words."""
     assert index.searcher is not None

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_index.contract import Control
+from vecdb_index.contract import Control, Queries, SparseRows
 from vecdb_storage.ids import Id
 from vecdb_storage.snapshot import SegmentPart, Snapshot, live_rows
 from vecdb_storage.store import Store
 
-from ..schema import Dense
-from .calibrate import KS, Calibration, Curve, curve
+from ..schema import field_from_json
+from .calibrate import KS, Calibration, Curve, as_queries, curve
+from .indexes import rows_of
 from .planner import Asked
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def of_queries(
     executor: Executor,
     snapshot: Snapshot,
     name: str,
-    queries: npt.NDArray[np.float32],
+    queries: Queries,
     truth: Sequence[Sequence[Id]] | None = None,
     control: Control | None = None,
 ) -> tuple[Curve, ...]:
@@ -121,7 +122,8 @@ def of_rows(executor: Executor, snapshot: Snapshot, name: str, control: Control 
             rows = rows[np.unpackbits(stored.present.view(np.uint8), count=part.rows, bitorder="little")[rows] > 0]
         some = rng.permutation(rows)[: round(SAMPLE * part.live_rows / max(1, snapshot.count))]
         if len(some):
-            groups.append((_without(snapshot, part), stored.vectors[np.sort(some)].astype(np.float32)))
+            queries = as_queries(rows_of(stored, field_from_json(snapshot.schema["fields"][name]).metric), np.sort(some))
+            groups.append((_without(snapshot, part), queries))
     if sum(len(queries) for _, queries in groups) < 20:
         return ()
 
@@ -142,7 +144,7 @@ def _without(snapshot: Snapshot, part: SegmentPart) -> Snapshot:
 def _search(
     executor: Executor, snapshot: Snapshot, name: str, queries: Any, k: int, effort: float | None, control: Control | None
 ) -> Answer:
-    declared = Dense.from_json(snapshot.schema["fields"][name])
+    declared = field_from_json(snapshot.schema["fields"][name])
     asked = Asked(name, declared, k, 1.0 if effort is None else 0.5, control=control, effort=effort)
     return executor.search(snapshot, asked, queries, batch=True)
 
@@ -191,7 +193,21 @@ def keep(
     if queries is None:
         store.alter_schema(uuid, change)
     else:
-        store.attach(uuid, f"queries.{name}", {"queries": queries}, change)
+        store.attach(uuid, f"queries.{name}", _kept(queries), change)
+
+
+def _kept(queries: Queries) -> dict[str, npt.NDArray[Any]]:
+    """Queries as arrays, to be kept beside the schema."""
+    if isinstance(queries, SparseRows):
+        return {"offsets": queries.offsets, "indices": queries.indices, "weights": queries.weights}
+    return {"queries": queries}
+
+
+def _as_given(arrays: Mapping[str, npt.NDArray[Any]]) -> Queries:
+    """The inverse of `_kept`."""
+    if "queries" in arrays:
+        return np.array(arrays["queries"], np.float32)
+    return SparseRows(*(np.array(arrays[name]) for name in ("offsets", "indices", "weights")))
 
 
 def renew(executor: Executor, store: Store, uuid: bytes, name: str, control: Control) -> None:
@@ -199,7 +215,7 @@ def renew(executor: Executor, store: Store, uuid: bytes, name: str, control: Con
     snapshot = store.snapshot(uuid)
     before = measured(snapshot.schema).get(name)
     if before is not None and before.queries == KEPT:
-        queries = np.array(store.attachment(uuid, f"queries.{name}")["queries"], np.float32)
+        queries = _as_given(store.attachment(uuid, f"queries.{name}"))
         keep(store, uuid, name, of_queries(executor, snapshot, name, queries, control=control), snapshot, KEPT)
     else:
         keep(store, uuid, name, of_rows(executor, snapshot, name, control), snapshot, ROWS)

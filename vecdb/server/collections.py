@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..collection import Collection
+from ..embed import BUILT_IN
 from ..errors import EncoderMismatch, InvalidInput
 from ..wire import convert, messages
 from .gate import Call
@@ -16,7 +17,7 @@ DONE = messages.Done()
 class _Absent:
     """Stands for an encoder that clients have, and this process does not: its name, fingerprint and dim, and no code."""
 
-    def __init__(self, name: str, fingerprint: str, dim: int) -> None:
+    def __init__(self, name: str, fingerprint: str, dim: int | None) -> None:
         self.name, self.fingerprint, self.dim = name, fingerprint, dim
 
     def encode(self, texts: Any) -> Any:
@@ -34,7 +35,8 @@ def create(served: Served, call: Call, request: Any) -> Any:
     embed: Any = None
     if request.HasField("encoder"):
         encoder = request.encoder
-        embed = encoder.name if encoder.name == "tfidf" else _Absent(encoder.name, encoder.fingerprint, encoder.dim)
+        dim = None if encoder.sparse else encoder.dim
+        embed = encoder.name if encoder.name in BUILT_IN else _Absent(encoder.name, encoder.fingerprint, dim)
     served.db.create_collection(request.name, schema, embed=embed, token=request.token or None)
     return info(served.db.collection(request.name))
 

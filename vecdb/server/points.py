@@ -13,6 +13,7 @@ from ..collection import Collection
 from ..errors import InvalidInput, VecdbError
 from ..pipeline import Ahead
 from ..points import Point
+from ..sparse import Unchecked
 from ..wire import convert, messages
 from .gate import Call
 from .services import Answer, Served, bytes_of_a_point, check_reply
@@ -75,6 +76,8 @@ _ids, _payloads, _texts = attrgetter("ids"), attrgetter("payloads"), attrgetter(
 def _rows(parts: list[Any]) -> Any:
     if any(isinstance(part, list) for part in parts):
         return [row for part in parts for row in part]
+    if len(set(map(type, parts))) == 1 and isinstance(parts[0], Unchecked):
+        return Unchecked.concat(parts)
     if len({(part.shape[1], part.dtype) for part in parts}) > 1:
         raise InvalidInput("the messages of one commit have rows of one length and dtype")
     return np.concatenate(parts)

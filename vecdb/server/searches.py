@@ -12,6 +12,7 @@ from ..collection import Collection
 from ..errors import InvalidInput, VecdbError
 from ..hits import Hits
 from ..search.stopping import Shared, stopped_by
+from ..sparse import SparseVector
 from ..wire import convert, failures, messages
 from .gate import Call
 from .services import Answer, Served, check_reply
@@ -77,7 +78,12 @@ def _search(served: Served, call: Call, request: Any) -> Hits:
         alone: Hits = collection.search(query, k, **_options(request.options))
         return alone
     # What must be equal for searches to go together: everything but the query.
-    same = collection.uuid, k, len(query), request.options.SerializeToString(deterministic=True)
+    same = (
+        collection.uuid,
+        k,
+        -1 if isinstance(query, SparseVector) else len(query),
+        request.options.SerializeToString(deterministic=True),
+    )
 
     def run(together: list[tuple[Any, Control]]) -> list[Hits | VecdbError]:
         options = _options(request.options)
@@ -94,7 +100,8 @@ def _search(served: Served, call: Call, request: Any) -> Hits:
 
 def _together(collection: Collection, queries: list[Any], k: int, options: dict[str, Any]) -> list[Hits | VecdbError]:
     try:
-        batch = collection.search_batch(np.stack(queries), k, **options)
+        some = queries if isinstance(queries[0], SparseVector) else np.stack(queries)
+        batch = collection.search_batch(some, k, **options)
     except InvalidInput:
         # One that is wrong must not take the others with it; each is told what is wrong with its own.
         return [_alone(collection, query, k, options) for query in queries]
@@ -133,6 +140,22 @@ def search_batch(served: Served, call: Call, request: Any) -> Any:
     if batch.plan is not None:
         made.plan.CopyFrom(convert.to_figures(batch.plan, messages.Plan))
     return made
+
+
+def search_hybrid(served: Served, call: Call, request: Any) -> Any:
+    collection = served.collection(call, request.target)
+    for name in ("field", "score_threshold", "explain"):
+        if request.options.HasField(name) if name == "score_threshold" else getattr(request.options, name):
+            raise InvalidInput(f"a hybrid search has no {name}")
+    options = _options(request.options)
+    for name in ("field", "score_threshold", "explain"):
+        del options[name]
+    queries = {each.field: _query(each) for each in request.queries}
+    weights = {each.field: each.weight for each in request.queries if each.HasField("weight")}
+    if len(queries) < len(request.queries):
+        raise InvalidInput("a field has one query")
+    k = _k(collection, request.k, request.options)
+    return _reply(collection.search_hybrid(queries, k, fuse=request.fuse or "rrf", weights=weights, **options))
 
 
 def search_stream(served: Served, call: Call, requests: Iterator[Any]) -> Iterator[Any]:
@@ -181,6 +204,7 @@ def calibrate(served: Served, call: Call, request: Any) -> Any:
 ANSWERS: dict[str, Answer] = {
     "Search/Search": search,
     "Search/SearchBatch": search_batch,
+    "Search/SearchHybrid": search_hybrid,
     "Search/SearchStream": search_stream,
     "Search/SearchGroups": search_groups,
     "Search/Recommend": recommend,

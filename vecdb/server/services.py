@@ -16,6 +16,7 @@ import grpc
 from ..collection import Collection
 from ..database import Database
 from ..errors import InvalidInput, NotFound, PermissionDenied
+from ..schema import Dense, Field
 from ..search.stopping import stopped_by
 from ..wire import messages
 from .coalesce import Coalescer
@@ -24,6 +25,7 @@ from .gate import Call
 
 _LARGEST_REPLY = 256 << 20  # bytes, about, of a reply that is not a stream
 _HIT_BYTES = 200  # of a hit or point, about, without its vectors
+_SPARSE_BYTES = 1000  # of a sparse vector, about
 _NAMED = 20  # collections that an error names
 Answer = Callable[["Served", Call, Any], Any]
 
@@ -74,9 +76,13 @@ class Served:
         return None
 
 
+def _vector_bytes(field: Field) -> int:
+    return 4 * field.dim if isinstance(field, Dense) else _SPARSE_BYTES
+
+
 def bytes_of_a_point(collection: Collection, with_vectors: Any) -> int:
     """About, in a reply."""
-    return _HIT_BYTES + (sum(4 * field.dim for field in collection.fields.values()) if with_vectors else 0)
+    return _HIT_BYTES + (sum(map(_vector_bytes, collection.fields.values())) if with_vectors else 0)
 
 
 def check_reply(collection: Collection, points: int, with_vectors: Any) -> None:

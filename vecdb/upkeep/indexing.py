@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vecdb_index import registry
-from vecdb_index.contract import Budget, Cancelled, Control, NeedsMemory, Rows
+from vecdb_index.contract import Budget, Cancelled, Control, NeedsMemory
 from vecdb_storage.merge import Merged
 from vecdb_storage.priority import give_way
 from vecdb_storage.segment import Segment
@@ -31,11 +31,11 @@ from vecdb_storage.store import Store
 
 from ..errors import Closed, NotFound
 from ..memory import available
-from ..schema import Dense, Unregistered
+from ..schema import Field, Unregistered, field_from_json
 from ..search import whole
 from ..search.calibrate import Calibrating
 from ..search.executor import Executor
-from ..search.indexes import TRAINED, is_current, wanted
+from ..search.indexes import TRAINED, is_current, rows_of, wanted
 
 _AGAIN, _LONGEST = 60.0, 3600.0  # seconds after which what failed is tried again
 _MOST_WAITING = 2  # merges that wait for their indexes
@@ -231,7 +231,7 @@ class Indexer:
 
     def _missing(self, uuid: bytes, part: SegmentPart, schema: dict[str, Any]) -> list[Job]:
         missing = []
-        for name, declared in ((name, Dense.from_json(field)) for name, field in schema["fields"].items()):
+        for name, declared in ((name, field_from_json(field)) for name, field in schema["fields"].items()):
             if isinstance(declared.index, Unregistered):
                 continue  # what is there is left for a process that knows the backend
             params = wanted(declared, part.rows)
@@ -282,18 +282,18 @@ class Indexer:
         if job.params is None:
             store.drop_index(job.uuid, job.segment, job.field)
             return
-        declared = Dense.from_json(snapshot.schema["fields"][job.field])
+        declared = field_from_json(snapshot.schema["fields"][job.field])
         if (built := self._built(job, part.segment, declared, self._control)) is not None:
             store.add_index(job.uuid, job.segment, job.field, *built)
 
     def _built(
-        self, job: Job, segment: Segment, declared: Dense, control: Control
+        self, job: Job, segment: Segment, declared: Field, control: Control
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """The arrays of an index and what is said of it; None when no row has the field."""
         stored = segment.field(job.field)
         if stored is None:
             return None
-        rows = Rows(stored.vectors, stored.norms, declared.metric, stored.present)
+        rows = rows_of(stored, declared.metric)
         backend = registry.backend(job.params.backend)
         budget = Budget(threads=self._threads, memory=self._memory_limit or available() // 2, control=control)
         trained = backend.train(rows, job.params, budget)
@@ -315,7 +315,7 @@ class Indexer:
         """Whether the collection is still there, its schema still asks for this index, and its segment is in no merge."""
         state = self._store.states.get(job.uuid)
         declared = None if state is None else state.schema["fields"].get(job.field)
-        if declared is None or wanted(Dense.from_json(declared), rows) != job.params:
+        if declared is None or wanted(field_from_json(declared), rows) != job.params:
             return False
         return not self._store.merger.is_planned(job.uuid, job.segment)
 
@@ -332,13 +332,13 @@ class Indexer:
         self.wake()
         return True
 
-    def _jobs_of(self, merged: Merged) -> list[tuple[Job, Dense]]:
+    def _jobs_of(self, merged: Merged) -> list[tuple[Job, Field]]:
         """The indexes that the segment of a merge is to have."""
-        jobs: list[tuple[Job, Dense]] = []
+        jobs: list[tuple[Job, Field]] = []
         if merged.segment is None:
             return jobs
         for name, field in merged.schema["fields"].items():
-            declared = Dense.from_json(field)
+            declared = field_from_json(field)
             if not isinstance(declared.index, Unregistered):
                 params = wanted(declared, merged.segment.rows)
                 if params is not None:

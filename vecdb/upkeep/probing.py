@@ -7,6 +7,7 @@ of its own does the rest.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import random
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from vecdb_index.contract import Queries
 from vecdb_storage.priority import give_way
 from vecdb_storage.snapshot import Snapshot
 
@@ -48,7 +50,7 @@ class _Search:
     snapshot: Snapshot
     exactly: Asked
     recall: float
-    query: npt.NDArray[np.float32]
+    query: Queries
     keys: npt.NDArray[np.float32]
 
 
@@ -74,7 +76,7 @@ class Prober:
         self._last = 0.0
         self._stopped = False
 
-    def offer(self, uuid: bytes, snapshot: Snapshot, asked: Asked, queries: npt.NDArray[np.float32], found: Answer) -> None:
+    def offer(self, uuid: bytes, snapshot: Snapshot, asked: Asked, queries: Queries, found: Answer) -> None:
         """A search was answered; some are taken note of."""
         self._last = time.monotonic()
         if asked.recall >= 1 or random.random() >= 1 - (1 - self._rate) ** len(queries):
@@ -85,7 +87,7 @@ class Prober:
         with self._lock:
             if self._stopped:
                 return
-            self._waiting.append(_Search(uuid, snapshot, again, asked.recall, queries[at : at + 1].copy(), keys))
+            self._waiting.append(_Search(uuid, snapshot, again, asked.recall, copy.deepcopy(queries[at : at + 1]), keys))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="vecdb-probe", daemon=True)
                 self._thread.start()

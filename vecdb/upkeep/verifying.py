@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from vecdb_index.flat.search import FlatSearcher
+from vecdb_index.flat.backend import exactly
 from vecdb_storage.arrayfile import ArrayFile
 from vecdb_storage.snapshot import SegmentPart
 
-from ..schema import Dense, Unregistered
+from ..schema import Unregistered, field_from_json
+from ..search.calibrate import as_queries
 from ..search.indexes import index_of
 
 _SAMPLE, _K = 32, 10
@@ -27,7 +28,7 @@ def index_problems(schema: dict[str, Any], part: SegmentPart, name: str, file: A
     if name not in schema["fields"] or part.field(name) is None:
         yield f"{file.path}: the segment has no field {name!r} for it to be an index of"
         return
-    if isinstance(Dense.from_json(schema["fields"][name]).index, Unregistered):
+    if isinstance(field_from_json(schema["fields"][name]).index, Unregistered):
         return  # only a process that knows the backend can tell
     found = index_of(part, name, None)
     searcher = found.searcher
@@ -43,10 +44,11 @@ def index_problems(schema: dict[str, Any], part: SegmentPart, name: str, file: A
     sample = np.random.default_rng(0).permutation(there)[:_SAMPLE]
     if not len(sample):
         return
-    queries, k = rows.vectors[sample].astype(np.float32), min(_K, len(there))
-    true = FlatSearcher(rows).search(queries, k, allowed=rows.present).keys
+    queries, k = as_queries(rows, sample), min(_K, len(there))
+    true = exactly(rows).search(queries, k, allowed=rows.present).keys
     few = [
-        searcher.exact.search(some, k, allowed=rows.present).keys for some in np.array_split(queries, -(-len(queries) // _FEW))
+        searcher.exact.search(queries[start : start + _FEW], k, allowed=rows.present).keys
+        for start in range(0, len(queries), _FEW)
     ]
     if not np.array_equal(true, np.concatenate(few)):
         yield f"{file.path}: what it holds of the rows is not what the rows are"

@@ -17,14 +17,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import numpy.typing as npt
 import orjson
+from vecdb_storage.vectors import SparseVectors
 
-from ..errors import InvalidFilter, InvalidInput, InvalidPayload, InvalidVector, Unsupported
+from ..errors import InvalidFilter, InvalidInput, InvalidPayload, InvalidVector
 from ..filters import Expression, F
 from ..filters import parse as parse_filter
 from ..filters.expression import And, Compare, Contains, Exists, In, IsNull, Not, Or, StartsWith
 from ..hits import Group, Hit
 from ..points import Point
-from ..schema import AUTO, Dense, Sparse, checked_index
+from ..schema import AUTO, Dense, Field, Sparse, checked_index, field_from_json, index_to_json
+from ..sparse import SparseVector, Unchecked, checked_rows
 from . import messages
 
 Id = int | str
@@ -75,15 +77,18 @@ def from_ids(message: Any) -> list[Id]:
 # -- vectors -------------------------------------------------------------------------------------------------
 
 
-def to_vector(vector: npt.NDArray[Any]) -> Any:
+def to_vector(vector: Any) -> Any:
+    """Of an ndarray, or a SparseVector."""
+    if isinstance(vector, SparseVector):
+        return messages.Vector(sparse=messages.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist()))
     packed = _packed(vector)
     return messages.Vector(dtype=_number_of(packed), data=packed.tobytes())
 
 
 def from_vector(message: Any, field: str | None = None) -> Any:
-    """An array, or None where nothing is given."""
+    """An array or a SparseVector, or None where nothing is given."""
     if message.HasField("sparse"):
-        raise Unsupported("this version has no backend for sparse vectors")
+        return SparseVector.checked((np.array(message.sparse.indices, np.uint32), np.array(message.sparse.values)), field)
     if message.values and message.data:
         raise InvalidVector("give data or values, not both", field=field)
     if message.values:
@@ -91,41 +96,84 @@ def from_vector(message: Any, field: str | None = None) -> Any:
     return _numbers(message, field) if message.data else None
 
 
-def to_matrix(rows: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> Any:
+def to_matrix(rows: Any, present: npt.NDArray[np.bool_] | None = None) -> Any:
     made = messages.Matrix()
     fill_matrix(made, rows, present)
     return made
 
 
-def fill_matrix(message: Any, rows: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None = None) -> None:
-    packed = _packed(rows)
-    message.dtype, message.dim, message.data = _number_of(packed), rows.shape[1], packed.tobytes()
+def fill_matrix(message: Any, rows: Any, present: npt.NDArray[np.bool_] | None = None) -> None:
+    """rows: (n, dim), or sparse ones."""
+    if isinstance(rows, np.ndarray):
+        packed = _packed(rows)
+        message.dtype, message.dim, message.data = _number_of(packed), rows.shape[1], packed.tobytes()
+    else:
+        tight = SparseVectors(rows.offsets, rows.indices, rows.weights).tight()
+        message.sparse.lengths.extend(tight.lengths.tolist())
+        message.sparse.indices, message.sparse.values = tight.indices.tobytes(), tight.weights.tobytes()
     if present is not None:
         message.present = np.packbits(present, bitorder="little").tobytes()
 
 
-def fill_rows(message: Any, rows: Sequence[npt.NDArray[Any] | None]) -> None:
-    """Rows of which some may not be there, and one is."""
+def fill_rows(message: Any, rows: Sequence[Any]) -> None:
+    """Rows of which some may not be there, and one is: arrays, or SparseVectors."""
     some = next(row for row in rows if row is not None)
     present = np.array([row is not None for row in rows])
+    whole: Any
+    if isinstance(some, SparseVector):
+        whole = checked_rows([{} if row is None else row for row in rows], "", range(len(rows))).vectors
+        return fill_matrix(message, whole, None if present.all() else present)
     whole = np.stack([np.zeros_like(some) if row is None else row for row in rows])
     fill_matrix(message, whole, None if present.all() else present)
 
 
 def from_matrix(message: Any, field: str | None = None) -> Any:
-    """(n, dim) numbers; or a list of rows with None where a point lacks the field."""
+    """(n, dim) numbers, or sparse rows, not checked; or a list of rows with None where a point lacks the field."""
+    if message.HasField("sparse"):
+        return _with_absent(message, _sparse_rows(message.sparse, field), field)
     if message.values and message.data:
         raise InvalidVector("give data or values, not both", field=field)
     flat = np.array(message.values, np.float32) if message.values else _numbers(message, field)
     if message.dim == 0 or len(flat) % message.dim:
         raise InvalidVector(f"{len(flat)} numbers do not fill rows of dim={message.dim}", field=field)
-    rows = flat.reshape(-1, message.dim)
+    return _with_absent(message, flat.reshape(-1, message.dim), field)
+
+
+def _sparse_rows(message: Any, field: str | None) -> Unchecked:
+    lengths = np.array(message.lengths, np.int64)
+    if len(message.indices) != 4 * int(lengths.sum()) or len(message.values) != len(message.indices):
+        raise InvalidVector(
+            f"{len(message.indices)} bytes of components and {len(message.values)} of weights do not fill rows of "
+            f"{int(lengths.sum())} components, in 4 bytes each", field=field,
+        )  # fmt: skip
+    return Unchecked(lengths, np.frombuffer(message.indices, "<u4"), np.frombuffer(message.values, "<f4"))
+
+
+def row_of(rows: Any, at: int) -> Any:
+    """One of the rows of a reply, in an array of its own or as a SparseVector; None where it is not there."""
+    row = rows[at]
+    if row is None or isinstance(row, SparseVector):
+        return row
+    return row.copy()
+
+
+def rows_of_reply(message: Any, field: str | None = None) -> Any:
+    """As `from_matrix`, of rows that a server has checked: those of a sparse field as SparseVectors."""
+    found = from_matrix(message, field)
+    if not message.HasField("sparse"):
+        return found
+    return [None if row is None else SparseVector(*row) for row in (found if isinstance(found, list) else found.rows())]
+
+
+def _with_absent(message: Any, rows: Any, field: str | None) -> Any:
+    """The rows, or a list of them with None for those that are not there."""
     if not message.present:
         return rows
     if len(message.present) != -(-len(rows) // 8):
         raise InvalidInput(f"present has {len(message.present)} bytes for {len(rows)} rows, a bit for each", field=field)
     bits = np.unpackbits(np.frombuffer(message.present, np.uint8), count=len(rows), bitorder="little")
-    return [row if there else None for row, there in zip(rows, bits.tolist(), strict=True)]
+    single = rows.rows() if isinstance(rows, Unchecked) else rows
+    return [row if there else None for row, there in zip(single, bits.tolist(), strict=True)]
 
 
 def _numbers(message: Any, field: str | None) -> npt.NDArray[Any]:
@@ -217,8 +265,9 @@ def point_to_write(message: Any) -> dict[str, Any]:
     return {**made, "vectors": vectors}
 
 
-def _vectors(found: Any) -> dict[str, npt.NDArray[Any]]:
-    return {name: from_vector(vector).copy() for name, vector in found.items()}
+def _vectors(found: Any) -> dict[str, Any]:
+    vectors = {name: from_vector(vector) for name, vector in found.items()}
+    return {name: vector if isinstance(vector, SparseVector) else vector.copy() for name, vector in vectors.items()}
 
 
 def to_columns(points: Sequence[Point], *, with_payload: bool) -> Any:
@@ -233,12 +282,12 @@ def to_columns(points: Sequence[Point], *, with_payload: bool) -> Any:
 
 def from_columns(message: Any, *, with_payload: bool) -> list[Point]:
     keys = from_ids(message.ids)
-    vectors = {name: from_matrix(rows, name) for name, rows in message.vectors.items()}
+    vectors = {name: rows_of_reply(rows, name) for name, rows in message.vectors.items()}
     payloads = (from_payloads(message.payloads) or [None] * len(keys)) if with_payload else [None] * len(keys)
     return [
         Point(
             key,
-            {name: rows[at].copy() for name, rows in vectors.items() if rows[at] is not None},
+            {name: row_of(rows, at) for name, rows in vectors.items() if rows[at] is not None},
             (payload or {}) if with_payload else None,
         )
         for at, (key, payload) in enumerate(zip(keys, payloads, strict=True))
@@ -384,9 +433,9 @@ def _needed(message: Any) -> Expression:
 # -- schemas -------------------------------------------------------------------------------------------------
 
 
-def to_field(name: str, declared: Dense | Sparse) -> Any:
+def to_field(name: str, declared: Field) -> Any:
     if isinstance(declared, Sparse):
-        return messages.Field(name=name, sparse=messages.Sparse())
+        return messages.Field(name=name, sparse=messages.Sparse(index=_to_index(declared.to_json()["index"])))
     told = declared.to_json()
     return messages.Field(
         name=name,
@@ -396,9 +445,9 @@ def to_field(name: str, declared: Dense | Sparse) -> Any:
     )
 
 
-def from_field(message: Any) -> Dense | Sparse:
+def from_field(message: Any) -> Field:
     if message.HasField("sparse"):
-        return Sparse()
+        return Sparse(from_index(message.sparse.index))
     if not message.HasField("dense"):
         raise InvalidInput("a field is dense or sparse; say which")
     dense = message.dense
@@ -408,18 +457,20 @@ def from_field(message: Any) -> Dense | Sparse:
     return Dense(dense.dim, metric, dtype, from_index(dense.index))  # type: ignore[arg-type]
 
 
-def from_stored_field(message: Any) -> Dense:
+def from_stored_field(message: Any) -> Field:
     """As the server says that it is, with an index that this process may not know."""
-    dense, backend = message.dense, message.dense.index.backend
-    index = AUTO if backend in ("", AUTO) else {"backend": backend, "params": orjson.loads(dense.index.params or b"{}")}
-    told = {"dim": dense.dim, "metric": _METRIC_NAMES[dense.metric], "dtype": _DTYPE_NAMES[dense.dtype], "index": index}
-    return Dense.from_json(told)
+    kind = message.WhichOneof("kind")
+    index: Any = getattr(message, kind).index
+    index = AUTO if index.backend in ("", AUTO) else {"backend": index.backend, "params": orjson.loads(index.params or b"{}")}
+    if kind == "sparse":
+        return field_from_json({"kind": kind, "index": index})
+    dim, metric, dtype = message.dense.dim, _METRIC_NAMES[message.dense.metric], _DTYPE_NAMES[message.dense.dtype]
+    return field_from_json({"kind": kind, "dim": dim, "metric": metric, "dtype": dtype, "index": index})
 
 
 def to_index(index: Any) -> Any:
     """Parameters of a backend, its name, or "auto"."""
-    declared = Dense(1, index=checked_index(index)).to_json()
-    return _to_index(declared["index"])
+    return _to_index(index_to_json(checked_index(index)))
 
 
 def _to_index(told: Any) -> Any:

@@ -11,7 +11,7 @@ There is no index to build or store. A FlatSearcher holds views only; safe in an
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ class FlatSearcher:
     """Searches `rows` exactly. codes: of the same rows, if there are any."""
 
     __slots__ = ("_metric", "_norms", "_vectors", "codes", "rows")
+    divides: ClassVar[Literal["rows", "queries"]] = "rows"
 
     def __init__(self, rows: Rows, codes: Codes | None = None) -> None:
         self.rows, self.codes = rows, codes

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import AlreadyExists, DuplicateId, InvalidFile, InvalidInput, NotFound, Unsupported, VecdbError
-from ...schema import Dense, Metric, checked_name, fields_of
+from ...schema import Dense, Field, Metric, checked_name, fields_of
 
 if TYPE_CHECKING:
     from ...api import Collection, Database
@@ -54,7 +54,7 @@ class Table:
     """A collection, table or index of another project. total: its points, where known. batches: all of them, once."""
 
     name: str
-    fields: Mapping[str, Dense]
+    fields: Mapping[str, Field]
     total: int | None
     batches: Iterator[Rows]
 
@@ -135,9 +135,11 @@ def chosen(path: str, names: Sequence[str], only: str | None) -> list[str]:
     return [only]
 
 
-def rows_at_once(fields: Mapping[str, Dense], bytes: int = BATCH_BYTES) -> int:
+def rows_at_once(fields: Mapping[str, Field], bytes: int = BATCH_BYTES) -> int:
     """How many points make a batch."""
-    return max(1, min(_MOST_ROWS, bytes // sum(4 * field.dim for field in fields.values())))
+    return max(
+        1, min(_MOST_ROWS, bytes // max(1000, sum(4 * field.dim for field in fields.values() if isinstance(field, Dense))))
+    )
 
 
 @contextmanager

@@ -9,12 +9,12 @@ of classes of the library just keeps the attributes: no code that a file names i
 
     ids          numbers or UUIDs; in a collection with both kinds, or with numbers beyond int64, all of them as strings
     vectors      field "vector", or the named ones, in f32, as Qdrant has them; as they were given, also under cosine, where
-                 Qdrant itself gives them back with length 1
+                 Qdrant itself gives them back with length 1; sparse ones become sparse fields
     payload      as it is
 
-Refused are sparse vectors, multivectors, and Manhattan distances unless another metric is said. Not kept: aliases, indexes of
-the payload, quantization and other configuration. Where older versions have stored a point twice, the later row counts, as it
-does for the library.
+Refused are multivectors, and Manhattan distances unless another metric is said. Not kept: aliases, indexes of the payload,
+quantization, the extra weight of rare components ("idf", of which the log warns), and other configuration. Where older versions
+have stored a point twice, the later row counts, as it does for the library.
 
 Called by `import_from`, in any thread.
 """
@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InvalidFile, InvalidInput, NotFound, Unsupported
-from ...schema import DEFAULT_FIELD, Dense, Metric
+from ...schema import DEFAULT_FIELD, Dense, Field, Metric, Sparse
 from ..reading import reading
 from . import BATCH_BYTES, Rows, Table, chosen, foreign
 
@@ -69,19 +69,20 @@ def tables(path: str, only: str | None, metric: Metric | None) -> Iterator[list[
 # -- configuration -------------------------------------------------------------------------------------------
 
 
-def _fields(path: str, name: str, said: Any, metric: Metric | None) -> dict[str, Dense]:
+def _fields(path: str, name: str, said: Any, metric: Metric | None) -> dict[str, Field]:
     where = f"{path}, {name!r}"
     with foreign(where, "the importer"):
         vectors, sparse = said.get("vectors") or {}, said.get("sparse_vectors") or {}
-        if sparse:
-            raise Unsupported(
-                f"{where}: it has sparse vectors, {', '.join(map(repr, sparse))}, for which there are no fields yet; copy its "
-                f"points to a collection without them in Qdrant and import that, or say --only to import others"
-            )
         named: dict[str, Any] = {DEFAULT_FIELD: vectors} if "size" in vectors else dict(vectors)
-        if not named:
+        if not named and not sparse:
             raise Unsupported(f"{where}: it has no vectors, and points here have some; say --only to import other collections")
-        fields = {}
+        fields: dict[str, Field] = {}
+        for field, each in sparse.items():
+            if (each or {}).get("modifier") not in (None, "none"):
+                _log.warning(
+                    "%s, %r: Qdrant weighs its components by how rare they are, and here they count as given", where, field
+                )
+            fields[field] = Sparse()
         for field, each in named.items():
             if each.get("multivector_config"):
                 raise Unsupported(
@@ -100,7 +101,7 @@ def _fields(path: str, name: str, said: Any, metric: Metric | None) -> dict[str,
 # -- points ----------------------------------------------------------------------------------------------------
 
 
-def _table(path: str, name: str, fields: dict[str, Dense]) -> Table:
+def _table(path: str, name: str, fields: dict[str, Field]) -> Table:
     file = Path(path, "collection", name, "storage.sqlite")
     if not file.is_file():
         if Path(file.parent, "storage.dbm").exists():
@@ -136,7 +137,7 @@ def _latest(database: sqlite3.Connection, file: Path) -> tuple[dict[int | str, i
 
 
 def _batches(
-    path: str, name: str, file: Path, fields: Mapping[str, Dense], counted: set[int] | None, as_text: bool
+    path: str, name: str, file: Path, fields: Mapping[str, Field], counted: set[int] | None, as_text: bool
 ) -> Iterator[Rows]:
     ids: list[int | str] = []
     vectors: dict[str, list[Any]] = {field: [] for field in fields}
@@ -157,7 +158,7 @@ def _batches(
                     )
                 for field in fields:
                     each = given.get(field)
-                    vectors[field].append(None if each is None else _as_floats(each))
+                    vectors[field].append(None if each is None else _as_given(each))
                 payloads.append(dict(point.payload or {}))
             ids.append(str(key) if as_text else key)
             size += len(stored)
@@ -176,8 +177,10 @@ def _named(vector: Any) -> dict[str, Any]:
     return {DEFAULT_FIELD: vector}
 
 
-def _as_floats(vector: Any) -> Any:
-    """float32, as Qdrant has them: users give Python's numbers, of twice that width."""
+def _as_given(vector: Any) -> Any:
+    """float32, as Qdrant has them: users give Python's numbers, of twice that width. A sparse vector as a pair."""
+    if isinstance(vector, _Model):
+        return np.asarray(vector.__dict__["indices"], np.int64), np.asarray(vector.__dict__["values"], np.float32)
     with np.errstate(over="ignore"):
         return np.asarray(vector, np.float32)
 

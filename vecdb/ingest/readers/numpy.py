@@ -1,11 +1,10 @@
-"""NumPy's files: NPY (a matrix, or structured rows of vector and others), and NPZ as scipy.sparse.save_npz writes a CSR matrix.
+"""NumPy's NPY files: a matrix, or structured rows of vector and others.
 
 Ids of an NPY file may come from a second one (`ids`). A Place's offset is not used.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,13 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ...errors import InvalidFile
-from ...schema import DEFAULT_FIELD, MAX_DIM
+from ...schema import DEFAULT_FIELD
 from ..reading import reading
 from ..sources import Source, find, read_fully
 from . import FileReader, Options, Piece, Place
-from .vecs import as_batch, as_column
-
-_LARGEST_CSR = 4 << 30  # bytes of its arrays, which are read as a whole
+from .vecs import as_column
 
 
 class _Array(FileReader):
@@ -123,53 +120,3 @@ def _plain(values: npt.NDArray[Any]) -> Any:
     if values.dtype.kind == "S":
         return pa.array([text.decode() for text in values.tolist()])
     return pa.array(values.tolist() if values.dtype.kind == "U" else _native(values))
-
-
-class CsrNpz(FileReader):
-    """A sparse matrix, of which the rows are written out: fields of sparse vectors are not there yet."""
-
-    def _begin(self) -> None:
-        source = self._source
-        archive = zipfile.ZipFile(self._file)
-        total = sum(entry.file_size for entry in archive.infolist())
-        if total > _LARGEST_CSR:
-            raise InvalidFile(
-                f"unpacked it has {total:,} bytes, more than {_LARGEST_CSR:,}: split the matrix", file=source.name
-            )
-        arrays = {}
-        for entry in archive.infolist():
-            with archive.open(entry) as member:
-                arrays[entry.filename.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
-        if bytes(arrays.get("format", np.array(b"")).item()) != b"csr":
-            raise InvalidFile("it is no CSR matrix as scipy.sparse.save_npz writes it", file=source.name)
-        self._data, self._columns, self._ends = arrays["data"], arrays["indices"], arrays["indptr"]
-        self._count, self._dim = (int(n) for n in arrays["shape"])
-        if not 1 <= self._dim <= MAX_DIM:
-            raise InvalidFile(
-                f"its rows have {self._dim:,} numbers; sparse fields are not there yet, and a dense one has 1 to {MAX_DIM:,}",
-                file=source.name,
-            )
-        ends, indices = self._ends, self._columns
-        right = (
-            len(ends) == self._count + 1
-            and ends[0] == 0
-            and ends[-1] == len(indices) == len(self._data)
-            and np.all(np.diff(ends) >= 0)
-        )
-        if not right or (len(indices) and not (indices.min() >= 0 and indices.max() < self._dim)):
-            raise InvalidFile("its indices do not fit its shape", file=source.name)
-
-    @property
-    def rows(self) -> int:
-        return self._count
-
-    def read(self, start: Place, most: int | None = None) -> Iterator[Piece]:
-        step = most or max(1, self._limits.piece // (4 * self._dim))
-        for first in range(start.row, self._count, step):
-            rows = min(step, self._count - first)
-            begin, end = int(self._ends[first]), int(self._ends[first + rows])
-            dense = np.zeros((rows, self._dim), np.float32)
-            at = np.repeat(np.arange(rows), np.diff(self._ends[first : first + rows + 1]))
-            np.add.at(dense, (at, self._columns[begin:end]), self._data[begin:end])
-            share = (self._source.size or 0) * rows // max(1, self._count)
-            yield Piece(as_batch(dense), range(first, first + rows), Place(first + rows), share)

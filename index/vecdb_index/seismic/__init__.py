@@ -1,0 +1,1 @@
+"""Clustered lists of sparse rows, searched approximately."""
