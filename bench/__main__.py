@@ -1,6 +1,7 @@
 """`python -m bench [NAME …] [--rounds R] [--points N] [--sets NAME …] [--rows N]`: the engine beside its peers.
 
-run CONFIG.toml: nearest-neighbour indexes side by side, with plots: see `run.py`. All others are tables by name:
+run CONFIG.toml: nearest-neighbour indexes side by side, with plots: see `run.py`. sparse: sparse vectors, see `sparse.py`. All
+others are tables by name:
 
 ingest, small: writing. flat: searching exactly. recall: asked and delivered. filtered: searches with a filter.
 planner: its choices beside the best ones. threads: searches of several, and while somebody writes. overhead, open: what is around.
@@ -58,6 +59,10 @@ def main() -> None:
         from .run import main as side_by_side
 
         return side_by_side(sys.argv[2:])
+    if sys.argv[1:2] == ["sparse"]:
+        from .sparse import main as of_sparse_vectors
+
+        return of_sparse_vectors(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     tables = {
         "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "endurance": endurance, "files": files,

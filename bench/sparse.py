@@ -1,4 +1,4 @@
-"""`python -m bench.sparse [--sets NAME …] [--engines NAME …] [--rounds R] [--core C]`: sparse vectors beside peers.
+"""`python -m bench sparse [--sets NAME …] [--engines NAME …] [--rounds R] [--core C]`: sparse vectors beside peers.
 
 Data like SPLADE's (`splade_like.py`) are made once, under ~/.cache/vecdb-data/sparse; so are the indexes of peers. The set "real" is
 an NPZ file of your own (`--real`), with doc_indptr, doc_indices, doc_values and the same of queries. Each engine runs in a process of its own, on one pinned core, over batches; those of ours read their index from a mapped
@@ -235,14 +235,14 @@ def tuned(engine: Engine, settings: list[dict[str, Any]]) -> list[dict[str, Any]
     return [params for recall, _, params in near if recall >= 0.8] or [params for _, _, params in near]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.sparse", description=__doc__)
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench sparse", description=__doc__)
     parser.add_argument("--sets", nargs="+", default=["100k", "300k"], choices=list(SETS))
     parser.add_argument("--engines", nargs="+", default=["vecdb", "pyseismic", "sindi", "bmp", "kannolo"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--real", type=Path, help="vectors of your own, of the set real")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for name in options.sets:
         compare(name, options)
 
@@ -286,7 +286,28 @@ def compare(name: str, options: argparse.Namespace) -> None:
         print(f"\n{each}, last round, the frontier:")
         for recall, cpu, _, params, build in frontier(rounds[-1][each]):
             print(f"  {recall:.4f} {cpu:7.1f} µs {params} {build}")
+    _plot(name, {each: frontier([point[:2] for points in rounds for point in points[each]]) for each in options.engines})
 
 
-if __name__ == "__main__":
-    main()
+def _plot(name: str, curves: dict[str, list[tuple[Any, ...]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for label, curve in curves.items():
+        shown = [(recall, time) for recall, time in curve if recall >= 0.8]
+        if shown:
+            axes.plot(
+                *zip(*shown, strict=True), marker="o", markersize=3, linewidth=2.4 if label == "vecdb" else 1.2, label=label
+            )
+    axes.set(
+        yscale="log", xlabel="recall@10", ylabel="µs a query, one thread (CPU time)", title=f"{SETS[name]:,} sparse vectors"
+    )
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    path = HERE / "results" / f"sparse-{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+    print(f"\nPlot: {path}")

@@ -8,6 +8,7 @@ Values are not changed after construction; functions are safe in any thread.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -300,6 +301,36 @@ class Unchecked:
         return Unchecked(
             *(np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "indices", "weights"))
         )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of some sparse vectors. components: of a vector, the mean, and what 5 % and 95 % of them have at most. distinct: of all.
+
+    mass: the share of the weight, by amount, that lies in the heaviest 1, 5, 10, 20 and 50 components of a vector, the mean.
+    common: the share of vectors that have the most common component, the tenth, and the hundredth.
+    """
+
+    vectors: int
+    components: tuple[float, int, int]
+    distinct: int
+    mass: dict[int, float]
+    common: dict[int, float]
+
+
+def statistics_of(vectors: Sequence[SparseVector]) -> Statistics:
+    """Figures that say how sparse vectors are, and how much of them matters."""
+    sizes = np.array([len(each) for each in vectors] or [0])
+    low, high = np.percentile(sizes, [5, 95]).astype(int).tolist()
+    tops = (1, 5, 10, 20, 50)
+    falling = [np.sort(np.abs(each.values.astype(np.float64)))[::-1] for each in vectors if len(each)]
+    shares = [[float(each[:top].sum() / each.sum()) for top in tops] for each in falling] or [[0.0] * len(tops)]
+    every = np.concatenate([np.zeros(0, np.uint32), *(each.indices for each in vectors)])
+    _, counts = np.unique(every, return_counts=True)
+    shown = np.sort(counts)[::-1] / max(1, len(vectors))
+    common = {rank: round(float(shown[rank - 1]), 4) for rank in (1, 10, 100) if rank <= len(shown)}
+    mass = dict(zip(tops, np.mean(shares, axis=0).round(3).tolist(), strict=True))
+    return Statistics(len(vectors), (round(float(sizes.mean()), 1), low, high), len(counts), mass, common)
 
 
 def one_of(vectors: Any, at: int) -> Any:

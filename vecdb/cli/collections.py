@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..schema import Dense
+from ..schema import Dense, Sparse
 from . import output
 from .output import Db, Json, Name, Yes
 
@@ -39,7 +39,6 @@ def create(
     ] = None,
 ) -> None:
     """Make a collection, and the database if there is none."""
-    from vecdb import Dense, Sparse
     from vecdb.errors import InvalidInput
 
     schema: Any = None
@@ -61,7 +60,6 @@ def create(
 
 
 def _declared(text: str) -> tuple[str, Any]:
-    from vecdb import Dense, Sparse
     from vecdb.errors import InvalidInput
 
     name, *rest = text.split(":")
@@ -123,7 +121,7 @@ def info(
 ) -> None:
     """Figures about a collection: points, segments, disk, indexes and their progress, calibrated recall."""
     if name is None:
-        stats(db, json)
+        stats(db, None, None, 1, json)
         return
     with output.opened(db) as database:
         found = database[name].info()
@@ -175,16 +173,51 @@ def _expected(collection: Any, field: str) -> float | None:
     return expected
 
 
-def stats(db: Db, json: Json = False) -> None:
-    """Figures about the database's files: amplification, log, flushes, merges, readers."""
+def stats(
+    db: Db,
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", help="Figures about its sparse vectors instead.", show_default=False)
+    ] = None,
+    field: Annotated[str | None, typer.Option("--field", help="Which, where it has several.", show_default=False)] = None,
+    sample: Annotated[int, typer.Option("--sample", help="Points that are looked at.", min=1)] = 2000,
+    json: Json = False,
+) -> None:
+    """Figures about the database's files: amplification, log, flushes, merges, readers; or about sparse vectors."""
     with output.opened(db) as database:
+        if collection is not None:
+            return _sparse_stats(database[collection], field, sample, json)
         flat = database.info().flat()
     if json:
         output.print_json(flat)
-        return
+        return None
     output.facts({
         name.removeprefix("vecdb.storage."): output.bytes_shown(value) if ".bytes" in name or name.endswith("_bytes") else value
         for name, value in flat.items()
+    })  # fmt: skip
+
+
+def _sparse_stats(collection: Any, field: str | None, sample: int, json: bool) -> None:
+    from ..errors import InvalidInput
+    from ..sparse import statistics_of
+
+    info = collection.info()
+    fields = [name for name, each in info.fields.items() if isinstance(each, Sparse)]
+    name = field or (fields[0] if len(fields) == 1 else None)
+    if name not in fields:
+        raise InvalidInput(f"say which sparse field: {', '.join(fields) or 'there is none'}")
+    points = collection.sample(sample, with_vectors=[name], with_payload=False)
+    found = statistics_of([point.vectors[name] for point in points if name in point.vectors])
+    if json:
+        output.print_json(asdict(found))
+        return
+    mean, low, high = found.components
+    output.facts({
+        "vectors looked at": found.vectors,
+        "components of one": f"{mean:g} (5 % have at most {low:,}, 95 % at most {high:,})",
+        "distinct components": found.distinct,
+        **{f"weight in the heaviest {top}": f"{share:.1%}" for top, share in found.mass.items()},
+        **{f"vectors that have common component {rank}": f"{share:.1%}" for rank, share in found.common.items()},
+        "index": output.bytes_shown(info.indexes[name].bytes),
     })  # fmt: skip
 
 

@@ -35,6 +35,7 @@ KEPT, GONE, ROWS = "kept", "gone", "rows"  # a user's queries, with answers that
 SAMPLE = 2000  # rows that are searched for in other segments
 _GROWTH = 1.25  # in rows, either way, that outgrows a calibration
 _SPREAD = 1.5  # likewise in segments
+_HOPELESS = 1.0  # times as long as an exact search, beyond which no more effort is tried
 
 Keys = npt.NDArray[np.float32]
 Search = Callable[[int, float | None], Keys]  # for k, with an effort or exactly: (m, k) keys
@@ -163,7 +164,7 @@ def _curves(search: Search, rows: int) -> tuple[Curve, ...]:
 
         def at(effort: float) -> tuple[npt.NDArray[np.float64], float] | None:
             nonlocal per
-            if per > most:
+            if per > _HOPELESS * most:
                 return None
             started = time.perf_counter()
             found = search(k, effort)

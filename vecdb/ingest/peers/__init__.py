@@ -38,6 +38,7 @@ PEERS = {
 
 BATCH_BYTES = 16 << 20  # of the vectors in a Rows, about
 _MOST_ROWS = 20_000  # of one, so that short vectors with long payloads stay within bounds, too
+_SPARSE_BYTES = 1000  # of a sparse vector, about
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,8 @@ def chosen(path: str, names: Sequence[str], only: str | None) -> list[str]:
 
 def rows_at_once(fields: Mapping[str, Field], bytes: int = BATCH_BYTES) -> int:
     """How many points make a batch."""
-    return max(
-        1, min(_MOST_ROWS, bytes // max(1000, sum(4 * field.dim for field in fields.values() if isinstance(field, Dense))))
-    )
+    row = sum(4 * field.dim if isinstance(field, Dense) else _SPARSE_BYTES for field in fields.values())
+    return max(1, min(_MOST_ROWS, bytes // row))
 
 
 @contextmanager
