@@ -171,6 +171,7 @@ def _gathered(rows: Any, name: str | None, where: Any) -> tuple[Any, Any, Any]:
 def _settled(lengths: Any, indices: Any, weights: Any, name: str | None, where: Any) -> SparseVectors:
     """Checked, in order, each component once, without zeros."""
     owner = np.repeat(np.arange(len(lengths)), lengths)
+    whole = indices == np.trunc(indices)  # one that is null in a column comes as NaN
 
     def refuse(flags: Any, why: Any) -> None:
         if flags.any():
@@ -180,6 +181,9 @@ def _settled(lengths: Any, indices: Any, weights: Any, name: str | None, where: 
     refuse(
         (indices < 0) | (indices > MAX_COMPONENT), lambda at: f"component {indices[at]:.0f} is not from 0 to {MAX_COMPONENT:,}"
     )
+    if weights.dtype.kind not in "fiu":
+        raise InvalidVector(f"weights are numbers, not {weights.dtype}", field=name)
+    refuse(~whole, lambda at: f"component {indices[at]} is no whole number")
     exact = weights.astype(np.float64)
     refuse(~np.isfinite(exact), lambda at: f"the weight of component {indices[at]:.0f} is {weights[at]}; it must be finite")
     components = indices.astype(np.uint32)

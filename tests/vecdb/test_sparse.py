@@ -207,6 +207,13 @@ def test_tables_of_arrow(db: Any, rows: Any) -> None:
         docs = db.create_collection(name, Sparse())
         docs.upsert(pa.table({"id": range(20), "vector": column, "n": range(20)}))
         assert docs.get(7)[0].vector == SparseVector(rows[7].indices, rows[7].data)
+    holes = pa.array([{"indices": [1, None], "values": [1.0, 2.0]}, {"indices": [2], "values": [None]}], struct.type)
+    for at, why in ((0, "component nan is no whole number"), (1, "component 2 is nan")):
+        with pytest.raises(InvalidVector, match=why) as refused:
+            docs.upsert(pa.table({"id": [at + 900], "vector": holes.slice(at, 1)}))
+        assert refused.value.point == at + 900
+    with pytest.raises(InvalidVector, match="weights are numbers, not complex64"):
+        docs.upsert(ids=[1], vectors=scipy_sparse.csr_matrix(np.array([[1 + 2j]], np.complex64)))
     with_null = pa.array([{"indices": [1], "values": [1.0]}, None], struct.type)
     docs = db.create_collection("null", {"a": Sparse(), "b": Dense(1)})
     docs.upsert(pa.table({"id": [1, 2], "a": with_null, "b": [[1.0], [1.0]]}))

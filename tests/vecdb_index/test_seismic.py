@@ -169,6 +169,15 @@ def test_effort_one_is_exact(some: Any) -> None:
     check(searcher, queries, 10, hits)
 
 
+def test_an_index_without_whole_lists_answers_the_same(some: Any) -> None:
+    rows, queries, searcher = some
+    scanned, rare = made(rows, Seismic(exact="scan")), bitmap(np.arange(len(rows)) % 40 == 0)
+    assert isinstance(scanned.exact, SparseSearcher)
+    for effort in (0.4, 1.0):
+        same(scanned.search(queries, 10, effort), searcher.search(queries, 10, effort))
+    check(scanned, queries, 10, scanned.search(queries, 10, 0.4, rare), np.arange(len(rows)) % 40 == 0)
+
+
 def test_keys_are_those_of_the_exact_search(some: Any) -> None:
     _, queries, searcher = some
     everything = searcher.exact.search(queries, len(searcher.rows))
