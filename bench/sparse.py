@@ -53,6 +53,7 @@ def builds(engine: str, n: int) -> list[dict[str, Any]]:
         "bmp": [{"block": 32}],
         "kannolo": [{"m": 32, "ef_construction": 200}],
         "vecdb": [{}],
+        "vecdb-knn": [{"knn": 8}],
         "vecdb-exact": [{"exact": "lists"}],
         "scipy": [{}],
     }[engine]
@@ -69,6 +70,9 @@ def grid(engine: str) -> list[dict[str, Any]]:
         "kannolo": product(ef=[10, 15, 20, 30, 40, 60, 80, 120]),
         "vecdb": product(
             cut=[2, 3, 4, 5, 6, 8, 10, 12, 16, 24], factor=[0.6, 0.7, 0.8, 0.9, 1.0, 1.1], head=[0.3, 0.4, 0.5, 0.6, 0.7]
+        ),
+        "vecdb-knn": product(
+            cut=[1, 2, 3, 4, 5, 6, 8, 12], factor=[0.8, 0.9, 1.0, 1.1, 1.2], head=[0.4, 0.5, 0.6, 0.7], near=[2, 4, 8]
         ),
         "vecdb-exact": [{"exact": True}],
         "scipy": [{}],

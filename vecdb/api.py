@@ -115,7 +115,7 @@ class Collection(Protocol):
     def search_hybrid(
         self, queries: Mapping[str, Any], k: int = 10, *, fuse: How = "rrf", weights: Mapping[str, float] | None = None,
         where: Where = None, recall: float | None = None, exact: bool = False, with_payload: bool = True,
-        with_vectors: bool | Sequence[str] = False, timeout: float | None = None,
+        with_vectors: bool | Sequence[str] = False, explain: bool = False, timeout: float | None = None,
     ) -> Hits: ...  # fmt: skip
     def calibrate(self, queries: Any, truth: Any = None, *, field: str | None = None) -> RecallReport: ...
     @property

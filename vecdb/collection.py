@@ -7,6 +7,7 @@ commit and never wait for writers; a write has reached the disk when its call re
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -68,8 +69,8 @@ from .schema import Field, checked_field, checked_index, field_from_json
 from .search import bitmaps, stopping, whole
 from .search.calibrate import Report as RecallReport
 from .search.fuse import How, depth, fused
-from .search.indexes import why_auto
-from .search.plan import PartPlan, Plan
+from .search.indexes import figures_of, why_auto
+from .search.plan import Explained, HybridPlan, Plan
 from .search.planner import Asked
 from .sparse import SparseVector, centred, one_of
 from .upkeep.verifying import index_problems
@@ -551,27 +552,32 @@ class Collection:
         exact: bool = False,
         with_payload: WithPayload = True,
         with_vectors: bool | Sequence[str] = False,
+        explain: bool = False,
         timeout: float | None = None,
     ) -> Hits:
         """Several fields searched on one snapshot, their hits ranked together: Hits by the fused score, ties by id.
 
         queries: field -> query, as `search` takes them; a field whose query is None or empty is left out. fuse: "rrf", by ranks
         (reciprocal rank fusion), or "relative", by scores that are scaled for each field. weights: of fields, 1 if not given.
-        The best 100 hits of each field, or three times k, take part. Raises as `search`.
+        The best 100 hits of each field, or three times k, take part. explain: fills `hits.plan`, a HybridPlan. Raises as
+        `search`.
         """
         self._checked_fields(with_vectors)
         asked, shares = checked_fusion(queries, fuse, weights)
         k, started, snapshot = checked_k(k), time.perf_counter(), self._snapshot()
         ready = {name: self._query_vectors(query, name) for name, query in asked.items()}
-        lists = {
+        found = {
             name: self._search(
-                vector, depth(k), where, name, recall, exact, False, started, timeout=timeout, snapshot=snapshot
-            )[0][0]
+                vector, depth(k), where, name, recall, exact, explain, started, timeout=timeout, snapshot=snapshot
+            )
             for name, vector in ready.items()
         }  # fmt: skip
-        return Hits([
-            self._hit(Hit(one.id, score), one, with_payload, with_vectors) for score, one in fused(lists, fuse, shares, k)
-        ])  # fmt: skip
+        lists = {name: answer[0] for name, (answer, _, _) in found.items()}
+        plans = [plan for _, _, plan in found.values() if plan is not None]
+        return Hits(
+            [self._hit(Hit(one.id, score), one, with_payload, with_vectors) for score, one in fused(lists, fuse, shares, k)],
+            HybridPlan(fuse, dict(shares), plans) if explain else None,
+        )
 
     def calibrate(self, queries: Any, truth: Any = None, *, field: str | None = None) -> RecallReport:
         """Measures what searches deliver on queries of your own, and goes by that from now on. Print the answer.
@@ -683,18 +689,25 @@ class Collection:
     def _index_info(self, name: str, declared: Field, segments: list[SegmentPart], snapshot: Snapshot) -> IndexInfo:
         mine = self._measured(snapshot, name)
         indexed = [part for part in segments if name in part.indexes]
+        files = [part.segment.index(part.indexes[name]) for part in indexed]
+        arrays: Counter[str] = Counter()
+        for file in files:
+            arrays.update({each: file.unchecked(each).nbytes for each in file.names()})
+        largest = max(indexed, key=lambda part: part.rows, default=None)
         building = None if self._indexer is None else self._indexer.share_of(self._uuid, name)
         return IndexInfo(
             why=why_auto(declared, max((part.rows for part in segments), default=0)),
             segments=len(indexed),
             rows=sum(part.rows for part in indexed),
-            bytes=sum(part.segment.index(part.indexes[name]).size for part in indexed),
+            bytes=sum(file.size for file in files),
             building=None if building is None else round(building[1], 3),
             paused=self._indexer is not None and self._indexer.paused,
             error=None if self._indexer is None else self._indexer.error_of(self._uuid, name),
             calibrated=None if mine is None else mine.rows,
             outgrown=mine is not None and mine.outgrown_by(snapshot, name),
             probed=None if self._prober is None else self._prober.of(self._uuid, name),
+            arrays=dict(arrays),
+            figures={} if largest is None else figures_of(largest, name),
         )
 
     def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
@@ -819,7 +832,7 @@ class Collection:
         snapshot = self._snapshot() if snapshot is None else snapshot
         fields = self._fields(snapshot.schema)
         name = self._field_name(fields, field)
-        parts: list[PartPlan] | None = [] if explain else None
+        told = Explained() if explain else None
         planned = time.perf_counter()
         # No more than there are, so that buffers fit the answer and not the wish.
         best = min(k, max(1, snapshot.count))
@@ -829,7 +842,7 @@ class Collection:
         if mine is not None:
             wanted = replace(wanted, whole=mine.calibration, outgrown=mine.outgrown_by(snapshot, name))
         try:
-            found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=parts)
+            found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=told)
         except DeadlineReached:
             after = "" if timeout is None else f" than {timeout:g} s"
             raise DeadlineExceeded(f"the search took longer{after}; give it more time, or ask for less recall") from None
@@ -837,13 +850,14 @@ class Collection:
             raise errors.Cancelled("the search was cancelled") from None
         if self._prober is not None:
             self._prober.offer(self._uuid, snapshot, wanted, vectors, found)
-        if parts is None:
+        if told is None:
             return found, fields[name], None
+        spent = time.perf_counter() - planned - told.checking
         plan = Plan(
             field=name, metric=fields[name].metric, queries=len(vectors), k=k,
             where=None if expression is None else str(expression),
-            recall_asked=asked, seq=snapshot.seq, parts=parts,
-            stages={"plan": 1000 * (planned - started), "search": 1000 * (time.perf_counter() - planned)},
+            recall_asked=asked, seq=snapshot.seq, parts=told.parts, certified=told.certified,
+            stages={"plan": 1000 * (planned - started), "search": 1000 * spent, "check": 1000 * told.checking},
         )  # fmt: skip
         return found, fields[name], plan
 

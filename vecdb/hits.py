@@ -13,7 +13,7 @@ from vecdb_storage.ids import Id
 from .errors import InvalidInput
 
 if TYPE_CHECKING:
-    from .search.plan import Plan
+    from .search.plan import HybridPlan, Plan
 
 
 _MOST_PLACES = 1 << 28  # of a batch, of 12 bytes at least
@@ -47,7 +47,7 @@ class Hits(Sequence[Hit]):
 
     __slots__ = ("_hits", "plan")
 
-    def __init__(self, hits: list[Hit], plan: Plan | None = None) -> None:
+    def __init__(self, hits: list[Hit], plan: Plan | HybridPlan | None = None) -> None:
         self._hits = hits
         self.plan = plan
 

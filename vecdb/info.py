@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .schema import Field
@@ -31,6 +31,8 @@ class IndexInfo:
     calibrated: int | None
     outgrown: bool
     probed: Probed | None
+    arrays: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

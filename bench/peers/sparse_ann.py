@@ -293,6 +293,7 @@ ENGINES = {
     "bmp": Bmp,
     "kannolo": Kannolo,
     "vecdb": Vecdb,
+    "vecdb-knn": Vecdb,
     "vecdb-exact": Vecdb,
     "scipy": Scipy,
 }

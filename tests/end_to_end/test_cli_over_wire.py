@@ -56,6 +56,11 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["search", "docs", "--vector", "[1,2]"],
         ["search", "docs", "--like", "doc-7", "--where", "year >="],
     ],
+    "hybrid": [
+        ["hybrid", "docs", "--by", "vector=[1,2,3,4,5,6,7,8]", "--where", "year >= 2010", "--with-vectors", "--json"],
+        ["hybrid", "texts", "--by", "vector=cats and dogs", "-k", "2"],
+        ["hybrid", "docs", "--by", "body=[1,2]"],
+    ],
     "explain": [],  # below: it has times
     "get": [["get", "docs", "doc-1", "doc-2", "--with-vectors", "--json"], ["get", "docs", "doc-1", "doc-none"]],
     "scroll": [["scroll", "docs", "--where", "year == 2003"], ["scroll", "docs", "--limit", "3", "--with-vectors"]],

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import vecdb
-from vecdb import Dense
+from vecdb import Dense, Sparse
 from vecdb.cli import main
+from vecdb.index import Seismic
 
 DIM = 8
 
@@ -70,6 +71,38 @@ def wrong(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str
     (line,) = captured.err.splitlines()
     assert line.startswith("vecdb: ")
     return line
+
+
+def test_hybrid_and_figures_of_sparse_vectors(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    sparse = [
+        {int(c): float(w) for c, w in zip(rng.choice(300, 8, False), rng.random(8) + 0.1, strict=True)} for _ in range(900)
+    ]
+    with vecdb.open("h.db") as db:
+        docs = db.create_collection("both", {"body": Dense(3), "terms": Sparse(index=Seismic())})
+        docs.upsert(ids=range(900), vectors={"body": rng.standard_normal((900, 3)), "terms": sparse})
+        docs.flush()
+        query = {"body": [1.0, 0.5, 0.0], "terms": sparse[17]}
+        expected = docs.search_hybrid(query, k=4, weights={"terms": 2.0}, fuse="relative")
+        first = docs.search_hybrid(query, k=1)[0].id
+    by = ("--by", "body=[1, 0.5, 0]", "--by", f"terms={json.dumps(sparse[17])}", "--db", "h.db")
+    found = facts(capsys, "hybrid", "both", *by, "-k", "4", "--weight", "terms=2", "--fuse", "relative")
+    assert [(hit["id"], hit["score"]) for hit in found] == [(hit.id, pytest.approx(hit.score)) for hit in expected]
+    assert say(capsys, "hybrid", "both", *by).splitlines()[1].startswith(f"{first} ")
+    plan = facts(capsys, "hybrid", "both", *by, "--explain")
+    assert [each["field"] for each in plan["plans"]] == ["body", "terms"]
+    assert "ranked together by rrf" in say(capsys, "hybrid", "both", *by, "--explain")
+    assert "say FIELD=" in wrong(capsys, 4, "hybrid", "both", "--by", "terms", "--db", "h.db")
+    assert "FIELD=NUMBER" in wrong(capsys, 4, "hybrid", "both", *by, "--weight", "terms=much")
+    assert "twice" in wrong(capsys, 4, "hybrid", "both", *by, "--by", "terms={}")
+    told = facts(capsys, "stats", "--collection", "both", "--db", "h.db")
+    assert told["vectors"] == 900 and told["index"]["lists"] == 300
+    assert told["index"]["postings"] > 900
+    assert sum(told["index"]["arrays"].values()) <= told["index"]["bytes"]
+    assert {"heads", "posts", "entries", "bounds"} <= set(told["index"]["arrays"])
+    shown = say(capsys, "stats", "--collection", "both", "--db", "h.db")
+    assert "heads" in shown and "longest" in shown
 
 
 def test_search_is_the_search_of_the_api(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,6 +274,7 @@ def test_colours_and_widths_keep_to_the_terminal(data: Path) -> None:
 INTERRUPTED = """
 import os, signal
 from vecdb.cli import main
+from vecdb.index import Seismic
 from vecdb.collection import Prepared
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which those that are started in the background ignore
 left, whole = 20, Prepared.commit

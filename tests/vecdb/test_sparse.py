@@ -15,6 +15,9 @@ import pytest
 import vecdb
 from vecdb import Dense, F, Sparse, SparseVector
 from vecdb.errors import Corruption, InvalidFile, InvalidInput, InvalidVector
+from vecdb.index import Seismic
+from vecdb.search import calibrate
+from vecdb.search.calibrate import Calibration
 
 scipy_sparse = pytest.importorskip("scipy.sparse")
 N, M, WIDTH = 400, 30, 500
@@ -346,6 +349,38 @@ def test_hybrid_with_a_part_that_says_nothing(both: Any, queries: Any) -> None:
     mine = [hit.id for hit in both.search(queries[3], k=5, field="terms")]
     assert [hit.id for hit in both.search_hybrid({"body": None, "terms": queries[3]}, k=5)] == mine
     assert len(both.search_hybrid({"body": body, "terms": queries[3]}, where=F("n") == 99)) == 0
+
+
+def test_hybrid_tells_how_it_was_done(both: Any, queries: Any) -> None:
+    body = [0.1, 0.2, 0.3, 0.4]
+    hits = both.search_hybrid({"body": body, "terms": queries[3]}, k=5, weights={"terms": 2}, where=F("n") < 5, explain=True)
+    plan = hits.plan
+    assert (plan.fuse, plan.weights) == ("rrf", {"terms": 2})
+    assert [each.field for each in plan.plans] == ["body", "terms"]
+    assert all(each.where is not None and each.certified == 1 for each in plan.plans)
+    assert "ranked together by rrf: body x 1, terms x 2" in str(plan) and "search terms (ip)" in str(plan)
+    assert both.search_hybrid({"body": body}, k=5).plan is None
+
+
+def test_what_is_certified_is_exact(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate is true of each answer that has one, and of no other."""
+    monkeypatch.setattr(Calibration, "exact_seconds", lambda *_: 1e3)  # the index answers, however small it is
+    monkeypatch.setattr(calibrate, "_HOPELESS", 1e9)
+    stored, asked = drawn(6000, 0.02, 7), drawn(120, 0.02, 8)
+    docs = db.create_collection("certified", Sparse(index=Seismic(postings=3)))
+    docs.upsert(ids=np.arange(6000), vectors=stored, payloads=[{"n": i % 10} for i in range(6000)])
+    docs.flush()
+    right = 0
+    for number in range(120):
+        where = F("n") < 5 if number % 3 == 0 else None
+        allowed = np.arange(6000) % 10 < 5 if where is not None else None
+        hits = docs.search(asked[number], k=10, recall=0.5, where=where, explain=True)
+        expected = [score for score, _ in best(stored, asked[number], 10, allowed)]
+        exact = [hit.score for hit in hits] == pytest.approx(expected, rel=1e-6)
+        assert hits.plan.certified == exact
+        right += exact
+    assert 10 < right < 120
+    assert docs.search(asked[0], exact=True, explain=True).plan.certified == 1
 
 
 def test_hybrid_says_what_is_wrong(both: Any) -> None:

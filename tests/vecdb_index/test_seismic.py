@@ -162,6 +162,41 @@ def test_without_pruning_it_is_exact() -> None:
     assert (hits.rows == exact.rows).all() and hits.keys.tobytes() == exact.keys.tobytes()
 
 
+def test_rows_most_like_each_are_kept_and_help(some: Any) -> None:
+    rows, queries, plain = some
+    searcher = made(rows, Seismic(knn=6))
+    near, (scores, common) = np.asarray(searcher.index.near), products(rows, rows)
+    own = np.arange(len(rows))[:, None]
+    assert near.shape == (len(rows), 6)
+    np.fill_diagonal(scores, -np.inf)
+    nearest = np.argsort(-scores, axis=1, kind="stable")[:, :6]
+    assert np.mean([len(set(a) & set(b)) / 6 for a, b in zip(near.tolist(), nearest.tolist(), strict=True)]) > 0.8
+    with_common = (near == own) | (common[own, near] > 0)
+    assert with_common.all()
+    for row in near.tolist():
+        others = [each for each in row if row.count(each) == 1]
+        assert len(others) >= 5 or row.count(row[-1]) > 1  # each once; what is left is the row itself
+    exact, _ = products(rows, queries)
+    few = Settings(1, 1.1, 0.7)
+    before, after = (recall(plain.search_with(few, queries, 10).rows, exact, 10),
+                     recall(searcher.search_with(few._replace(near=6), queries, 10).rows, exact, 10))  # fmt: skip
+    assert after > before + 0.05
+    flags = np.arange(len(rows)) % 3 > 0
+    for effort in (0.0, 0.3, 0.8):
+        check(searcher, queries, 10, searcher.search(queries, 10, effort))
+        check(searcher, queries, 10, searcher.search(queries, 10, effort, bitmap(flags)), flags)
+    one, two = (BACKEND.build(rows, {}, Seismic(knn=6), Budget(threads=t), lambda share: None) for t in (1, 2))
+    assert one["near"].tobytes() == two["near"].tobytes()
+
+
+def test_neighbours_that_are_no_rows_are_damage(some: Any) -> None:
+    rows, _, _ = some
+    arrays = dict(BACKEND.build(rows, {}, Seismic(knn=2), Budget(), lambda share: None))
+    for near in (arrays["near"] + np.uint32(len(rows)), arrays["near"][1:], arrays["near"].astype(np.int32)):
+        with pytest.raises(Damaged):
+            BACKEND.open({**arrays, "near": np.ascontiguousarray(near)}, {}, rows, Seismic(knn=2))
+
+
 def test_effort_one_is_exact(some: Any) -> None:
     _, queries, searcher = some
     hits, exact = searcher.search(queries, 10, 1.0), searcher.exact.search(queries, 10)

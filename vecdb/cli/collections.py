@@ -200,15 +200,16 @@ def _sparse_stats(collection: Any, field: str | None, sample: int, json: bool) -
     from ..errors import InvalidInput
     from ..sparse import statistics_of
 
-    info = collection.info()
-    fields = [name for name, each in info.fields.items() if isinstance(each, Sparse)]
+    fields = [name for name, each in collection.info().fields.items() if isinstance(each, Sparse)]
     name = field or (fields[0] if len(fields) == 1 else None)
-    if name not in fields:
+    if name is None or name not in fields:
         raise InvalidInput(f"say which sparse field: {', '.join(fields) or 'there is none'}")
     points = collection.sample(sample, with_vectors=[name], with_payload=False)
     found = statistics_of([point.vectors[name] for point in points if name in point.vectors])
+    _expected(collection, name)  # a search opens the index, which then can tell of itself
+    index = collection.info().indexes[name]
     if json:
-        output.print_json(asdict(found))
+        output.print_json({**asdict(found), "index": {"bytes": index.bytes, "arrays": index.arrays, **index.figures}})
         return
     mean, low, high = found.components
     output.facts({
@@ -217,7 +218,9 @@ def _sparse_stats(collection: Any, field: str | None, sample: int, json: bool) -
         "distinct components": found.distinct,
         **{f"weight in the heaviest {top}": f"{share:.1%}" for top, share in found.mass.items()},
         **{f"vectors that have common component {rank}": f"{share:.1%}" for rank, share in found.common.items()},
-        "index": output.bytes_shown(info.indexes[name].bytes),
+        "index": output.bytes_shown(index.bytes),
+        **{f"  {array}": output.bytes_shown(size) for array, size in sorted(index.arrays.items(), key=lambda each: -each[1])},
+        **{f"index, {what}": f"{number:,.0f}" for what, number in index.figures.items()},
     })  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""Points: search, explain, get, scroll, delete, embed."""
+"""Points: search, hybrid, explain, get, scroll, delete, embed."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -33,7 +33,7 @@ _Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds after
 
 
 def register(app: typer.Typer) -> None:
-    for command in (search, explain, get, scroll, delete, embed):
+    for command in (search, hybrid, explain, get, scroll, delete, embed):
         app.command()(command)
 
 
@@ -112,21 +112,77 @@ def search(
             score_threshold=score_threshold, with_vectors=with_vectors, timeout=timeout,
         )  # fmt: skip
         found = [hit for hit in hits if left_out is None or hit.id != left_out][:k]
-        if json:
-            output.print_json(
-                [
-                    {
-                        "id": hit.id,
-                        "score": hit.score,
-                        "payload": hit.payload,
-                        **({"vectors": hit.vectors} if with_vectors else {}),
-                    }
-                    for hit in found
-                ]
-            )
-            return
-        rows = [[str(hit.id), hit.score, _payload(hit.payload)] for hit in found]
-    output.table(["id", "score", "payload"], rows)
+        _print_hits(found, with_vectors, json)
+
+
+def _print_hits(hits: Any, with_vectors: bool, json: bool) -> None:
+    if json:
+        shown = ("id", "score", "payload", "vectors") if with_vectors else ("id", "score", "payload")
+        output.print_json([{name: getattr(hit, name) for name in shown} for hit in hits])
+    else:
+        output.table(["id", "score", "payload"], [[str(hit.id), hit.score, _payload(hit.payload)] for hit in hits])
+
+
+def hybrid(
+    name: Name,
+    db: Db,
+    by: Annotated[
+        list[str],
+        typer.Option(
+            "--by", help="FIELD=QUERY, once for each field: JSON as for search --vector, @FILE.npy, or a text.",
+            show_default=False,
+        ),
+    ],
+    k: _K = 10,
+    weight: Annotated[
+        list[str] | None, typer.Option("--weight", help="FIELD=NUMBER: of a field's hits; 1 if not given.", show_default=False)
+    ] = None,
+    fuse: Annotated[str, typer.Option("--fuse", help='"rrf", by ranks, or "relative", by scaled scores.')] = "rrf",
+    where: Where = None,
+    recall: _Recall = None,
+    exact: _Exact = False,
+    explained: Annotated[bool, typer.Option("--explain", help="Print how the search was done instead.")] = False,
+    with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Print vectors, too.")] = False,
+    encoder: _Encoder = None,
+    timeout: _Timeout = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Several fields searched at once, as dense and sparse vectors, and their hits ranked together."""
+    from vecdb.errors import InvalidInput
+
+    queries = {field: _by(query) for field, query in _pairs("--by", by)}
+    try:
+        weights = {field: float(number) for field, number in _pairs("--weight", weight or [])}
+    except ValueError:
+        raise InvalidInput(f"--weight is FIELD=NUMBER, as in terms=2, not {' '.join(weight or [])}") from None
+    with output.opened(db) as database:
+        hits = _collection(database, name, encoder).search_hybrid(
+            queries, k, fuse=cast("Any", fuse), weights=weights, where=where, recall=recall, exact=exact,
+            with_vectors=with_vectors, explain=explained, timeout=timeout,
+        )  # fmt: skip
+        if explained and json:
+            output.print_json(output.plain(hits.plan))
+        elif explained:
+            print(hits.plan)
+        else:
+            _print_hits(hits, with_vectors, json)
+
+
+def _pairs(option: str, given: list[str]) -> list[tuple[str, str]]:
+    from vecdb.errors import InvalidInput
+
+    pairs = [(field, value) for field, _, value in (each.partition("=") for each in given)]
+    for (field, value), each in zip(pairs, given, strict=True):
+        if not field or not value:
+            raise InvalidInput(f"{option} {each}: say FIELD=…")
+    if len(dict(pairs)) < len(pairs):
+        raise InvalidInput(f"{option} names a field twice")
+    return pairs
+
+
+def _by(text: str) -> Any:
+    """What one field is searched by: a vector where the text is one, else the text."""
+    return _vector(text) if text == "-" or text[:1] in ("[", "{", "@") else text
 
 
 def _payload(payload: Any) -> str:

@@ -421,10 +421,11 @@ class AsyncCollection:
         exact: bool = False,
         with_payload: bool = True,
         with_vectors: bool | Sequence[str] = False,
+        explain: bool = False,
         timeout: float | None = None,
     ) -> Hits:
         """As `vecdb.Collection.search_hybrid`."""
-        options = _options(where, None, recall, exact, with_payload, with_vectors, None, False)
+        options = _options(where, None, recall, exact, with_payload, with_vectors, None, explain)
         request = messages.SearchHybridRequest(target=self.target, k=_k(k), options=options)
         asked, shares = checked_fusion(queries, fuse, weights)
         request.fuse = fuse
@@ -638,6 +639,10 @@ def _of_reply(found: Any, with_payload: bool) -> Hits:
     hits = _hits(found.hits, with_payload)
     if found.HasField("plan"):
         hits.plan = plan_of(found.plan)
+    if found.HasField("hybrid_plan"):
+        from ..search.plan import HybridPlan
+
+        hits.plan = convert.from_figures(found.hybrid_plan, HybridPlan)
     return hits
 
 

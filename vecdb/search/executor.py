@@ -31,12 +31,13 @@ from vecdb_storage.tombstones import Words
 
 from . import bitmaps, copies
 from .indexes import NOT_INDEXED, Index, index_of, rows_of, wanted
-from .plan import PartPlan
+from .plan import Explained, PartPlan
 from .planner import Asked, Way, way_of
 
 _Means = tuple[Index, ExactSearcher]
 _WORTH = 200e-6  # seconds of work for which another thread is worth waking
 _FEWEST_QUERIES = 8  # of an index, likewise
+_CHECKED = 0.25  # seconds that a check of an explained search may take
 _settled: WeakKeyDictionary[Segment, dict[str, tuple[str | None, _Means]]] = WeakKeyDictionary()  # by field, for an index file
 
 
@@ -174,9 +175,9 @@ class Executor:
         queries: Queries,
         *,
         batch: bool,
-        explain: list[PartPlan] | None = None,
+        explain: Explained | None = None,
     ) -> Answer:
-        """The best k of each of the (m, d) queries. explain: a list to which each part adds what it did.
+        """The best k of each of the (m, d) queries. explain: is filled.
 
         batch: false for a single query, whose answer is then made without the arrays.
         Raises Cancelled, DeadlineReached.
@@ -194,9 +195,13 @@ class Executor:
             return found
 
         self._run(tasks, work)
+        answer = Answer.of_many(tasks, queries, asked.k) if batch else Answer.of_one(tasks, queries, asked.k)
         if explain is not None:
-            explain += [_explained(each) for each in planned]
-        return Answer.of_many(tasks, queries, asked.k) if batch else Answer.of_one(tasks, queries, asked.k)
+            explain.parts = [_explained(each) for each in planned]
+            started = time.perf_counter()
+            explain.certified = _certified(tasks, asked, queries, answer)
+            explain.checking = time.perf_counter() - started
+        return answer
 
     def _check(self, snapshot: Snapshot, name: str) -> None:
         """Vectors are compared with their checksums before their first use: of many segments, by all threads."""
@@ -357,6 +362,31 @@ def _merge(tasks: Sequence[_Task], query: int, queries: Queries, k: int) -> list
 
 def _by_key(candidate: tuple[float, Any, int]) -> float:
     return -candidate[0]
+
+
+def _certified(tasks: Sequence[_Task], asked: Asked, queries: Queries, answer: Answer) -> int | None:
+    """Of how many queries no row that was left out has a greater key than the last hit; None where that would take long."""
+    guessed = [task for task in tasks if task.exact is None]
+    cost = 0.0
+    for task in guessed:
+        share = bitmaps.count(task.allowed, task.part.rows) / max(1, task.part.rows)
+        some = task.queries.stop - task.queries.start
+        cost += some * task.searcher.exact.cost(asked.k, 1.0, share, some)
+    if cost > _CHECKED:
+        return None
+    wrong: set[int] = set()
+    for task in guessed:
+        for query in range(task.queries.start, task.queries.stop):
+            hits = answer[query]
+            last = np.float32(hits[-1].key if len(hits) == asked.k else -np.inf)
+            floor = np.full(1, last, np.float32)
+            one = queries[query : query + 1]
+            found = task.searcher.exact.search(one, asked.k, allowed=task.allowed, floor=floor, control=asked.control)
+            known = {hit.row for hit in hits if hit.part is task.part}
+            better = found.rows[0, : int(found.lengths[0])][found.keys[0, : int(found.lengths[0])] > last]
+            if not known.issuperset((better + task.first).tolist()):
+                wrong.add(query)
+    return len(queries) - len(wrong)
 
 
 def _explained(planned: _Planned) -> PartPlan:

@@ -111,6 +111,13 @@ def index_of(part: SegmentPart, name: str, rows: AnyRows | None) -> Index:
     return found
 
 
+def figures_of(part: SegmentPart, name: str) -> dict[str, float]:
+    """What the backend tells of an index; nothing before its first search."""
+    with _lock:
+        file, found = _kept.get(part.segment, {}).get(name, (None, NOT_INDEXED))
+    return dict(getattr(found.searcher, "figures", {})) if file == part.indexes.get(name) else {}
+
+
 def _opened(part: SegmentPart, file: str, rows: AnyRows) -> Index:
     try:
         opened = part.segment.index(file)

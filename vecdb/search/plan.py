@@ -26,9 +26,22 @@ class PartPlan:
     seen: dict[str, int] = default(default_factory=dict)
 
 
+@dataclass
+class Explained:
+    """What a search tells of itself. certified: see Plan; checking: the seconds that this took."""
+
+    parts: list[PartPlan] = default(default_factory=list)
+    certified: int | None = None
+    checking: float = 0.0
+
+
 @dataclass(frozen=True)
 class Plan:
-    """queries, k, field, metric and filter as asked; recall: asked, and expected of this plan; stages in ms."""
+    """queries, k, field, metric and filter as asked; recall: asked, and expected of this plan; stages in ms.
+
+    certified: for how many of the queries the answer was checked to be the exact one: nothing that was left out has a better
+    score than the last hit. None where that would have taken long.
+    """
 
     field: str
     metric: str
@@ -39,6 +52,7 @@ class Plan:
     seq: int
     parts: list[PartPlan] = default(default_factory=list)
     stages: dict[str, float] = default(default_factory=dict)
+    certified: int | None = None
 
     @property
     def recall_expected(self) -> float | None:
@@ -67,5 +81,20 @@ class Plan:
             )
             if part.seen:
                 lines.append("│  " + ", ".join(f"{count:,} {what}" for what, count in part.seen.items()))
+        if self.certified is not None:
+            lines.append(f"├─ exact, as a check has shown, for {self.certified:,} of {self.queries:,}")
         lines.append("└─ " + ", ".join(f"{stage} {spent:.2f} ms" for stage, spent in self.stages.items()))
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class HybridPlan:
+    """Of a hybrid search. fuse, weights: how hits were ranked together. plans: of the search of each field that took part."""
+
+    fuse: str
+    weights: dict[str, float]
+    plans: list[Plan]
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{plan.field} x {self.weights.get(plan.field, 1):g}" for plan in self.plans)
+        return "\n".join([f"ranked together by {self.fuse}: {shares or 'nothing was asked'}", *map(str, self.plans)])

@@ -11,6 +11,7 @@ from vecdb_index.contract import Control
 from ..collection import Collection
 from ..errors import InvalidInput, VecdbError
 from ..hits import Hits
+from ..search.plan import HybridPlan
 from ..search.stopping import Shared, stopped_by
 from ..sparse import SparseVector
 from ..wire import convert, failures, messages
@@ -66,7 +67,9 @@ def search(served: Served, call: Call, request: Any) -> Any:
 def _reply(hits: Hits) -> Any:
     made = messages.SearchReply()
     convert.add_hits(hits, made.hits)
-    if hits.plan is not None:
+    if isinstance(hits.plan, HybridPlan):
+        made.hybrid_plan.CopyFrom(convert.to_figures(hits.plan, messages.HybridPlan))
+    elif hits.plan is not None:
         made.plan.CopyFrom(convert.to_figures(hits.plan, messages.Plan))
     return made
 
@@ -144,11 +147,11 @@ def search_batch(served: Served, call: Call, request: Any) -> Any:
 
 def search_hybrid(served: Served, call: Call, request: Any) -> Any:
     collection = served.collection(call, request.target)
-    for name in ("field", "score_threshold", "explain"):
+    for name in ("field", "score_threshold"):
         if request.options.HasField(name) if name == "score_threshold" else getattr(request.options, name):
             raise InvalidInput(f"a hybrid search has no {name}")
     options = _options(request.options)
-    for name in ("field", "score_threshold", "explain"):
+    for name in ("field", "score_threshold"):
         del options[name]
     queries = {each.field: _query(each) for each in request.queries}
     weights = {each.field: each.weight for each in request.queries if each.HasField("weight")}

@@ -22,7 +22,7 @@ from ..contract import Arrays, Bitmap, Control, Damaged, Hits, Keys, Rows
 from ..flat.search import FlatSearcher
 from ..kernels.compile import kernel
 from ..kernels.distances import METRICS, key_of, pair, prefetch, read_only
-from ..kernels.select import worse
+from ..kernels.select import insert
 from .params import HNSW
 from .walk import key_in, room_of, row_in, walk, walk_allowed
 
@@ -237,15 +237,5 @@ def _rank(queries, q, key_unit, vectors, norms, metric, pool, size, enough, floo
         least, most = min(least, off), max(most, off)
         if key < floor:
             continue
-        at = count
-        if count == k:
-            if not worse(keys[q, k - 1], rows[q, k - 1], key, row):
-                continue
-            at = k - 1
-        else:
-            count += 1
-        while at > 0 and worse(keys[q, at - 1], rows[q, at - 1], key, row):
-            keys[q, at], rows[q, at] = keys[q, at - 1], rows[q, at - 1]
-            at -= 1
-        keys[q, at], rows[q, at] = key, row
+        count = insert(keys, rows, q, count, key, row)
     return count, looked

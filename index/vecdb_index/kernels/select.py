@@ -1,4 +1,4 @@
-"""The best k of what streams by: one heap for each query, worst on top.
+"""The best k of what streams by: one heap for each query, worst on top; or, of few, in order.
 
 Order: key descending, then row ascending. `keys` and `rows` are (m, k), `sizes` (m,) int64, and `dropped` (m,) float32 is the
 best key that was left out, by which ties at the last place are seen: NaN while there is none.
@@ -39,6 +39,23 @@ def offer(keys, rows, sizes, dropped, q, key, row):
     if not keys[q, 0] <= dropped[q]:
         dropped[q] = keys[q, 0]
     _replace_worst(keys, rows, q, k, key, row)
+
+
+@kernel
+def insert(keys, rows, q, count, key, row):
+    """Puts (key, row) in its place among the `count` best of query q, which lie best first. Returns how many there are then."""
+    at = count
+    if count == keys.shape[1]:
+        if not worse(keys[q, count - 1], rows[q, count - 1], key, row):
+            return count
+        at -= 1
+    else:
+        count += 1
+    while at > 0 and worse(keys[q, at - 1], rows[q, at - 1], key, row):
+        keys[q, at], rows[q, at] = keys[q, at - 1], rows[q, at - 1]
+        at -= 1
+    keys[q, at], rows[q, at] = key, row
+    return count
 
 
 @kernel

@@ -36,6 +36,7 @@ _COMMON = 64  # centroids: a component that more have, and half of all, tells th
 _BINS = 1 << 16  # of weights, by their upper bits
 _TOP = 1e-4  # of all weights, which may be more than twice the greatest code and are cut to it
 _OWN_SLOTS = SLOTS // 2  # for the most frequent of more terms than there are slots
+_NEAR = 8, 0.9, 0.5  # the settings by which the rows most like each are found: see search.Settings
 _TAIL = 4  # bytes: tails begin at multiples
 
 
@@ -104,6 +105,7 @@ def memory_of(n: int, components: int, largest: int, params: Seismic, threads: i
     records = n * HEAD + 3 * components
     mapped = 16 * components if largest >= SLOTS else 0
     whole = full.bytes_of(components) if params.exact == "lists" else 0
+    records += 4 * params.knn * n
     return records + whole + mapped + kept * 60 + threads * (24 << 20) + (4 << 20)
 
 
@@ -130,11 +132,16 @@ def build(rows: SparseRows, params: Seismic, budget: Budget, progress: Progress,
         chosen, members, whole = _prune(offsets, weights, terms, present, threshold, share, df, params, budget)
         progress(0.2)
         whole_lists = full.build(offsets, weights, terms, present, budget, pool) if params.exact == "lists" else {}
-        made = list(_cluster(chosen, members, records, terms, params, budget, pool, progress))
+        until = 0.5 if params.knn else 0.98  # of all that is to be done, when lists are
+        made = list(
+            _cluster(chosen, members, records, terms, params, budget, pool, lambda share: progress(0.2 + share * (until - 0.2)))
+        )
     arrays: dict[str, npt.NDArray[Any]] = {"terms": terms.terms, "slots": terms.slots, **_joined(made, whole, terms)}
     arrays |= {"heads": records.head8.reshape(n, HEAD), "tails": records.tail8}
     arrays["unit"] = np.array([unit, negative], np.float32)
     arrays |= whole_lists
+    if params.knn and not negative:
+        arrays["near"] = _neighbours(rows, arrays, params, budget, progress)
     if trial is not None:  # a row's place hardly depends on others
         from .search import SeismicSearcher
 
@@ -142,6 +149,26 @@ def build(rows: SparseRows, params: Seismic, budget: Budget, progress: Progress,
         trial.run(SeismicSearcher(arrays, others, params), others)
     progress(1.0)
     return arrays
+
+
+def _neighbours(rows: SparseRows, arrays: Arrays, params: Seismic, budget: Budget, progress: Progress) -> Any:
+    """The rows most like each, found by the index itself; best first, and the row's own number where there are fewer."""
+    from .search import SeismicSearcher, Settings
+
+    n, searcher = len(rows), SeismicSearcher(arrays, rows, params)
+    near = np.repeat(np.arange(n, dtype=np.uint32)[:, None], params.knn, axis=1)
+
+    def find(start: int) -> int:
+        budget.control.poll()
+        stop = min(n, start + _CHUNK // 8)
+        found = searcher.search_with(Settings(*_NEAR), rows[start:stop], params.knn + 1, repaired=False)
+        _without_self(start, found.rows, near[start:stop])
+        return stop
+
+    with ThreadPoolExecutor(budget.threads) as pool:
+        for stop in pool.map(find, range(0, n, _CHUNK // 8)):
+            progress(0.5 + 0.48 * stop / n)
+    return near
 
 
 def _flags(words: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.bool_]:
@@ -296,7 +323,7 @@ def _cluster(
         )  # fmt: skip
 
     for done, made in enumerate(pool.map(task, bounds[:-1].tolist(), bounds[1:].tolist()), 1):
-        progress(0.2 + 0.78 * done / (len(bounds) - 1))
+        progress(done / (len(bounds) - 1))
         yield made
 
 
@@ -342,6 +369,16 @@ def _joined(made: list[_Made], whole: Any, terms: _Terms) -> Arrays:
 
 
 # -- kernels -------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _without_self(first, found, near):
+    for i in range(len(found)):
+        size = 0
+        for j in range(found.shape[1]):
+            if found[i, j] >= 0 and found[i, j] != first + i and size < near.shape[1]:
+                near[i, size] = np.uint32(found[i, j])
+                size += 1
 
 
 @kernel

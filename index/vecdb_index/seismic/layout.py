@@ -18,6 +18,7 @@ the rare ones share slots, and a row's score may be a little too high.
     heads      u8 (n, 128)    of each row: where its tail begins, in fours of bytes (u32), how many components it has (u32), and
                               its 40 heaviest slots (u16), heaviest first, and their codes; what lies beyond them is 0
     tails      u8             of each row with more: their slots (u16), then their codes
+    near       u32 (n, knn)   the rows most like each, or the row itself; there only with `knn`
     unit       f32 (2,)       the weight of a code of 1; and 1 when a weight is negative: then only exact searches are right
 
 A row is met by the two cache lines of its head alone, and most are seen by them not to be worth their tails.
@@ -68,6 +69,7 @@ class Index(NamedTuple):
     head32: npt.NDArray[np.uint32]
     tail8: npt.NDArray[np.uint8]
     tail16: npt.NDArray[np.uint16]
+    near: npt.NDArray[np.uint32]
 
 
 _TYPES = {
@@ -106,8 +108,14 @@ def opened(arrays: Arrays, n: int) -> tuple[Index, float, bool]:
     unit = a["unit"]
     if len(unit) != 2 or not np.isfinite(unit).all() or not unit[0] > 0:
         raise Damaged("it has no unit of weights")
+    near = arrays.get("near", np.zeros((0, 0), np.uint32))
+    if near.dtype != np.uint32 or near.ndim != 2 or not near.flags.c_contiguous or len(near) not in (0, n):
+        raise Damaged("its neighbours are of other rows")
+    if near.size and int(near.max()) >= n:
+        raise Damaged("a neighbour is no row")
     records = a["heads"].reshape(-1), a["heads"].view(np.uint16).reshape(-1), heads.reshape(-1), tails, tails.view(np.uint16)
-    return Index(*(a[name] for name in NAMES[:10]), *(read_only(each) for each in records)), float(unit[0]), bool(unit[1])
+    index = Index(*(a[name] for name in NAMES[:10]), *(read_only(each) for each in (*records, near)))
+    return index, float(unit[0]), bool(unit[1])
 
 
 def _rises(starts: npt.NDArray[Any], end: int) -> bool:

@@ -15,7 +15,8 @@ class Seismic:
     in segments of fewer than 100,000 rows. max_fraction: the longest list, as a multiple of the mean one. centroids: blocks of
     a list, as a share of its rows. min_cluster: blocks of so few rows are given up. energy: the share of a block's weight that
     its summary keeps. exact: how exact searches go: by whole "lists", which take 3 bytes a component, or by a "scan" of all,
-    which takes none and a hundred times as long.
+    which takes none and a hundred times as long. knn: how many of the rows most like it are kept for each row, 4 bytes each,
+    and scored where it is found.
     """
 
     backend: ClassVar[str] = "seismic"
@@ -26,12 +27,15 @@ class Seismic:
     min_cluster: int = 2
     energy: float = 0.4
     exact: str = "lists"
+    knn: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.postings, int) or not 0 <= self.postings <= 65_535:
             raise ValueError(f"postings must be a whole number from 0 to 65,535, not {self.postings!r}")
         if not isinstance(self.min_cluster, int) or not 0 <= self.min_cluster <= 1000:
             raise ValueError(f"min_cluster must be a whole number from 0 to 1,000, not {self.min_cluster!r}")
+        if not isinstance(self.knn, int) or not 0 <= self.knn <= 32:
+            raise ValueError(f"knn must be a whole number from 0 to 32, not {self.knn!r}")
         if self.exact not in ("scan", "lists"):
             raise ValueError(f'exact must be "scan" or "lists", not {self.exact!r}')
         for name, value, least, most in (

@@ -3,7 +3,8 @@
 The lists of the heaviest components of a query are looked into, as many as `effort` says. The summaries of all their blocks are
 scored first, so blocks are visited best first, whichever list they are of, until one is not likely to hold a row that counts. A
 row is scored by its head, and where that is promising by its tail; both are on their way from memory before they are needed.
-What is best by codes is then compared by its weights: keys are exact. `effort` 1 is the exact search.
+Where the index knows the rows most like each, those of the best rows are scored too (arXiv 2408.04443). What is best by codes
+is then compared by its weights: keys are exact. `effort` 1 is the exact search.
 
 A SeismicSearcher is safe in any thread: each search borrows scratch (64 KB, a bit for each row, and what it visits).
 """
@@ -20,10 +21,10 @@ from ..contract import Arrays, Bitmap, Control, Hits, Keys, SparseRows
 from ..flat.sparse import SparseSearcher
 from ..kernels.compile import kernel
 from ..kernels.distances import prefetch, read_only
-from ..kernels.select import worse
+from ..kernels.select import insert
 from ..kernels.sparse import LEAST_SLOTS, lay_out, product, shift_of, slots_for
 from .full import ExactSearcher
-from .layout import HEAD, NONE, SLOTS, alike, has_tail, head_score, lowest, opened, tail_score, term_of
+from .layout import HEAD, NONE, SLOTS, Index, alike, has_tail, head_score, lowest, opened, tail_score, term_of
 from .params import Seismic
 
 _POLL = 64  # queries between two looks at the deadline
@@ -38,6 +39,7 @@ _COMING = 4  # rows that are on their way while one is looked at
 _BUCKETS = 512  # of the scores of blocks
 _FIRST = np.int32(1 << 30)  # the score of a block without a summary
 _ROUNDING = 0.97  # by which scores in codes may be too low
+_SHARES = {"median": 50, "95 %": 95, "longest": 100}
 _NO_BITMAP = read_only(np.zeros(0, np.uint64))
 _NONE = read_only(np.zeros(0, np.int64))
 _NO_FLOOR = read_only(np.full(1, -np.inf, np.float32))
@@ -47,24 +49,26 @@ class Settings(NamedTuple):
     """How much a search does.
 
     cut: lists looked into. factor: of the least score that counts, what a block's must be. head: what a row's head must have
-    of it.
+    of it. near: the rows most like the best ones that are scored, of each so many.
     """
 
     cut: int
     factor: float
     head: float
+    near: int = 0
 
 
 _EVERYTHING = Settings(1 << 30, 0.0, 0.0)
+_EXPANDED = np.uint64(1 << 31)  # of a row in the pool: those most like it were scored
 _DEAR = 1e-3  # seconds of an exact search: before one that takes longer, all lists are looked into
 
 
-def settings_of(effort: float, selectivity: float = 1.0) -> Settings:
+def settings_of(effort: float, selectivity: float = 1.0, near: int = 0) -> Settings:
     """By sweeps over rows like those of encoders: each is near the best for the recall that it gives. Fewer allowed rows lie in
-    more lists."""
+    more lists; where the rows most like each are known, fewer lists do."""
     effort = min(1.0, max(0.0, effort))
-    cut = 2 * 16**effort * max(selectivity, 1e-6) ** -_SPREAD
-    return Settings(round(cut), 1.1 - 0.5 * effort, 0.75 - 0.45 * effort)
+    cut = 2 * (12 if near else 16) ** effort * max(selectivity, 1e-6) ** -_SPREAD
+    return Settings(round(cut), 1.2 - 0.4 * effort if near else 1.1 - 0.5 * effort, 0.75 - 0.45 * effort, near)
 
 
 def looked_at(k: int) -> int:
@@ -99,7 +103,9 @@ class SeismicSearcher:
         self._weights = read_only(rows.offsets), read_only(rows.indices), read_only(rows.weights)
         self._mean = (int(rows.offsets[-1]) - int(rows.offsets[0])) / max(1, len(rows))
         self._block = len(self.index.posts) / max(1, len(self.index.blocks) - 1)
+        self._near = self.index.near.shape[1]
         self._present = _missing(self.index.head32, rows.present)
+        self.figures = _figures(self.index)
         self._spare: deque[_Scratch] = deque(maxlen=_SCRATCH)
         self.exact: SparseSearcher | ExactSearcher = SparseSearcher(rows)
         if params.exact == "lists" and not self._signed:
@@ -121,7 +127,7 @@ class SeismicSearcher:
         few = share * n < _FEW and self.exact.cost(k, 1.0, share) <= self._cost(k, effort, share)
         if effort >= 1 or self._signed or few or self._is_rare(share):
             return self.exact.search(queries, k, allowed=allowed, floor=floor, control=control)
-        return self.search_with(settings_of(effort, share), queries, k, allowed, floor, control)
+        return self.search_with(settings_of(effort, share, self._near), queries, k, allowed, floor, control)
 
     def _is_rare(self, share: float) -> bool:
         """Whether so few rows are allowed that pruned lists miss what counts, where whole ones are at hand."""
@@ -132,7 +138,7 @@ class SeismicSearcher:
     ) -> Hits:
         """Like `search`, but where fewer hits are found than there are, so be it."""
         share = 1.0 if allowed is None else int(np.bitwise_count(allowed).sum()) / max(1, len(self.rows))
-        return self.search_with(settings_of(effort, share), queries, k, allowed, floor, control, repaired=False)
+        return self.search_with(settings_of(effort, share, self._near), queries, k, allowed, floor, control, repaired=False)
 
     def search_with(
         self,
@@ -223,7 +229,15 @@ class SeismicSearcher:
 
     def _cost(self, k: int, effort: float, selectivity: float) -> float:
         far = max(1.0, len(self.rows) / 300_000) ** 0.4  # more rows, fewer of them near in memory
-        return 15e-6 + far * (6.5e-6 * settings_of(effort, selectivity).cut ** 0.85 + 1e-6 * k)
+        return 15e-6 + far * (6.5e-6 * settings_of(effort, selectivity, self._near).cut ** 0.85 + 1e-6 * k)
+
+
+def _figures(index: Index) -> dict[str, int]:
+    """How long lists are, and their blocks."""
+    rows = index.blocks[index.sections[index.lists, 0]].astype(np.int64)
+    sizes = np.diff(rows)[np.diff(rows) > 0]
+    some = {f"list length, {name}": int(np.percentile(sizes, p)) for name, p in _SHARES.items()} if len(sizes) else {}
+    return {"lists": len(sizes), "postings": int(sizes.sum()), "blocks": len(index.blocks) - 1, **some}
 
 
 def _some(rows: SparseRows, which: npt.NDArray[np.int64]) -> SparseRows:
@@ -249,8 +263,9 @@ def _missing(heads: npt.NDArray[np.uint32], present: Bitmap | None) -> Bitmap | 
 
 @kernel
 def _search(
-    asked, start, stop, index, weights, unit, cut, factor, head, wanted, enough, allowed, floors, keys, rows, sizes, scratch
-):
+    asked, start, stop, index, weights, unit, cut, factor, head, near, wanted, enough, allowed, floors, keys, rows, sizes,
+    scratch,
+):  # fmt: skip
     """Fills keys, rows and sizes of queries start..stop; -1 where an exact search has to.
 
     Returns how many rows were scored by their heads, by their tails, and looked at; for how many queries it has to; and how
@@ -272,7 +287,7 @@ def _search(
         if floor > 0:
             least = np.int64(min(np.float64(1 << 31), _ROUNDING * floor / (step * unit)))
         blocks = _look_into(lists, told, index, scratch)
-        size, more, deep, all_of, some = _visit(blocks, index, factor, head, wanted, enough, least, allowed, scratch)
+        size, more, deep, all_of, some = _visit(blocks, index, factor, head, near, wanted, enough, least, allowed, scratch)
         looked_into += lists
         all_blocks += blocks
         visited += some
@@ -446,7 +461,7 @@ def _bucket(value, scale):
 
 
 @kernel
-def _visit(blocks, index, factor, head, wanted, enough, least, allowed, scratch):
+def _visit(blocks, index, factor, head, near, wanted, enough, least, allowed, scratch):
     """Scores the rows of blocks in order: the best `enough` to scratch.pool.
 
     Returns (size, rows by head, rows by tail, whether every row of every block was scored in full, blocks visited).
@@ -525,9 +540,68 @@ def _visit(blocks, index, factor, head, wanted, enough, least, allowed, scratch)
         tails += 1
         if mine > bound or (size < enough and mine > 0):
             size = _offer(pool, size, enough, mine, row)
+    if near:
+        size, count, more = _expand(size, count, index, head, near, wanted, enough, least, allowed, scratch)
+        tails += more
     for j in range(count):
         seen[np.uint64(met[j] >> np.uint32(6))] = np.uint64(0)
     return size, np.int64(count), tails, all_of, visited
+
+
+@kernel
+def _expand(size, count, index, head, near, wanted, enough, least, allowed, scratch):
+    """Scores the rows most like the best `wanted`, and like those that come among them, until none does.
+
+    Returns (size of the pool, rows seen, rows by tail).
+    """
+    pool, seen, met, batch, width = scratch.pool, scratch.seen, scratch.met, scratch.batch, index.near.shape[1]
+    tails, at, low = 0, 0, np.uint64(0x7FFF_FFFF)
+    for i in range(min(size, wanted)):
+        prefetch(index.near.reshape(-1), np.int64(pool[i] & low) * width, width)
+    while at < min(size, wanted):
+        if pool[at] & _EXPANDED:
+            at += 1
+            continue
+        source, coming, best = pool[at] & low, 0, pool[at]
+        pool[at] |= _EXPANDED
+        for j in range(min(near, width)):
+            row = np.uint64(index.near[source, j])
+            word, bit = row >> np.uint64(6), np.uint64(1) << (row & np.uint64(63))
+            if seen[word] & bit:
+                continue
+            seen[word] |= bit
+            met[count] = np.uint32(row)
+            count += np.uint64(1)
+            if len(allowed) and not allowed[word] & bit:
+                continue
+            prefetch(index.head8, np.int64(row) * HEAD, HEAD)
+            batch[coming] = np.int64(row)
+            coming += 1
+        bound = least
+        if size >= wanted:
+            bound = max(bound, _score(pool[wanted - 1]))
+        for j in range(coming):
+            row = np.uint64(batch[j])
+            mine = head_score(scratch.table, index, np.int64(row))
+            if has_tail(index, np.int64(row)):
+                if mine < head * bound:
+                    continue
+                mine += tail_score(scratch.table, index, np.int64(row))
+                tails += 1
+            if mine > bound or (size < enough and mine > 0):
+                size = _offer(pool, size, enough, mine, row)
+                best = min(best, _entry(mine, row))
+        while at > 0 and pool[at - 1] >= best:
+            at -= 1
+    for i in range(size):
+        pool[i] &= ~_EXPANDED
+    return size, count, tails
+
+
+@kernel
+def _entry(score, row):
+    """Of the pool: the better, the smaller."""
+    return (np.uint64(np.uint32(~np.uint32(score))) << np.uint64(32)) | row
 
 
 @kernel
@@ -538,7 +612,7 @@ def _score(entry):
 @kernel
 def _offer(pool, size, limit, score, row):
     """Puts a row into the pool; returns its new size."""
-    entry = (np.uint64(np.uint32(~np.uint32(score))) << np.uint64(32)) | row
+    entry = _entry(score, row)
     at, one = np.uint64(size), np.uint64(1)
     if size == limit:
         at -= one
@@ -568,7 +642,7 @@ def _is_whole(count, lists, index, scratch):
 @kernel
 def _rank(asked, first, last, weights, size, wanted, floor, q, index, keys, rows, scratch):
     """Keys of the pool, best first, to keys[q] and rows[q]. Returns how many there are, and how many were looked at."""
-    k, pool = keys.shape[1], scratch.pool
+    pool = scratch.pool
     offsets, indices, values = weights
     if size > wanted:
         lowest_of = _ROUNDING * _score(pool[wanted - 1])
@@ -591,17 +665,7 @@ def _rank(asked, first, last, weights, size, wanted, floor, q, index, keys, rows
             key, common = product(scratch.hashed, scratch.values, shift, indices, values, offsets[row], offsets[row + 1])
         if common == 0 or key < floor:
             continue
-        at = count
-        if count == k:
-            if not worse(keys[q, k - 1], rows[q, k - 1], key, row):
-                continue
-            at = k - 1
-        else:
-            count += 1
-        while at > 0 and worse(keys[q, at - 1], rows[q, at - 1], key, row):
-            keys[q, at], rows[q, at] = keys[q, at - 1], rows[q, at - 1]
-            at -= 1
-        keys[q, at], rows[q, at] = key, row
+        count = insert(keys, rows, q, count, key, row)
     return count, size
 
 
