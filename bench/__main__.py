@@ -1,6 +1,7 @@
 """`python -m bench [NAME …] [--rounds R] [--points N] [--sets NAME …] [--rows N]`: the engine beside its peers.
 
-run CONFIG.toml: nearest-neighbour indexes side by side, with plots: see `run.py`. sparse: sparse vectors, see `sparse.py`. All
+run CONFIG.toml: nearest-neighbour indexes side by side, with plots: see `run.py`. sparse, sparse-engine: sparse
+vectors beside peers and through the API, see `sparse.py` and `sparse_engine.py`. All
 others are tables by name:
 
 ingest, small: writing. flat: searching exactly. recall: asked and delivered. filtered: searches with a filter.
@@ -63,6 +64,10 @@ def main() -> None:
         from .sparse import main as of_sparse_vectors
 
         return of_sparse_vectors(sys.argv[2:])
+    if sys.argv[1:2] == ["sparse-engine"]:
+        from .sparse_engine import main as through_the_api
+
+        return through_the_api(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     tables = {
         "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "endurance": endurance, "files": files,

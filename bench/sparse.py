@@ -1,11 +1,11 @@
-"""`python -m bench sparse [--sets NAME …] [--engines NAME …] [--rounds R] [--core C]`: sparse vectors beside peers.
+"""`python -m bench sparse [--sets NAME …] [--engines NAME …] [--k K] [--tail] [--rounds R] [--core C]`: sparse vectors beside peers.
 
 Data like SPLADE's (`splade_like.py`) are made once, under ~/.cache/vecdb-data/sparse; so are the indexes of peers. The set "real" is
 an NPZ file of your own (`--real`), with doc_indptr, doc_indices, doc_values and the same of queries. Each engine runs in a process of its own, on one pinned core, over batches; those of ours read their index from a mapped
 file. What each engine can be set to is chosen on a thousand queries (tune), and measured on another thousand (test), the engines
 taking turns. Latencies are CPU time of the process, beside wall time; at a recall@10, between the two settings around it, on the
 frontier of each round. Ratios are medians of rounds. Exact searches: --engines vecdb-exact scipy bmp, whose bmp is exact for
-weights of eight bits, with alpha 1.
+weights of eight bits, with alpha 1. --tail: single calls, and their 99th percentiles at the settings of each target.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def builds(engine: str, n: int) -> list[dict[str, Any]]:
     }[engine]
 
 
-def grid(engine: str) -> list[dict[str, Any]]:
+def grid(engine: str, k: int) -> list[dict[str, Any]]:
     def product(**values: Any) -> list[dict[str, Any]]:
         return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
 
     return {
         "pyseismic": product(cut=[2, 3, 4, 5, 6, 8, 10, 12], heap_factor=[0.7, 0.8, 0.9, 1.0]),
-        "sindi": product(query_prune=[0.0, 0.2, 0.4], term_prune=[0.0, 0.1], n_candidate=[20, 50, 100]),
+        "sindi": product(query_prune=[0.0, 0.2, 0.4], term_prune=[0.0, 0.1], n_candidate=[2 * k, 5 * k, 10 * k]),
         "bmp": product(alpha=[0.6, 0.7, 0.8, 0.9, 1.0]),
         "kannolo": product(ef=[10, 15, 20, 30, 40, 60, 80, 120]),
         "vecdb": product(
@@ -127,6 +127,14 @@ def write(folder: Path, name: str, rows: tuple[Any, ...]) -> None:
             file.write(np.uint32(b - a).tobytes() + indices[a:b].astype("<u4").tobytes() + values[a:b].tobytes())
 
 
+def truth_of(folder: Path, part: str, k: int) -> Path:
+    """The file of the exact best of each query."""
+    path = folder / (f"{part}.truth.npy" if k == 10 else f"{part}.truth-{k}.npy")
+    if not path.exists():
+        truth(folder, k)
+    return path
+
+
 def truth(folder: Path, k: int = 10) -> None:
     """The exact best of each query, by SciPy in float64."""
     from scipy.sparse import csr_matrix
@@ -139,7 +147,10 @@ def truth(folder: Path, k: int = 10) -> None:
     for part in ("tune", "test"):
         asked = matrix(csr(folder / f"{part}.npz"))
         scores = ((asked[q] @ by_term).toarray()[0] for q in range(asked.shape[0]))
-        np.save(folder / f"{part}.truth.npy", np.stack([np.argpartition(-each, k)[:k] for each in scores]))
+        np.save(
+            folder / (f"{part}.truth.npy" if k == 10 else f"{part}.truth-{k}.npy"),
+            np.stack([np.argpartition(-each, k)[:k] for each in scores]),
+        )
 
 
 # -- engines -----------------------------------------------------------------------------------------------------
@@ -195,9 +206,16 @@ class Engine:
         assert self._process.stdin is not None
         print(json.dumps({"queries": part, "params": params, "k": k, "rows": self._rows}), file=self._process.stdin, flush=True)
         answer = self._answer()
-        rows, exact = np.load(self._rows), np.load(self.folder / f"{part}.truth.npy")
+        rows, exact = np.load(self._rows), np.load(truth_of(self.folder, part, k))
         hits = sum(len(set(mine) & set(best)) for mine, best in zip(rows.tolist(), exact.tolist(), strict=True))
         return hits / exact.size, answer["cpu"] / len(exact) * 1e6, answer["seconds"] / len(exact) * 1e6
+
+    def tail(self, part: str, params: dict[str, Any], k: int) -> tuple[float, float]:
+        """(median, 99th percentile) of single calls, microseconds of wall time; each query at the best of three."""
+        assert self._process.stdin is not None
+        print(json.dumps({"each": part, "params": params, "k": k}), file=self._process.stdin, flush=True)
+        median, high = np.percentile(self._answer()["each"], [50, 99]) * 1e6
+        return float(median), float(high)
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -227,12 +245,12 @@ def at_recall(points: list[tuple[Any, ...]], target: float) -> float | None:
     return None
 
 
-def tuned(engine: Engine, settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def tuned(engine: Engine, settings: list[dict[str, Any]], k: int) -> list[dict[str, Any]]:
     """The settings near the frontier, by the tuning queries."""
     points = []
     for params in settings:
-        engine.run("tune", params)
-        recall, cpu, _ = min((engine.run("tune", params) for _ in range(2)), key=lambda each: each[1])
+        engine.run("tune", params, k)
+        recall, cpu, _ = min((engine.run("tune", params, k) for _ in range(2)), key=lambda each: each[1])
         points.append((recall, cpu, params))
     slower = [(recall, cpu * 1.05, params) for recall, cpu, params in frontier(points)]
     near = [each for each in points if not any(r >= each[0] and c < each[1] for r, c, _ in slower)]
@@ -243,6 +261,8 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench sparse", description=__doc__)
     parser.add_argument("--sets", nargs="+", default=["100k", "300k"], choices=list(SETS))
     parser.add_argument("--engines", nargs="+", default=["vecdb", "pyseismic", "sindi", "bmp", "kannolo"])
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--tail", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--real", type=Path, help="vectors of your own, of the set real")
@@ -259,7 +279,7 @@ def compare(name: str, options: argparse.Namespace) -> None:
     for engine_name in options.engines:
         for build in builds(engine_name, SETS[name]):
             engine = Engine(engine_name, build, folder, options.core)
-            chosen = tuned(engine, grid(engine_name))
+            chosen = tuned(engine, grid(engine_name, options.k), options.k)
             running.append((engine, chosen))
             size = "–" if engine.took["bytes"] is None else f"{engine.took['bytes'] / 1e6:.0f}"
             about = " ".join(f"{key}={value}" for key, value in build.items()) or "as by default"
@@ -269,13 +289,17 @@ def compare(name: str, options: argparse.Namespace) -> None:
         points: dict[str, list[tuple[Any, ...]]] = {}
         for engine, chosen in running[:: 1 if turn % 2 else -1]:
             for params in chosen:
-                recall, cpu, wall = engine.run("test", params)
+                recall, cpu, wall = engine.run("test", params, options.k)
                 points.setdefault(engine.name, []).append((recall, cpu, wall, params, engine.build))
         rounds.append(points)
+    if options.tail:
+        tails(running, rounds[-1], options.k)
     for engine, _ in running:
         engine.close()
     print()
-    runner.head("recall@10", *(f"{each} µs" for each in options.engines), *(f"÷ {each}" for each in options.engines[1:]))
+    runner.head(
+        f"recall@{options.k}", *(f"{each} µs" for each in options.engines), *(f"÷ {each}" for each in options.engines[1:])
+    )
     for target in TARGETS:
         mine = {each: [at_recall(points[each], target) for points in rounds] for each in options.engines}
         cells = [statistics.median(times) if None not in times else None for times in mine.values()]
@@ -290,10 +314,31 @@ def compare(name: str, options: argparse.Namespace) -> None:
         print(f"\n{each}, last round, the frontier:")
         for recall, cpu, _, params, build in frontier(rounds[-1][each]):
             print(f"  {recall:.4f} {cpu:7.1f} µs {params} {build}")
-    _plot(name, {each: frontier([point[:2] for points in rounds for point in points[each]]) for each in options.engines})
+    _plot(
+        name if options.k == 10 else f"{name}-{options.k}",
+        options.k,
+        {each: frontier([point[:2] for points in rounds for point in points[each]]) for each in options.engines},
+    )
 
 
-def _plot(name: str, curves: dict[str, list[tuple[Any, ...]]]) -> None:
+def tails(running: list[Any], points: dict[str, list[tuple[Any, ...]]], k: int) -> None:
+    """Of single calls, at the quickest setting that reaches each target."""
+    print()
+    runner.head("recall", "engine", "median of single calls, µs", "p99, µs", "p99 ÷ the first engine's")
+    for target in TARGETS:
+        first = None
+        for name, mine in points.items():
+            fit = [point for point in mine if point[0] >= target and type(point[3]) is dict]
+            if not fit:
+                continue
+            _, _, _, params, build = min(fit, key=lambda each: each[1])
+            (engine,) = (each for each, _ in running if each.name == name and each.build == build)
+            median, high = engine.tail("test", params, k)
+            first = first or high
+            runner.row(f"{target:.2f}", name, f"{median:.0f}", f"{high:.0f}", f"{high / first:.2f}")
+
+
+def _plot(name: str, k: int, curves: dict[str, list[tuple[Any, ...]]]) -> None:
     import matplotlib
 
     matplotlib.use("agg")
@@ -306,9 +351,7 @@ def _plot(name: str, curves: dict[str, list[tuple[Any, ...]]]) -> None:
             axes.plot(
                 *zip(*shown, strict=True), marker="o", markersize=3, linewidth=2.4 if label == "vecdb" else 1.2, label=label
             )
-    axes.set(
-        yscale="log", xlabel="recall@10", ylabel="µs a query, one thread (CPU time)", title=f"{SETS[name]:,} sparse vectors"
-    )
+    axes.set(yscale="log", xlabel=f"recall@{k}", ylabel="µs a query, one thread (CPU time)", title=f"{name}: sparse vectors")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     path = HERE / "results" / f"sparse-{name}.png"

@@ -6,6 +6,7 @@ the other side of the pipe is `bench/sparse.py`. All on one thread. NumPy and th
 """
 
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -45,6 +46,22 @@ class Sparse:
     def queries(self, part):
         return csr(f"{self.folder}/{part}.npz")
 
+    def singles(self, part, k, **params):
+        """A function without arguments for each query, which searches it alone."""
+        raise NotImplementedError
+
+    def each(self, part, k, **params):
+        """Seconds of each query alone, at the best of three."""
+        calls, best = self.singles(part, k, **params), []
+        for call in calls:
+            took = []
+            for _ in range(3):
+                started = time.perf_counter()
+                call()
+                took.append(time.perf_counter() - started)
+            best.append(min(took))
+        return best
+
 
 class Seismic(Sparse):
     def fit(self, **build):
@@ -65,6 +82,11 @@ class Seismic(Sparse):
 
     def batch(self, queries, k, cut, heap_factor, first_sorted=True):
         return self.index.batch_search(queries, k, cut, heap_factor, 0, first_sorted, num_threads=1)
+
+    def singles(self, part, k, cut, heap_factor, first_sorted=True):
+        indptr, indices, values = csr(f"{self.folder}/{part}.npz")
+        rows = [(indices[a:b].astype(np.int32), values[a:b]) for a, b in itertools.pairwise(indptr)]
+        return [lambda row=row: self.index.search(row[0], row[1], k, cut, heap_factor, 0, first_sorted) for row in rows]
 
     def ids(self, found, k):
         return np.array([[row for _, row in one] + [-1] * (k - len(one)) for one in found])
@@ -258,6 +280,11 @@ class Vecdb(Sparse):
             return self.index.search(queries, k, effort)
         return self.index.search_with(Settings(**settings), queries, k)
 
+    def singles(self, part, k, **settings):
+        queries = self._rows(part)
+        some = [queries[q : q + 1] for q in range(len(queries))]
+        return [lambda one=one: self.batch(one, k, **settings) for one in some]
+
     def ids(self, found, k):
         return found.rows
 
@@ -327,6 +354,9 @@ def main():
     print(json.dumps(took), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        if "each" in request:
+            print(json.dumps({"each": engine.each(request["each"], request["k"], **request["params"])}), flush=True)
+            continue
         seconds, cpu, rows = engine.rows(request["queries"], request["k"], **request["params"])
         np.save(request["rows"], rows)
         print(json.dumps({"seconds": seconds, "cpu": cpu}), flush=True)
