@@ -491,7 +491,7 @@ def child(sound: Path, work: Path, which: str, seed: int, first: int, stop: int)
 
     faulthandler.enable()
     Calibration.exact_seconds = lambda *_: 1e3  # type: ignore[method-assign, assignment]  # so that the index is chosen
-    SparseSearcher.cost = lambda *_: 1e3  # type: ignore[method-assign, assignment]  # and that of exact searches
+    SparseSearcher.cost = lambda *_: 1e3  # type: ignore[method-assign]  # and that of exact searches
     search._FEW = 0
     oracle = pickle.loads((sound.parent / "oracle").read_bytes())
     with vecdb.open(sound, read_only=True) as db:  # kernels may have to be compiled, which takes its time

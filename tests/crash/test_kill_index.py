@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +17,63 @@ import numpy as np
 import pytest
 
 import vecdb
+from vecdb.index import HNSW, Seismic
 
 ROWS, DIM = 1200, 16
-
-CHILD = """
-import sys
-import numpy as np
-import vecdb
-from vecdb.index import HNSW
-
-path, seed = sys.argv[1], int(sys.argv[2])
-rng = np.random.default_rng(seed)
-db = vecdb.open(path)
-if "docs" not in db.collections():
-    db.create_collection("docs", vecdb.Dense(16, metric="l2", index=HNSW(m=8, ef_construction=40)))
-docs = db["docs"]
-print("ready", flush=True)
-m = 8
-while True:
-    ids = rng.permutation(1200)[:400]
-    docs.upsert(ids=ids, vectors=np.outer(ids, np.ones(16)) + np.arange(16), payloads=[{"id": int(i)} for i in ids])
-    docs.flush(wait=False)
-    m = 20 - m
-    docs.set_index(HNSW(m=m, ef_construction=40))
-    docs.flush()
-    print("built", flush=True)
-"""
+COMMON, OF_SOME = 9000, 5000  # components: of all rows, and the first of those that every fortieth has
 
 
-def rounds(tmp_path: Path, count: int, seed: int) -> None:
+def field(kind: str) -> Any:
+    if kind == "dense":
+        return vecdb.Dense(DIM, metric="l2", index=parameters(kind, 0))
+    return vecdb.Sparse(index=parameters(kind, 0))
+
+
+def parameters(kind: str, turn: int) -> Any:
+    return HNSW(m=8 + 4 * (turn % 2), ef_construction=40) if kind == "dense" else Seismic(postings=3 - turn % 2)
+
+
+def vectors(kind: str, ids: Any) -> Any:
+    if kind == "dense":
+        return np.outer(ids, np.ones(DIM)) + np.arange(DIM)
+    return [{int(i): 2.0, OF_SOME + int(i) % 40: 1 + int(i) / 4096, COMMON: 1 + int(i) / 4096} for i in ids]
+
+
+def questions(kind: str) -> list[tuple[Any, Callable[[int], float]]]:
+    """Queries, and for each what is least of the ids that are to come first."""
+    if kind == "dense":
+        return [(np.full(DIM, at) + np.arange(DIM), lambda i, at=at: abs(i - at)) for at in (0.4, 600.2, 1199.0)]
+    return [
+        (
+            {at: 1.0, OF_SOME + at % 40: 2.0, COMMON: 0.5},
+            lambda i, at=at: -2 * (i == at) - (2.5 if i % 40 == at % 40 else 0.5) * (1 + i / 4096),
+        )
+        for at in (0, 600, 1199)
+    ]
+
+
+def child(path: str, seed: int, kind: str) -> None:
+    """Writes and builds until it is killed."""
+    rng = np.random.default_rng(seed)
+    db = vecdb.open(path)
+    if "docs" not in db.collections():
+        db.create_collection("docs", field(kind))
+    docs = db["docs"]
+    print("ready", flush=True)
+    for turn in itertools.count(1):
+        ids = rng.permutation(ROWS)[:400]
+        docs.upsert(ids=ids, vectors=vectors(kind, ids), payloads=[{"id": int(i)} for i in ids])
+        docs.flush(wait=False)
+        docs.set_index(parameters(kind, turn))
+        docs.flush()
+        print("built", flush=True)
+
+
+def rounds(tmp_path: Path, count: int, seed: int, kind: str) -> None:
     path, chance = tmp_path / "db", random.Random(seed)
     for number in range(count):
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(path), str(seed * 1000 + number)],
+            [sys.executable, __file__, str(path), str(seed * 1000 + number), kind],
             stdout=subprocess.PIPE, env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )  # fmt: skip
         assert child.stdout is not None
@@ -59,12 +85,12 @@ def rounds(tmp_path: Path, count: int, seed: int) -> None:
         child.wait()
         child.stdout.close()
         with vecdb.open(path, read_only=True) as reader:
-            check(reader["docs"])
+            check(reader["docs"], kind)
         with vecdb.open(path) as db:
             docs = db["docs"]
-            check(docs)
+            check(docs, kind)
             docs.flush()
-            check(docs)
+            check(docs, kind)
             assert db.verify().ok
             state = docs._store.state(docs._uuid)
             segments = {entry.name: entry for entry in state.manifest.segments}
@@ -77,22 +103,27 @@ def rounds(tmp_path: Path, count: int, seed: int) -> None:
             assert not left, "files were left behind"
 
 
-def check(docs: vecdb.Collection) -> None:
+def check(docs: vecdb.Collection, kind: str) -> None:
     """Exact search and the index's agree with what the ids say."""
     there = {p.id for p in docs.scroll()}
-    for at in (0.4, 600.2, 1199.0):
-        query = np.full(DIM, at) + np.arange(DIM)
-        wanted = sorted(there, key=lambda i: (abs(i - at), i))[:5]
+    for query, least in questions(kind):
+        wanted = sorted(there, key=lambda i: (least(i), i))[:5]
         assert docs.search(query, k=5, exact=True).ids == wanted
         assert len(docs.search(query, k=5, recall=0.9)) == len(wanted)
 
 
-def test_a_killed_build_costs_no_answer(tmp_path: Path, counted: Any) -> None:
-    rounds(tmp_path, 6, seed=1)
-    counted("SIGKILLs of a process that builds indexes", 6)
+@pytest.mark.parametrize(("kind", "count"), [("dense", 6), ("sparse", 4)])
+def test_a_killed_build_costs_no_answer(tmp_path: Path, counted: Any, kind: str, count: int) -> None:
+    rounds(tmp_path, count, 1, kind)
+    counted(f"SIGKILLs of a process that builds {kind} indexes", count)
 
 
 @pytest.mark.slow
-def test_killed_builds_cost_no_answer_in_many_rounds(tmp_path: Path, counted: Any) -> None:
-    rounds(tmp_path, 30, seed=2)
-    counted("SIGKILLs of a process that builds indexes", 30)
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_killed_builds_cost_no_answer_in_many_rounds(tmp_path: Path, counted: Any, kind: str) -> None:
+    rounds(tmp_path, 30, 2, kind)
+    counted(f"SIGKILLs of a process that builds {kind} indexes", 30)
+
+
+if __name__ == "__main__":
+    child(sys.argv[1], int(sys.argv[2]), sys.argv[3])

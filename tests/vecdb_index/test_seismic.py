@@ -154,6 +154,20 @@ def test_whole_lists_of_several_windows_and_shared_slots() -> None:
         same(searcher.search(queries, k, 1.0), scan.search(queries, k))
 
 
+def test_queries_of_very_many_components(some: Any) -> None:
+    rows, _, _ = some
+    rng = np.random.default_rng(22)
+    wide = SparseRows(rows.offsets, rows.indices * np.uint32(9_999), rows.weights)
+    spread = learned(rng, 3000, vocabulary=90_000)
+    for mine in (wide, spread):
+        searcher, scan = made(mine), SparseSearcher(mine)
+        terms = np.union1d(mine.indices, rng.integers(0, 2**32, 40_000, np.uint64).astype(np.uint32))
+        long = SparseRows(np.array([0, len(terms)], np.uint64), terms, rng.uniform(0.1, 1, len(terms)).astype(np.float32))
+        assert len(terms) > 33_025
+        for effort in (0.5, 1.0):
+            same(searcher.search(long, 20, effort), scan.search(long, 20))
+
+
 def test_without_pruning_it_is_exact() -> None:
     rng = np.random.default_rng(1)
     rows = learned(rng, 700)

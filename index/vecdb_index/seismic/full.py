@@ -274,28 +274,30 @@ def _order(asked, begin, end, index, peaks, order, scales):
     size = 0
     for j in range(begin, end):
         term = term_of(index.terms, len(index.lists) - 1, asked[1][j])
-        if term < 0 or asked[2][j] <= 0:
-            continue
-        slot = np.int64(_slot(index.slots, term))
-        scale = np.float32(max(np.float64(asked[2][j]) * np.float64(peaks[slot]) / 255, _LEAST))
-        at = size
-        for i in range(size):  # terms that share a slot are one, with the greater weight
-            if order[i] == slot and len(index.slots):
-                at = -1
-                if scales[i] < scale:
-                    for p in range(i, size - 1):
-                        order[p], scales[p] = order[p + 1], scales[p + 1]
-                    size -= 1
-                    at = size
-                break
-        if at < 0:
-            continue
-        while at > 0 and scales[at - 1] > scale:
-            order[at], scales[at] = order[at - 1], scales[at - 1]
-            at -= 1
-        order[at], scales[at] = slot, scale
-        size += 1
+        if term >= 0 and asked[2][j] > 0:
+            slot = np.int64(_slot(index.slots, term))
+            scale = np.float32(max(np.float64(asked[2][j]) * np.float64(peaks[slot]) / 255, _LEAST))
+            order[size], scales[size] = slot, scale
+            size += 1
+    if len(index.slots):  # terms that share a slot are one, with the greater weight
+        _arrange(np.argsort(order[:size], kind="mergesort"), order, scales)
+        kept = 0
+        for i in range(size):
+            if kept and order[kept - 1] == order[i]:
+                scales[kept - 1] = max(scales[kept - 1], scales[i])
+            else:
+                order[kept], scales[kept] = order[i], scales[i]
+                kept += 1
+        size = kept
+    _arrange(np.argsort(scales[:size], kind="mergesort"), order, scales)
     return size
+
+
+@kernel
+def _arrange(places, order, scales):
+    slots, values = order[: len(places)].copy(), scales[: len(places)].copy()
+    for i in range(len(places)):
+        order[i], scales[i] = slots[places[i]], values[places[i]]
 
 
 @kernel
