@@ -1,14 +1,15 @@
 """Rows as one bit a dimension: which side of the centre they lie on, after a rotation; a thirty-second of what float32 takes.
 
 A row x, relative to the *unit* (its own length for cosine, else about the greatest length of all), is moved by the *centre* c
-(about the mean of the rows), padded with zeros to D, a multiple of 64, and rotated by P. Its bits are the signs s of P(x - c), of
-which zero counts as negative. With r = |x - c| and L the sum of |P(x - c)|, two numbers say how signs become an estimate:
+(about the mean of the rows), padded with zeros to D, a multiple of 64, and rotated by P. Its bits are the signs s of P(x - c),
+of which zero counts as negative. With r = |x - c| and L the sum of |P(x - c)|, two numbers say how signs become an estimate:
 
     scale   r^2 / L, for l2 twice that          add   <x - c, c>, for l2 -r^2
 
-The bits of 32 rows lie together, so that one instruction looks up four bits of each, in `codes`, (blocks, D / 8, 32) uint8: byte
-j of the block holds bits 8 j to 8 j + 7 of each row, the lowest first; those of its first 16 rows in the even places, of the
-others in the odd ones. `factors`, (blocks, 2, 32) float32, hold scale and add, in the order of rows. Rows beyond the last are 0.
+The bits of 32 rows lie together, so that one instruction looks up four bits of each, in `codes`, (blocks, D / 8, 32) uint8:
+byte j of the block holds bits 8 j to 8 j + 7 of each row, the lowest first; those of its first 16 rows in the even places, of
+the others in the odd ones. `factors`, (blocks, 2, 32) float32, hold scale and add, in the order of rows. Rows beyond the last
+are 0.
 
 Of a query, q' = P(q - c) for l2; for similarities q is taken at length one, and what of it lies along c is known exactly:
 q' = P(q - t c) with t = <q, c> / |c|^2 (1 for l2). Its *table* has, for each four dimensions, the 16 sums that their signs can
@@ -18,13 +19,15 @@ sum that a row's bits find there, and the bias B the sum of what was taken away,
     scale (step U + B) + t add
 
 which is the key up to a factor and a constant of the query. <s, q'> r^2 / L estimates <x - c, q'> without bias over random
-rotations (RaBitQ: Gao and Long, SIGMOD 2024), and within e0 |q'| r sqrt((1 - a^2) / a^2) / sqrt(D - 1) with a = L / (r sqrt(D)):
-for e0 = 1.9 all but always. Under rotations that are learned, or none, it ranks as well, but nothing is promised.
+rotations (RaBitQ: Gao and Long, SIGMOD 2024). With a = L / (r sqrt(D)) it is wrong by more than the bound
+e0 |q'| r sqrt((1 - a^2) / a^2) / sqrt(D - 1) at e0 = 1.9 in less than one case of a hundred where x - c and q' are at most 45 degrees apart; where they have nothing to do
+with each other, in one of seventeen. Under rotations that are learned, or none, it ranks as well, but nothing is promised.
 
-Rotations: none; hadamard (four rounds of random signs, Walsh-Hadamard transforms of the first or last power of two, and sums and
-differences of the halves: as in the RaBitQ library); dense (a random one); pca; itq (pca, turned so that its signs lose least:
-Gong and Lazebnik, CVPR 2011). Codes are computed a block at a time, rows side by side in the lanes of registers, each number
-summed in one order: they are the same bits for any number of threads. An Encoder is immutable; blocks may be filled by threads.
+Rotations: none; hadamard (four rounds of random signs, Walsh-Hadamard transforms of the first or last power of two, and sums
+and differences of the halves: as in the RaBitQ library); dense (a random one); pca; itq (pca, turned so that its signs lose
+least: Gong and Lazebnik, CVPR 2011). Codes are computed a block at a time, rows side by side in the lanes of registers,
+each number summed in one order: they are the same bits for any number of threads. An Encoder is immutable; blocks may be filled
+by several threads.
 """
 
 from __future__ import annotations
@@ -43,7 +46,6 @@ from numba.core import cgutils
 from ..contract import Arrays, Damaged, Rows
 from ..kernels.compile import intrinsic, kernel
 from ..kernels.distances import COSINE, IP, L2, METRICS, fma, load, pair, pointer, prepared, read_only
-
 from ..kernels.product import widen
 from .int4 import by_lines
 
@@ -128,7 +130,7 @@ class Encoder:
         """A number that other encoders do not have."""
         said = f"{self.rotation} {self.metric} {self.unit!r} {self.signs.shape} {self.matrix.shape}".encode()
         for array in (self.centre, self.signs, self.matrix):
-            said += zlib.crc32(np.ascontiguousarray(array).view(np.uint8)).to_bytes(4, "little")
+            said += zlib.crc32(array.tobytes()).to_bytes(4, "little")
         return zlib.crc32(said)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -151,7 +153,7 @@ class Encoder:
         rotation = ROTATIONS[int(about[0])]
         turned = {"none": ((0, 0), (0, 0)), "hadamard": ((_ROUNDS, width_of(d)), (0, 0))}
         shapes = turned.get(rotation, ((0, 0), (width_of(d), d)))
-        kinds = (centre.dtype, signs.dtype, matrix.dtype, unit.dtype) == (np.float32, np.bool_, np.float32, np.float64)
+        kinds = [array.dtype for array in (centre, signs, matrix, unit)] == ["f4", "?", "f4", "f8"]
         if not kinds or centre.shape != (d,) or (signs.shape, matrix.shape) != shapes:
             raise Damaged(f"its encoder is of other rows than those of {d:,} numbers in the segment")
         turns = np.where(signs, 1, -1).astype(np.float32)
@@ -206,7 +208,7 @@ def error_of(scale: Any, length: Any, distance: Any, width: int) -> Any:
 
 def report(bits: npt.NDArray[np.bool_], seed: int = 0) -> Report:
     """Of (rows, dimensions) bits, without padding; two rows or more."""
-    n, d = bits.shape
+    n = len(bits)
     share = bits.mean(axis=0, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.nan_to_num(share * np.log2(share)) - np.nan_to_num((1 - share) * np.log2(1 - share))
@@ -307,7 +309,7 @@ def _hadamard(flat, width, lanes, signs):
 
 @intrinsic
 def _times_four(typing: Any, matrix: Any, row: Any, flat: Any, lane: Any, out: Any) -> Any:
-    """out[row + r, lane + l] = the sums over i of matrix[row + r, i] flat[i, lane + l], of four rows and sixteen lanes of 32."""
+    """out[row + r, lane + l] = the sums over i of matrix[row + r, i] flat[i, lane + l]: four rows, sixteen lanes of 32."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         matrix_type, _, flat_type, _, out_type = signature.args

@@ -11,12 +11,15 @@ marks the nodes that a walk has met, by the number of the walk (*epoch*), so tha
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
 from ..codec.int4 import coming, estimate4
 from ..codec.int8 import estimate
 from ..kernels.compile import kernel
 from ..kernels.distances import prefetch
-from ..kernels.select import key_in, packed, row_in
+from ..kernels.select import packed, row_in
 
 TOGETHER = 8  # nodes whose neighbours are looked at together at most, so that more of memory is on its way at once
 _AHEAD = 2  # records of `codec.int8` that are on their way while one is looked at
