@@ -20,8 +20,11 @@ sum that a row's bits find there, and the bias B the sum of what was taken away,
 
 which is the key up to a factor and a constant of the query. <s, q'> r^2 / L estimates <x - c, q'> without bias over random
 rotations (RaBitQ: Gao and Long, SIGMOD 2024). With a = L / (r sqrt(D)) it is wrong by more than the bound
-e0 |q'| r sqrt((1 - a^2) / a^2) / sqrt(D - 1) at e0 = 1.9 in less than one case of a hundred where x - c and q' are at most 45 degrees apart; where they have nothing to do
-with each other, in one of seventeen. Under rotations that are learned, or none, it ranks as well, but nothing is promised.
+
+    e0 |q'| r sqrt((1 - a^2) / a^2) / sqrt(D - 1),    e0 = 1.9
+
+in less than one case of a hundred where x - c and q' are at most 45 degrees apart; where they have nothing to do with each
+other, in one of seventeen. Under rotations that are learned, or none, it ranks as well, but nothing is promised.
 
 Rotations: none; hadamard (four rounds of random signs, Walsh-Hadamard transforms of the first or last power of two, and sums
 and differences of the halves: as in the RaBitQ library); dense (a random one); pca; itq (pca, turned so that its signs lose
