@@ -4,7 +4,7 @@ run CONFIG.toml: nearest-neighbour indexes side by side, with plots: see `run.py
 vectors beside peers and through the API, see `sparse.py` and `sparse_engine.py`. All
 others are tables by name:
 
-ingest, small: writing. flat: searching exactly. recall: asked and delivered. filtered: searches with a filter.
+ingest, small: writing. flat: searching exactly. mib: by bits. recall: asked and delivered. filtered: searches with a filter.
 planner: its choices beside the best ones. threads: searches of several, and while somebody writes. overhead, open: what is around.
 files: loading Parquet and fbin, memory, and the shell. serving: the server beside the embedded API and servers of peers. endurance: space, write amplification, recovery, verify, and 20 minutes of mixed load; its parts are chosen by --parts.
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     tables = {
         "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "endurance": endurance, "files": files,
-        "serving": serving,
+        "serving": serving, "mib": mib,
         **{name: partial(of_sets, name) for name in ("recall", "filtered", "planner", "threads")},
     }  # fmt: skip
     parser.add_argument("tables", nargs="*", choices=[*tables, []], help="which; all by default")
@@ -283,6 +283,13 @@ def flat(options: argparse.Namespace) -> None:
     """In a process of its own, in which BLAS has one thread."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-m", "bench.flat", str(options.rounds)], check=True, env=environment)
+
+
+def mib(options: argparse.Namespace) -> None:
+    """Likewise."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    rows = [] if options.rows is None else [str(options.rows)]
+    subprocess.run([sys.executable, "-m", "bench.mib", str(options.rounds), *rows], check=True, env=environment)
 
 
 def of_sets(name: str, options: argparse.Namespace) -> None:

@@ -7,7 +7,12 @@ from typing import Any, Literal
 
 from .contract import Backend
 
-_OWN = {"flat": "Flat", "hnsw": "HNSW", "seismic": "Seismic"}  # name, also of the folder -> its class of parameters
+_OWN = {
+    "flat": "Flat",
+    "hnsw": "HNSW",
+    "mib": "MIB",
+    "seismic": "Seismic",
+}  # name, also of the folder -> its class of parameters
 _SPARSE = {"seismic"}  # those of sparse vectors; "flat" serves both kinds
 _registered: dict[str, Backend] = {}
 

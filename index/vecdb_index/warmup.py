@@ -10,6 +10,10 @@ from .flat.sparse import SparseSearcher
 from .hnsw.backend import BACKEND
 from .hnsw.build import LEAST_IN_HALF_BYTES
 from .hnsw.params import HNSW
+from .kernels.distances import read_only
+from .mib.backend import BACKEND as BITS
+from .mib.params import MIB
+from .mib.search import MIBSearcher
 from .seismic.backend import BACKEND as SEISMIC
 from .seismic.params import Seismic
 from .seismic.search import settings_of
@@ -28,11 +32,20 @@ def warmup() -> None:
         graph = BACKEND.open(BACKEND.build(few, {}, params, Budget(), lambda share: None), {}, few, params)
         for each in (None, allowed):
             graph.search(np.ones((1, 4), np.float32), 2, allowed=each)
+        _bits(few)
     # Rows that differ, and enough of them to be walked by codes in half bytes.
     vectors = np.random.default_rng(0).standard_normal((LEAST_IN_HALF_BYTES, 64), np.float32)
     many = Rows(vectors, np.linalg.norm(vectors, axis=1).astype(np.float32), "l2")
     BACKEND.open(BACKEND.build(many, {}, params, Budget(), lambda share: None), {}, many, params).search(vectors[:1], 2)
     _sparse()
+
+
+def _bits(few: Rows) -> None:
+    """By its parts: so few rows would be searched exactly."""
+    for rotation in ("none", "itq"):
+        params = MIB(rotation)
+        searcher = MIBSearcher(BITS.build(few, {}, params, Budget(), lambda share: None), {}, few, params)
+        searcher.look(read_only(np.ones((1, 4), np.float32)), 2, 2)
 
 
 def _sparse() -> None:

@@ -27,7 +27,7 @@ def test_backend_of_sparse_vectors(name: str, case: Callable[[Backend], None]) -
 
 
 def test_unknown_backends_are_named() -> None:
-    with pytest.raises(KeyError, match="no index backend 'nope'; there are flat, hnsw, seismic"):
+    with pytest.raises(KeyError, match="no index backend 'nope'; there are flat, hnsw, mib, seismic"):
         backend("nope")
 
 

@@ -34,9 +34,10 @@ from ..contract import Arrays, Budget, NeedsMemory, Progress, Rows, Trial
 from ..flat.search import FlatSearcher
 from ..kernels.compile import kernel
 from ..kernels.distances import prefetch, read_only
+from ..kernels.select import MAX_ROWS, key_in, packed, row_in
 from .params import HNSW
 from .search import HNSWSearcher
-from .walk import MAX_ROWS, insert, key_in, look, packed, room_of, row_in, walk
+from .walk import insert, look, room_of, walk
 
 _SLACK = np.float32(1.1)  # on squared distances
 _ROOM = 1.3  # links that a row may gather, of its degree, before they are pruned

@@ -22,9 +22,9 @@ from ..contract import Arrays, Bitmap, Control, Damaged, Hits, Keys, Rows
 from ..flat.search import FlatSearcher
 from ..kernels.compile import kernel
 from ..kernels.distances import METRICS, key_of, pair, prefetch, read_only
-from ..kernels.select import insert
+from ..kernels.select import insert, key_in, row_in
 from .params import HNSW
-from .walk import key_in, room_of, row_in, walk, walk_allowed
+from .walk import room_of, walk, walk_allowed
 
 LEAST_EF, MOST_EF = 2, 4096
 _POLL = 64  # queries between two looks at the deadline

@@ -5,9 +5,8 @@ What ranks are estimates; whoever wants keys looks at the rows themselves. A wal
 it takes the best few nodes at a time, asks for the records of all their neighbours while it reads their links, and for links as
 soon as a node enters the pool.
 
-A *pool* holds the best nodes seen, as uint64, ascending: rank of the estimate (32 bits, less is better) | row (31) | done (1).
-So comparing two entries compares estimates, then rows, without a float. `seen` marks the nodes that a walk has met, by the
-number of the walk (*epoch*), so that it need not be cleared for each.
+A *pool* holds the best nodes seen, ascending, as entries of `kernels.select`, whose last bit says that a node is done. `seen`
+marks the nodes that a walk has met, by the number of the walk (*epoch*), so that it need not be cleared for each.
 """
 
 from __future__ import annotations
@@ -15,59 +14,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
 
 from ..codec.int4 import coming, estimate4
 from ..codec.int8 import estimate
-from ..kernels.compile import intrinsic, kernel
+from ..kernels.compile import kernel
 from ..kernels.distances import prefetch
+from ..kernels.select import packed, row_in
 
-MAX_ROWS = 1 << 31
 TOGETHER = 8  # nodes whose neighbours are looked at together at most, so that more of memory is on its way at once
 _AHEAD = 2  # records of `codec.int8` that are on their way while one is looked at
 _DONE = np.uint64(1)
-_ROW = np.uint64(0x7FFF_FFFF)
-
-
-@intrinsic
-def _bits(typing: Any, value: Any) -> Any:
-    """The bits of a float32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), codegen
-
-
-@intrinsic
-def _float(typing: Any, value: Any) -> Any:
-    """The float32 of some bits."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.uint32), codegen
-
-
-@kernel
-def packed(key, row):
-    """A pool entry, not done."""
-    bits = _bits(np.float32(key + np.float32(0)))  # -0 and 0 are one key
-    rank = bits if bits >> np.uint32(31) else np.uint32(~bits & np.uint32(0x7FFF_FFFF))
-    return (np.uint64(rank) << np.uint64(32)) | (np.uint64(row) << np.uint64(1))
-
-
-@kernel
-def key_in(entry):
-    rank = np.uint32(entry >> np.uint64(32))
-    bits = rank if rank >> np.uint32(31) else np.uint32(~rank & np.uint32(0x7FFF_FFFF))
-    return _float(np.uint32(bits))
-
-
-@kernel
-def row_in(entry):
-    return np.int64((entry >> np.uint64(1)) & _ROW)
 
 
 @kernel

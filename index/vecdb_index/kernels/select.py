@@ -2,13 +2,23 @@
 
 Order: key descending, then row ascending. `keys` and `rows` are (m, k), `sizes` (m,) int64, and `dropped` (m,) float32 is the
 best key that was left out, by which ties at the last place are seen: NaN while there is none.
+
+Where keys are estimates, what is kept is one uint64, an *entry*: rank of the estimate (32 bits, less is better) | row (31) | a
+bit of the caller's. So comparing two entries compares estimates, then rows, without a float.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from .compile import brief, kernel
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from .compile import brief, intrinsic, kernel
+
+MAX_ROWS = 1 << 31  # in one segment, where rows are in entries
+_ROW = np.uint64(0x7FFF_FFFF)
 
 
 @kernel
@@ -92,3 +102,69 @@ def settle(keys, rows, sizes, dropped, floors, tied):
         for at in range(size, keys.shape[1]):
             keys[q, at] = np.float32(-np.inf)
             rows[q, at] = -1
+
+
+@intrinsic
+def _bits(typing: Any, value: Any) -> Any:
+    """The bits of a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+@intrinsic
+def _float(typing: Any, value: Any) -> Any:
+    """The float32 of some bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), codegen
+
+
+@kernel
+def packed(key, row):
+    """An entry; the caller's bit is 0."""
+    bits = _bits(np.float32(key + np.float32(0)))  # -0 and 0 are one key
+    rank = bits if bits >> np.uint32(31) else np.uint32(~bits & np.uint32(0x7FFF_FFFF))
+    return (np.uint64(rank) << np.uint64(32)) | (np.uint64(row) << np.uint64(1))
+
+
+@kernel
+def key_in(entry):
+    rank = np.uint32(entry >> np.uint64(32))
+    bits = rank if rank >> np.uint32(31) else np.uint32(~rank & np.uint32(0x7FFF_FFFF))
+    return _float(np.uint32(bits))
+
+
+@kernel
+def row_in(entry):
+    return np.int64((entry >> np.uint64(1)) & _ROW)
+
+
+@kernel
+def keep_least(entries, size, count):
+    """Puts the least `count` of entries[:size], in any order, before the others. All differ."""
+    low, high, last = 0, size - 1, count - 1
+    while low < high:
+        middle = (low + high) >> 1
+        a, b, c = entries[low], entries[middle], entries[high]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i, j = low, high
+        while i <= j:
+            while entries[i] < pivot:
+                i += 1
+            while entries[j] > pivot:
+                j -= 1
+            if i <= j:
+                entries[i], entries[j] = entries[j], entries[i]
+                i += 1
+                j -= 1
+        if last <= j:
+            high = j
+        elif last >= i:
+            low = i
+        else:
+            break

@@ -1,0 +1,160 @@
+"""Searches by bits beside memory, faiss and BLAS; one thread. Run by `python -m bench mib [--rounds R] [--rows N]`.
+
+Codes: random ones, more than a processor keeps at hand: how fast they are scanned, as a share of the rate at which as many bytes
+(of codes alone, and with the factors) are read, and beside faiss `IndexBinaryFlat`, which compares bits with bits. Texts: the
+least short list of those tried whose recall of the ten nearest is 0.99, beside exact searches and faiss `IndexRaBitQFastScan`
+with rows compared exactly after it, its own list chosen likewise. Parameters of both are chosen on queries that are not measured.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from vecdb_index.codec.bits import Encoder
+from vecdb_index.codec.int4 import by_lines
+from vecdb_index.contract import Budget, Rows
+from vecdb_index.flat.search import FlatSearcher
+from vecdb_index.kernels.distances import read_only
+from vecdb_index.mib.backend import BACKEND
+from vecdb_index.mib.build import TRIED
+from vecdb_index.mib.params import MIB
+from vecdb_index.mib.scan import scan
+from vecdb_index.mib.search import MIBSearcher
+from vecdb_index.warmup import warmup
+
+from .__main__ import head, interleaved, ratio, row
+from .flat import read
+from .sets import data_sets
+
+K, BATCH, ASKED = 10, 64, 0.99
+LISTS = (10, 20, 30, 40, 50, 70, 100, 140, 200, 300, 500, 1000, 2000)
+
+
+def main() -> None:
+    rounds, rows = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
+    try:
+        import faiss
+    except ImportError:
+        print("faiss is not installed: pip install 'vecdb[bench]'", file=sys.stderr)
+        return
+    faiss.omp_set_num_threads(1)
+    warmup()
+    print("## Codes alone, k=10, short lists of 100, one thread\n")
+    head(
+        "codes",
+        "one: share of reading codes",
+        "with factors",
+        "one: times as fast as faiss binary",
+        f"batch of {BATCH}: likewise",
+    )
+    for n, d in ((2_000_000, 384), (1_000_000, 1024)):
+        _codes(faiss, min(n, rows or n), d, rounds)
+    print(f"\n## Texts, recall@{K} of at least {ASKED} on queries that chose nothing, one thread\n")
+    for each in data_sets(["text"], rows):
+        _texts(faiss, each, rounds)
+
+
+def _codes(faiss: Any, n: int, d: int, rounds: int) -> None:
+    rng, blocks = np.random.default_rng(0), -(-n // 32)
+    codes = by_lines((blocks, 4 * d), np.uint8).reshape(blocks, d // 8, 32)
+    codes[:] = rng.integers(0, 256, codes.shape, dtype=np.uint8)
+    factors = by_lines((blocks, 64), np.float32).reshape(blocks, 2, 32)
+    factors[:, 0] = 1 + 0.05 * rng.random((blocks, 32))
+    binary = faiss.IndexBinaryFlat(d)
+    for start in range(0, n, 1 << 18):
+        binary.add(rng.integers(0, 256, (min(1 << 18, n - start), d // 8), dtype=np.uint8))
+    none = Rows(np.zeros((0, d), np.float32), np.zeros(0, np.float32), "ip")
+    _, tables, terms, _ = Encoder.of(none, np.arange(0), "none").ask(rng.standard_normal((BATCH, d)).astype(np.float32))
+    bits = rng.integers(0, 256, (BATCH, d // 8), dtype=np.uint8)
+    about = read_only(codes), read_only(factors), n, read_only(np.zeros(0, np.uint64)), 0, blocks, 100
+
+    def ours(m: int) -> None:
+        lists, sizes = np.empty((m, 356), np.uint64), np.zeros(m, np.int64)
+        scan(tables[:m], terms[:m], *about, lists, sizes, np.full(m, -np.inf, np.float32))
+
+    words, more = codes.reshape(-1).view(np.int64), factors.reshape(-1).view(np.int64)
+    calls = {
+        "read": lambda: read(words), "read all": lambda: (read(words), read(more)), "one": lambda: ours(1),
+        "faiss": lambda: binary.search(bits[:1], K), "batch": lambda: ours(BATCH), "faiss batch": lambda: binary.search(bits, K),
+    }  # fmt: skip
+    times = interleaved(rounds, calls)
+    shares = ratio(times["read"], times["one"]), ratio(times["read all"], times["one"])
+    row(f"{n:,} x {d}", *shares, ratio(times["faiss"], times["one"]), ratio(times["faiss batch"], times["batch"]))
+
+
+def _recall(found: np.ndarray, true: np.ndarray) -> float:
+    return float(np.mean([np.isin(mine, best).sum() / K for mine, best in zip(found, true, strict=True)]))
+
+
+def _texts(faiss: Any, each: Any, rounds: int) -> None:
+    base = np.ascontiguousarray(each.base / np.linalg.norm(each.base, axis=1, keepdims=True))
+    stored = Rows(base, np.linalg.norm(base, axis=1), "cosine")
+    queries = np.ascontiguousarray(each.queries / np.linalg.norm(each.queries, axis=1, keepdims=True))
+    tune, queries = queries[::2], queries[1::2][: BATCH * 8]
+    exact = FlatSearcher(stored)
+    best, asked = exact.search(tune, K).rows, exact.search(queries, K).rows
+    started = time.perf_counter()
+    arrays = BACKEND.build(stored, {}, MIB(), Budget(), lambda share: None)
+    built = time.perf_counter() - started
+    searcher = MIBSearcher(arrays, {}, stored, MIB())
+    fast = faiss.IndexRaBitQFastScan(base.shape[1], faiss.METRIC_INNER_PRODUCT)
+    fast.train(base)
+    fast.add(base)
+    refined = faiss.IndexRefineFlat(fast, faiss.swig_ptr(base))
+
+    def of_faiss(some: np.ndarray, short: int) -> np.ndarray:
+        refined.k_factor = short / K
+        found: np.ndarray = refined.search(some, K)[1]
+        return found
+
+    ours = next((c for c in LISTS if _recall(searcher.look(tune, K, c).rows, best) >= ASKED), LISTS[-1])
+    theirs = next((c for c in LISTS if _recall(of_faiss(tune, c), best) >= ASKED), LISTS[-1])
+    flat = faiss.IndexFlatIP(base.shape[1])
+    flat.add(base)
+
+    def blas() -> np.ndarray:
+        scores = queries[:BATCH] @ base.T
+        some = np.argpartition(-scores, K, axis=1)[:, :K]
+        return np.take_along_axis(scores, some, 1)
+
+    turn = iter(range(1 << 60))
+
+    def one() -> np.ndarray:
+        q = next(turn) % len(queries)
+        return queries[q : q + 1]
+
+    few = range(32)
+    calls = {
+        "one": lambda: [searcher.look(one(), K, ours) for _ in few], "faiss flat": lambda: [flat.search(one(), K) for _ in few],
+        "faiss RaBitQ": lambda: [of_faiss(one(), theirs) for _ in few], "exact": lambda: [exact.search(one(), K) for _ in few],
+        "batch": lambda: searcher.look(queries[:BATCH], K, ours), "faiss flat batch": lambda: flat.search(queries[:BATCH], K),
+        "faiss RaBitQ batch": lambda: of_faiss(queries[:BATCH], theirs), "blas": blas,
+        "exact batch": lambda: exact.search(queries[:BATCH], K),
+    }  # fmt: skip
+    times = interleaved(rounds, calls)
+    print(
+        f"{each.name}: rotation {searcher.encoder.rotation}, built in {built:.1f} s; a query takes "
+        f"{times['one'] / len(few) * 1e6:.0f} us here, of a batch {times['batch'] / BATCH * 1e6:.0f}. Short lists: {ours} here, "
+        f"{theirs} of faiss; recall {_recall(searcher.look(queries, K, ours).rows, asked):.4f} and "
+        f"{_recall(of_faiss(queries, theirs), asked):.4f}\n"
+    )
+    head("times as fast as", "one query", f"a batch of {BATCH}")
+    row("faiss flat", ratio(times["faiss flat"], times["one"]), ratio(times["faiss flat batch"], times["batch"]))
+    row("NumPy's BLAS", "", ratio(times["blas"], times["batch"]))
+    row(
+        "faiss RaBitQFastScan, refined",
+        ratio(times["faiss RaBitQ"], times["one"]),
+        ratio(times["faiss RaBitQ batch"], times["batch"]),
+    )
+    row("our exact search", ratio(times["exact"], times["one"]), ratio(times["exact batch"], times["batch"]))
+    print("\nWhat `auto` saw: shares of the ten nearest in short lists of 10, 20, 50, 100 and 200 rows\n")
+    head("rotation", "10", "20", "50", "100", "200")
+    for name, shares in zip(TRIED, arrays["trial"], strict=False):
+        row(name, *(f"{share:.3f}" if share >= 0 else "not tried" for share in shares))
+
+
+if __name__ == "__main__":
+    main()

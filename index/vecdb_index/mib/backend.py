@@ -1,0 +1,31 @@
+"""The bits as an index backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..contract import Arrays, Budget, Part, Progress, Rows, Searcher, Trial
+from .build import build, merge, train
+from .params import MIB
+from .search import MIBSearcher
+
+
+class _MIBBackend:
+    name, version, kind, params = "mib", 1, "dense", MIB
+
+    def train(self, sample: Rows, params: MIB, budget: Budget) -> Arrays:
+        return train(sample, params, budget)
+
+    def build(
+        self, rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Progress, trial: Trial | None = None
+    ) -> Arrays:
+        return build(rows, trained, params, budget, progress, trial)
+
+    def merge(self, parts: Sequence[Part], rows: Rows, trained: Arrays, params: MIB, budget: Budget) -> Arrays | None:
+        return merge(list(parts), rows, trained, budget)
+
+    def open(self, arrays: Arrays, trained: Arrays, rows: Rows, params: MIB) -> Searcher:
+        return MIBSearcher(arrays, trained, rows, params)
+
+
+BACKEND = _MIBBackend()

@@ -1,0 +1,155 @@
+"""Builds an index of bits: an encoder, learned from a sample, then the codes of all rows, in blocks that threads share.
+
+Which rotation serves a field best is measured, not believed: rows that are held out are queries against a sample of the others,
+and what share of their ten nearest are among the best estimates is told by `trial` (see `layout`). The cheapest rotation is
+kept whose mean over the lengths of short lists is within a hundredth of the best.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..codec.bits import BLOCK, TERMS, Encoder, width_of
+from ..contract import Arrays, Budget, NeedsMemory, Part, Progress, Rows, Trial
+from ..flat.search import FlatSearcher
+from ..kernels.select import MAX_ROWS, row_in
+from .layout import LISTS, TRIED, opened
+from .params import MIB
+from .scan import scan
+from .search import MIBSearcher
+
+_LEARNED, _LEARNED_BYTES = 16_384, 32 << 20  # rows that an encoder is learned from, and their bytes as float32, at most
+_LEAST_TRIED = 2000  # rows; of fewer no rotation is the better one for sure
+_PROBES, _NEAREST = 200, 10
+_WIDEST_TRIED = 512  # dimensions up to which itq is tried: beyond, it takes longer to learn than all codes take
+_WITHIN = 0.01
+_TASK = 4096  # rows to a task
+_UNTRIED = np.zeros((0, len(LISTS)), np.float32)
+
+
+def train(rows: Rows, params: MIB, budget: Budget) -> dict[str, npt.NDArray[Any]]:
+    """The encoder of a field, as arrays. Raises Cancelled."""
+    sample = _sample(rows)
+    budget.control.poll()
+    if params.rotation != "auto":
+        return {**Encoder.of(rows, sample, params.rotation, budget.seed).arrays(), "trial": _UNTRIED}
+    if len(sample) < _LEAST_TRIED:
+        return {**Encoder.of(rows, sample, "hadamard", budget.seed).arrays(), "trial": _UNTRIED}
+    return _tried(rows, sample, budget)
+
+
+def _sample(rows: Rows) -> npt.NDArray[np.int64]:
+    """Rows of which something is learned, from all over the segment; they have a vector that is not zero."""
+    there = np.flatnonzero(_flags(rows) & (rows.norms > 0))
+    most = max(256, min(_LEARNED, _LEARNED_BYTES // (4 * max(1, rows.vectors.shape[1]))))
+    return there[np.linspace(0, len(there) - 1, most).astype(np.int64)] if len(there) > most else there
+
+
+def _tried(rows: Rows, sample: npt.NDArray[np.int64], budget: Budget) -> dict[str, npt.NDArray[Any]]:
+    held = np.zeros(len(sample), np.bool_)
+    held[np.linspace(0, len(sample) - 1, _PROBES).astype(np.int64)] = True
+    others = sample[~held]
+    some = Rows(np.ascontiguousarray(rows.vectors[others]), rows.norms[others], rows.metric)
+    queries = np.ascontiguousarray(rows.vectors[sample[held]], np.float32)
+    true = FlatSearcher(some).search(queries, _NEAREST, control=budget.control).rows
+    trial, encoders = np.full((len(TRIED), len(LISTS)), -1, np.float32), {}
+    for i, rotation in enumerate(TRIED):
+        budget.control.poll()
+        if rotation == "itq" and rows.vectors.shape[1] > _WIDEST_TRIED:
+            continue
+        encoder = encoders[i] = Encoder.of(rows, others, rotation, budget.seed)
+        listed = short_lists(encoder, some, queries, LISTS[-1])
+        for j, length in enumerate(LISTS):
+            trial[i, j] = np.mean([np.isin(mine, best[:length]).mean() for mine, best in zip(true, listed, strict=True)])
+    means = trial.mean(axis=1)
+    chosen = next(i for i in encoders if means[i] >= means.max() - _WITHIN)
+    return {**encoders[chosen].arrays(), "trial": trial}
+
+
+def short_lists(encoder: Encoder, rows: Rows, queries: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """(m, count) rows by the estimates of their bits, the best first; there are more rows than that."""
+    codes, factors = encoder.room(len(rows))
+    encoder.fill(rows, 0, len(rows), codes, factors)
+    _, tables, terms, _ = encoder.ask(queries)
+    m = len(queries)
+    lists, sizes, least = np.empty((m, 2 * count), np.uint64), np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
+    for array in (codes, factors):
+        array.flags.writeable = False
+    scan(tables, terms, codes, factors, len(rows), np.zeros(0, np.uint64), 0, len(codes), count, lists, sizes, least)
+    best = [np.sort(each[:size])[:count] for each, size in zip(lists, sizes, strict=True)]
+    return np.array([[row_in(entry) for entry in each] for each in best])
+
+
+def memory_of(rows: Rows, threads: int) -> int:
+    """About how many bytes a build takes beside its rows."""
+    n, d = rows.vectors.shape
+    width = width_of(d)
+    sampled = min(n, max(256, min(_LEARNED, _LEARNED_BYTES // (4 * max(1, d)))))
+    learning = 40 * sampled * d + 24 * min(d, n, 4096) ** 2
+    needed: int = n * (width // 8 + 8) + threads * 8 * width * BLOCK + learning + 4 * TERMS * width * _PROBES + (1 << 20)
+    return needed
+
+
+def build(rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Progress, trial: Trial | None = None) -> Arrays:
+    """See the module. Raises NeedsMemory, Cancelled, ValueError for 2^31 rows or more."""
+    n = len(rows)
+    if n >= MAX_ROWS:
+        raise ValueError(f"an index of bits holds fewer than {MAX_ROWS:,} rows; this segment has {n:,}")
+    needed = memory_of(rows, budget.threads)
+    if budget.memory is not None and needed > budget.memory:
+        raise NeedsMemory(needed, budget.memory)
+    budget.control.poll()
+    learned = {} if trained else train(rows, params, budget)
+    encoder = Encoder.opened(trained or learned, rows)
+    progress(0.1)
+    codes, factors = encoder.room(n)
+
+    def fill(start: int) -> None:
+        budget.control.poll()
+        encoder.fill(rows, start, min(n, start + _TASK), codes, factors)
+
+    with ThreadPoolExecutor(budget.threads) as pool:
+        for start, _ in zip(range(0, n, _TASK), pool.map(fill, range(0, n, _TASK)), strict=True):
+            progress(0.1 + 0.8 * min(n, start + _TASK) / n)
+    arrays = {**learned, "codes": codes, "factors": factors, "of": np.array([encoder.check, n], np.uint32)}
+    if trial is not None:  # where a row lies depends on no other
+        trial.run(MIBSearcher(arrays, trained, trial.others(rows), params), trial.others(rows))
+    progress(1.0)
+    return arrays
+
+
+def merge(parts: list[Part], rows: Rows, trained: Arrays, budget: Budget) -> Arrays | None:
+    """The codes of the parts at their new places, if they are of the field's encoder; else None."""
+    if not trained:
+        return None
+    encoder = Encoder.opened(trained, rows)
+    codes, factors = encoder.room(len(rows))
+    for part in parts:
+        assert isinstance(part.rows, Rows)
+        if "encoder" in part.arrays or int(part.arrays["of"][0]) != encoder.check:
+            return None
+        budget.control.poll()
+        _, bits = opened(part.arrays, trained, part.rows)
+        old = np.flatnonzero(part.moved >= 0)
+        new = part.moved[old]
+        a, b = old % BLOCK, new % BLOCK
+        factors[new // BLOCK, :, b] = bits.factors[old // BLOCK, :, a]
+        codes[new // BLOCK, :, _place(b)] = bits.codes[old // BLOCK, :, _place(a)]
+    return {"codes": codes, "factors": factors, "of": np.array([encoder.check, len(rows)], np.uint32)}
+
+
+def _place(row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where the bytes of a row of a block lie."""
+    return 2 * (row % (BLOCK // 2)) + row // (BLOCK // 2)
+
+
+def _flags(rows: Rows) -> npt.NDArray[np.bool_]:
+    n = len(rows)
+    if rows.present is None:
+        return np.ones(n, np.bool_)
+    bytes_ = np.ascontiguousarray(rows.present).view(np.uint8)
+    return np.unpackbits(bytes_, count=n, bitorder="little").view(np.bool_)

@@ -1,0 +1,275 @@
+"""All codes of a segment, or of the blocks with allowed rows, against the tables of some queries: kernels.
+
+For each block of 32 rows, sixteen dimensions at a time: four bits of each row are looked up in a query's table by one byte
+shuffle, four lookups are added as bytes and then as 16-bit numbers, of the even bytes and of the odd ones (Andre, Kermarrec
+and Le Scouarnec, VLDB 2015). Queries that go together share the loads and the splitting of bytes into halves. Estimates are
+compared with the least that counts as soon as a block is done, and only rows that reach it go to the query's *list*: entries as
+`kernels.select` has them. A list that is full is cut to the best; what is kept in the end are the `count` best of all rows by
+(estimate, row), whatever the order of the work. Blocks without an allowed row are not read.
+
+Where there is no AVX2, a plain kernel finds the same sums. All are safe in any thread; lists are the caller's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from ..codec.bits import BLOCK
+from ..kernels.compile import intrinsic, kernel
+from ..kernels.distances import fma, key_of, load, pair, pointer, prefetch
+from ..kernels.product import AVX2
+from ..kernels.scan import lowest
+from ..kernels.select import keep_least, key_in, offer, packed, row_in
+
+TOGETHER = 4  # queries that share what is done for a block
+_NARROW = 768  # dimensions up to which four do; beyond, the tables of two fill the nearest cache
+_TILE_BYTES = 128 << 10  # of codes that stay in a core's own cache while all queries pass over them
+_COMING = 6  # rows that are on their way while one is looked at
+_I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_BYTES, _SHORTS, _HALF = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I8, 16)
+
+
+class Bits(NamedTuple):
+    """The codes of n rows as kernels take them. See `codec.bits`."""
+
+    codes: npt.NDArray[np.uint8]
+    factors: npt.NDArray[np.float32]
+    n: int
+
+
+def _sums_of(together: int) -> Any:
+    """The intrinsic that adds up a block's lookups for so many queries."""
+
+    @intrinsic
+    def sums(typing: Any, codes: Any, block: Any, tables: Any, q: Any, out: Any) -> Any:
+        """out[j, r] = what the bits of row r of a block find in the table of query q + j. out: (TOGETHER, 32) uint16."""
+
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            code_type, _, table_type, _, out_type = signature.args
+            codes, block, tables, q, out = arguments
+            bytes_ = builder.extract_value(context.make_array(code_type)(context, builder, codes).shape, 1)
+
+            def const(value: int) -> Any:
+                return ir.Constant(_I64, value)
+
+            shuffle = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(_BYTES, [_BYTES, _BYTES]), "llvm.x86.avx2.pshuf.b"
+            )
+            twice = ir.Constant(ir.VectorType(_I32, 32), [*range(16), *range(16)])
+            low, four = ir.Constant(_BYTES, [15] * 32), ir.Constant(_SHORTS, [4] * 16)
+            eight = ir.Constant(_SHORTS, [8] * 16)
+            length = builder.mul(bytes_, const(BLOCK))
+            code = pointer(context, builder, code_type, codes, builder.mul(block, length), _I8)
+            starts = [
+                pointer(context, builder, table_type, tables, builder.mul(builder.add(q, const(j)), length), _I8)
+                for j in range(together)
+            ]
+            before = builder.block
+            loop, after = builder.append_basic_block("bytes"), builder.append_basic_block("summed")
+            builder.branch(loop)  # there are eight bytes at least
+            builder.position_at_end(loop)
+            at = builder.phi(_I64)
+            evens, odds = ([builder.phi(_SHORTS) for _ in range(together)] for _ in range(2))
+            even, odd = list(evens), list(odds)
+            for pair_ in range(0, 8, 2):
+                total: list[Any] = [None] * together
+                for byte in (pair_, pair_ + 1):
+                    offset = builder.add(at, const(byte * BLOCK))
+                    both = load(builder, builder.bitcast(builder.gep(code, [offset]), _BYTES.as_pointer()), _BYTES)
+                    upper = builder.bitcast(builder.lshr(builder.bitcast(both, _SHORTS), four), _BYTES)
+                    halves = builder.and_(both, low), builder.and_(upper, low)
+                    for half, nibbles in enumerate(halves):
+                        for j, start in enumerate(starts):
+                            place = builder.gep(start, [builder.add(offset, const(16 * half))])
+                            line = load(builder, builder.bitcast(place, _HALF.as_pointer()), _HALF)
+                            found = builder.call(shuffle, [builder.shuffle_vector(line, line, twice), nibbles])
+                            total[j] = found if total[j] is None else builder.add(total[j], found)
+                for j in range(together):
+                    words = builder.bitcast(total[j], _SHORTS)
+                    even[j] = builder.add(even[j], words)
+                    odd[j] = builder.add(odd[j], builder.lshr(words, eight))
+            following = builder.add(at, const(8 * BLOCK))
+            builder.cbranch(builder.icmp_signed("<", following, length), loop, after)
+            at.add_incoming(const(0), before)
+            at.add_incoming(following, loop)
+            for phis, results in ((evens, even), (odds, odd)):
+                for phi, result in zip(phis, results, strict=True):
+                    phi.add_incoming(ir.Constant(_SHORTS, [0] * 16), before)
+                    phi.add_incoming(result, loop)
+            builder.position_at_end(after)
+            for j in range(together):
+                # The even bytes were added with the odd ones above them, which are taken off again.
+                first = builder.sub(even[j], builder.shl(odd[j], eight))
+                for half, value in enumerate((first, odd[j])):
+                    place = pointer(context, builder, out_type, out, const(BLOCK * j + 16 * half), _SHORTS)
+                    builder.store(value, place).align = 2
+            return context.get_dummy_value()
+
+        return types.void(codes, types.int64, tables, types.int64, out), codegen
+
+    return sums
+
+
+@kernel
+def plain_sums(codes, block, tables, first, together, out):
+    """out[j, r] for query first + j, without vectors."""
+    for j in range(together):
+        for place in range(BLOCK):
+            total = np.int64(0)
+            for byte in range(codes.shape[1]):
+                code = np.int64(codes[block, byte, place])
+                total += np.int64(tables[first + j, 2 * byte, code & 15]) + np.int64(tables[first + j, 2 * byte + 1, code >> 4])
+            out[j, place // 2 + (place & 1) * (BLOCK // 2)] = np.uint16(total)
+
+
+_one, _two, _four = _sums_of(1), _sums_of(2), _sums_of(4)
+
+
+@kernel
+def fast_sums(codes, block, tables, first, together, out):
+    """The same; together: 1, 2 or 4."""
+    if together == 4:
+        _four(codes, block, tables, first, out)
+    elif together == 2:
+        _two(codes, block, tables, first, out)
+    else:
+        _one(codes, block, tables, first, out)
+
+
+@intrinsic
+def _reached(
+    typing: Any, sums: Any, j: Any, factors: Any, block: Any, step: Any, bias: Any, share: Any, least: Any, out: Any
+) -> Any:  # fmt: skip
+    """out[r] = scale (step U + bias) + share add, of the rows of a block. Returns which are above `least`, as bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sum_type, _, factor_type, _, _, _, _, _, out_type = signature.args
+        sums, j, factors, block, step, bias, share, least, out = arguments
+        floats, shorts, words = ir.VectorType(_F32, 8), ir.VectorType(_I16, 8), ir.VectorType(_I32, 8)
+
+        def every(value: Any) -> Any:
+            first = builder.insert_element(ir.Constant(floats, ir.Undefined), value, ir.Constant(_I32, 0))
+            return builder.shuffle_vector(first, first, ir.Constant(words, [0] * 8))
+
+        def at(first: Any, offset: int) -> Any:
+            return builder.add(builder.mul(first, ir.Constant(_I64, BLOCK)), ir.Constant(_I64, offset))
+
+        steps, biases, shares, leasts = every(step), every(bias), every(share), every(least)
+        twice = builder.mul(block, ir.Constant(_I64, 2))
+        bits = ir.Constant(_I32, 0)
+        for part in range(0, BLOCK, 8):
+            found = load(builder, pointer(context, builder, sum_type, sums, at(j, part), shorts), shorts)
+            scale, add = (
+                load(builder, pointer(context, builder, factor_type, factors, at(twice, part + offset), floats), floats)
+                for offset in (0, BLOCK)
+            )
+            value = fma(builder, builder.sitofp(builder.zext(found, words), floats), steps, biases)
+            value = fma(builder, scale, value, builder.fmul(shares, add))
+            builder.store(value, pointer(context, builder, out_type, out, ir.Constant(_I64, part), floats)).align = 4
+            above = builder.bitcast(builder.fcmp_ordered(">", value, leasts), _I8)
+            bits = builder.or_(bits, builder.shl(builder.zext(above, _I32), ir.Constant(_I32, part)))
+        return builder.zext(bits, _I64)
+
+    whole, real = types.int64, types.float32
+    return types.uint64(sums, whole, factors, whole, real, real, real, real, out), codegen
+
+
+@kernel
+def allowed_in(allowed, n, block):
+    """The allowed rows of a block, as bits. allowed: bitmap words, empty for all n rows."""
+    bits = np.uint64(0xFFFF_FFFF)
+    if len(allowed):
+        bits &= allowed[block >> 1] >> np.uint64(32 * (block & 1))
+    over = (block + 1) * BLOCK - n
+    if over > 0:
+        bits &= np.uint64(0xFFFF_FFFF) >> np.uint64(over)
+    return bits & np.uint64(0xFFFF_FFFF)
+
+
+def _scan_of(sums: Any) -> Any:
+    @kernel
+    def scan(tables, terms, codes, factors, n, allowed, first, last, count, lists, sizes, least):
+        """Offers the rows of blocks first..last to the list of each query. Returns how many blocks were read.
+
+        lists: (m, room) uint64, room above count. sizes: (m,) int64. least: (m,) float32, what an estimate must be above; both
+        are kept from call to call.
+        """
+        m, room = lists.shape
+        block_bytes = codes.shape[1] * BLOCK
+        group = TOGETHER if 8 * codes.shape[1] <= _NARROW else TOGETHER // 2
+        step = max(1, _TILE_BYTES // block_bytes) if m > group else last - first
+        found, guess = np.empty((TOGETHER, BLOCK), np.uint16), np.empty(BLOCK, np.float32)
+        read = 0
+        for start in range(first, last, step):
+            stop = min(last, start + step)
+            q = 0
+            while q < m:
+                together = group
+                while together > m - q:
+                    together //= 2
+                for block in range(start, stop):
+                    mask = allowed_in(allowed, n, block)
+                    if mask == 0:
+                        continue
+                    read += 1
+                    sums(codes, block, tables, q, together, found)
+                    for j in range(together):
+                        one = q + j
+                        t, b, s = np.float32(terms[one, 0]), np.float32(terms[one, 1]), np.float32(terms[one, 2])
+                        bits = _reached(found, j, factors, block, t, b, s, least[one], guess) & mask
+                        while bits:
+                            r = lowest(bits)
+                            bits &= bits - np.uint64(1)
+                            lists[one, sizes[one]] = packed(guess[r], block * BLOCK + r)
+                            sizes[one] += 1
+                            if sizes[one] == room:
+                                cut(lists, sizes, least, one, count)
+                                # Rows of this block were chosen by what had to be reached before; a later row of the same
+                                # estimate would be cut anyway.
+                q += together
+        return read
+
+    return scan
+
+
+@kernel
+def cut(lists, sizes, least, q, count):
+    """Leaves the best `count` of a list, of which it has more, and says what others must be above."""
+    keep_least(lists[q], sizes[q], count)
+    worst = lists[q, 0]
+    for i in range(1, count):
+        worst = max(worst, lists[q, i])
+    sizes[q], least[q] = count, key_in(worst)
+
+
+scan, plain_scan = _scan_of(fast_sums if AVX2 else plain_sums), _scan_of(plain_sums)
+
+
+@kernel
+def rank(queries, vectors, norms, metric, count, lists, sizes, least, keys, rows, held, dropped):
+    """Offers the rows of each list, cut to the best `count`, to the heap of its query. Returns how many."""
+    m, d = queries.shape
+    looked = 0
+    for q in range(m):
+        if sizes[q] > count:
+            cut(lists, sizes, least, q, count)
+        size = sizes[q]
+        mine = np.empty(size, np.int64)
+        for i in range(size):
+            mine[i] = row_in(lists[q, i])
+        mine.sort()  # so that a disk is read in one direction
+        for i in range(min(_COMING, size)):
+            prefetch(vectors, mine[i] * d, d)
+        for i in range(size):
+            row = mine[i]
+            ahead = (mine[min(size - 1, i + _COMING)] - row) * d
+            key = key_of(pair(queries, q * d, vectors, row * d, d, metric, ahead), norms[row], metric)
+            offer(keys, rows, held, dropped, q, key, row)
+        looked += size
+    return looked

@@ -1,0 +1,232 @@
+"""The index of bits: what comes is the exact order of the rows whose bits say most, however the work is divided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vecdb_index.codec.bits import LEVELS, TERMS, unpacked
+from vecdb_index.conformance import CASES, bitmap, check, drawn, recall, same, stored
+from vecdb_index.contract import Budget, Control, Damaged, Part
+from vecdb_index.flat.search import FlatSearcher
+from vecdb_index.kernels.distances import METRICS
+from vecdb_index.mib.backend import BACKEND
+from vecdb_index.mib.params import MIB
+from vecdb_index.mib.scan import fast_sums, plain_scan, plain_sums, scan
+from vecdb_index.mib.search import MIBSearcher
+
+METRIC = pytest.mark.parametrize("metric", METRICS)
+NONE = np.zeros(0, np.uint64)
+
+
+def opened(rows: Any, rotation: str = "hadamard") -> MIBSearcher:
+    params = MIB(rotation)
+    return MIBSearcher(BACKEND.build(rows, {}, params, Budget(), lambda share: None), {}, rows, params)
+
+
+def estimates(searcher: MIBSearcher, queries: np.ndarray) -> np.ndarray:
+    """(m, n) in float64, by unpacked bits; the step of the tables included."""
+    n = len(searcher.rows)
+    bits = unpacked(searcher.bits.codes, n)
+    scale, add = searcher.bits.factors.transpose(1, 0, 2).reshape(2, -1)[:, :n].astype(np.float64)
+    _, tables, terms, _ = searcher.encoder.ask(queries)
+    columns = bits.reshape(n, -1, 4) @ np.array([1, 2, 4, 8])
+    sums = np.stack([table.astype(np.int64)[np.arange(len(table)), columns].sum(axis=1) for table in tables])
+    step, bias, share = terms.T[:3, :, None]
+    found: np.ndarray = scale * (step * sums + bias) + share * add
+    return found
+
+
+def listed(
+    searcher: MIBSearcher, queries: np.ndarray, count: int, kernel: Any = scan, words: Any = NONE, step: int = 1 << 30,
+    room: int = 0,
+) -> list[np.ndarray]:  # fmt: skip
+    """The rows of each query's short list, the best first."""
+    m, blocks = len(queries), len(searcher.bits.codes)
+    _, tables, terms, _ = searcher.encoder.ask(queries)
+    lists = np.empty((m, room or 2 * count), np.uint64)
+    sizes, least = np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
+    for first in range(0, blocks, step):
+        kernel(tables, terms, *searcher.bits, words, first, min(blocks, first + step), count, lists, sizes, least)
+    entries = [np.sort(each[:size])[:count] for each, size in zip(lists, sizes, strict=True)]
+    return [((each >> np.uint64(1)) & np.uint64(0x7FFF_FFFF)).astype(np.int64) for each in entries]
+
+
+@METRIC
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), d=st.sampled_from([1, 63, 65, 384, 1028]), n=st.integers(33, 700), m=st.integers(1, 9),
+    count=st.integers(1, 30), share=st.sampled_from([1.0, 0.5, 0.02]),
+)  # fmt: skip
+def test_short_lists_are_the_best_of_the_full_ranking(
+    metric: Any, seed: int, d: int, n: int, m: int, count: int, share: float
+) -> None:
+    """Filtered after it, where there is a bitmap; by either kernel, and in any division of the work."""
+    searcher, queries = opened(stored(drawn(n, d, seed) + 0.1, metric)), drawn(m, d, seed + 1)
+    flags = np.random.default_rng(seed).random(n) < share
+    words = NONE if share == 1 else bitmap(flags)
+    whole = listed(searcher, queries, count, words=words)
+    for others in (
+        listed(searcher, queries, count, plain_scan, words),
+        listed(searcher, queries, count, words=words, step=1),
+        listed(searcher, queries, count, words=words, step=3, room=count + 1),
+        [listed(searcher, queries[q : q + 1], count, words=words)[0] for q in range(m)],
+    ):
+        assert all(np.array_equal(a, b) for a, b in zip(whole, others, strict=True))
+    ranks = estimates(searcher, queries)
+    for mine, rank in zip(whole, ranks, strict=True):
+        assert len(mine) == min(count, int(flags.sum()) if share < 1 else n)
+        assert len(set(mine.tolist())) == len(mine) and (share == 1 or flags[mine].all())
+        best = np.sort(rank if share == 1 else rank[flags])[::-1][: len(mine)]
+        near = 1e-5 * np.abs(rank).max()  # kernels rank in float32
+        assert (np.abs(rank[mine] - best) <= near).all()
+
+
+@pytest.mark.parametrize("width", [64, 384, 1024, 1536, 3072, 4160, 65_536])
+def test_the_greatest_sums_do_not_overflow(width: int) -> None:
+    """All bits set, and tables with as much as they may have."""
+    columns = width // 4
+    codes = np.full((1, width // 8, 32), 255, np.uint8)
+    tables = np.zeros((4, columns, 16), np.uint8)
+    tables[:, :, 15] = min(LEVELS, 65_535 // columns)
+    for first, together in ((0, 1), (0, 2), (0, 4)):
+        fast, plain = np.zeros((4, 32), np.uint16), np.zeros((4, 32), np.uint16)
+        fast_sums(codes, 0, tables, first, together, fast)
+        plain_sums(codes, 0, tables, first, together, plain)
+        assert (plain[:together] == columns * int(tables[0, 0, 15])).all()
+        assert np.array_equal(fast, plain)
+
+
+def test_both_kernels_find_the_same_sums() -> None:
+    rng = np.random.default_rng(0)
+    for width in (64, 128, 448, 1088):
+        codes = rng.integers(0, 256, (3, width // 8, 32), dtype=np.uint8)
+        tables = rng.integers(0, LEVELS + 1, (5, width // 4, 16), dtype=np.uint8)
+        for block, first, together in ((0, 0, 4), (1, 1, 4), (2, 3, 2), (2, 4, 1)):
+            fast, plain = np.zeros((4, 32), np.uint16), np.zeros((4, 32), np.uint16)
+            fast_sums(codes, block, tables, first, together, fast)
+            plain_sums(codes, block, tables, first, together, plain)
+            assert np.array_equal(fast, plain)
+
+
+@METRIC
+@pytest.mark.parametrize("d", [1, 63, 65, 384, 4097])
+def test_keys_are_those_of_the_exact_search(metric: Any, d: int) -> None:
+    rows, queries = stored(drawn(300, d) + 0.1, metric), drawn(6, d, seed=1)
+    searcher, exact = opened(rows), FlatSearcher(rows)
+    hits, every = searcher.look(queries, 10, 60), exact.search(queries, 300)
+    check(hits, rows, queries, 10)
+    for q in range(6):
+        known = dict(zip(every.rows[q].tolist(), every.keys[q].view(np.uint32).tolist(), strict=True))
+        assert hits.keys[q].view(np.uint32).tolist() == [known[row] for row in hits.rows[q].tolist()]
+    assert same(searcher.search(queries, 10, 1.0), exact.search(queries, 10))
+
+
+def test_bits_find_what_is_near() -> None:
+    rows, queries = stored(drawn(4000, 128), "cosine"), drawn(50, 128, seed=1)
+    searcher = opened(rows)
+    found = [recall(searcher.look(queries, 10, short), rows, queries, 10) for short in (10, 100, 1000)]
+    assert found == sorted(found) and found[1] > 0.5 and found[2] > 0.99
+
+
+def test_batches_and_polls_change_nothing() -> None:
+    rows, queries = stored(drawn(9000, 64), "l2"), drawn(150, 64, seed=1)
+    searcher, words = opened(rows), bitmap(np.arange(9000) % 3 == 0)
+    for allowed in (NONE, words):
+        batch = searcher.look(queries, 10, 100, allowed)
+        assert same(batch, searcher.look(queries, 10, 100, allowed, control=Control()))
+        for q in range(0, 150, 29):
+            one = searcher.look(queries[q : q + 1], 10, 100, allowed)
+            assert np.array_equal(one.keys[0], batch.keys[q]) and np.array_equal(one.rows[0], batch.rows[q])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "cost" not in case.__name__], ids=lambda case: case.__name__)
+def test_the_contract_is_kept_by_bits_too(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows so few and short would be searched exactly."""
+    monkeypatch.setattr(MIBSearcher, "_pays", lambda self, k, short: True)
+    case(BACKEND)
+
+
+def test_equal_rows_come_in_their_order() -> None:
+    rows, queries = stored(np.ones((5000, 64)), "l2"), drawn(3, 64, seed=1)
+    assert (opened(rows).look(queries, 10, 50).rows == np.arange(10)).all()
+    twins = np.repeat(drawn(1000, 64), 3, axis=0)
+    hits = opened(stored(twins, "l2")).look(queries, 9, 90)
+    assert all(row[::3].tolist() == (row[2::3] - 2).tolist() for row in hits.rows), "of the same key, by row"
+
+
+def test_a_block_without_allowed_rows_is_not_read() -> None:
+    rows, queries = stored(drawn(20_000, 64), "cosine"), drawn(1, 64, seed=1)
+    searcher = opened(rows)
+    everywhere = searcher.look(queries, 5, 20)
+    flags = np.zeros(20_000, np.bool_)
+    flags[640:960] = True
+    near = searcher.look(queries, 5, 20, bitmap(flags))
+    each = everywhere.seen["bytes of codes"] // (20_000 // 32)
+    assert near.seen["bytes of codes"] == 10 * each and near.seen["rows in short lists"] == 20
+    assert near.bytes == near.seen["bytes of codes"] + 20 * rows.vectors[:1].nbytes
+    assert searcher.search(queries, 5, 0.5, bitmap(np.zeros(20_000, np.bool_))).lengths[0] == 0
+
+
+def test_auto_tries_rotations_and_keeps_its_table() -> None:
+    """Numbers of very different spread: without a rotation half of the bits say nothing."""
+    skewed = drawn(6000, 64) * np.r_[np.full(8, 30.0), np.full(56, 0.3)]
+    arrays = BACKEND.build(stored(skewed, "l2"), {}, MIB(), Budget(), lambda share: None)
+    table = arrays["trial"]
+    assert table.shape == (3, 5) and ((table >= 0) & (table <= 1)).all() and (np.diff(table, axis=1) >= 0).all()
+    assert table[1:].mean() > table[0].mean() and arrays["encoder"][0] != 0
+    few = BACKEND.build(stored(skewed[:500], "l2"), {}, MIB(), Budget(), lambda share: None)
+    assert few["trial"].shape == (0, 5)
+
+
+@pytest.mark.parametrize("rotation", ["none", "hadamard", "dense", "pca", "itq", "auto"])
+def test_threads_change_no_byte(rotation: str) -> None:
+    rows = stored(drawn(9000, 96), "cosine")
+    one, two = (BACKEND.build(rows, {}, MIB(rotation), Budget(threads=t), lambda share: None) for t in (1, 2))
+    assert all(one[name].tobytes() == two[name].tobytes() for name in one) and one.keys() == two.keys()
+
+
+def test_merged_codes_are_copied_where_one_encoder_made_them() -> None:
+    vectors = drawn(1500, 65)
+    whole, params = stored(vectors, "l2"), MIB("hadamard")
+    trained = BACKEND.train(whole, params, Budget())
+    kept = np.random.default_rng(0).random(1500) < 0.8
+    to = np.where(kept, np.cumsum(kept) - 1, -1)
+    parts = []
+    for first, last in ((0, 700), (700, 1500)):
+        some = stored(vectors[first:last], "l2")
+        arrays = BACKEND.build(some, trained, params, Budget(), lambda share: None)
+        parts.append(Part(some, arrays, to[first:last]))
+    rows = stored(vectors[kept], "l2")
+    merged = BACKEND.merge(parts, rows, trained, params, Budget())
+    anew = BACKEND.build(rows, trained, params, Budget(), lambda share: None)
+    assert merged is not None and merged.keys() == anew.keys()
+    assert all(merged[name].tobytes() == anew[name].tobytes() for name in anew)
+    other = BACKEND.train(rows, MIB("dense"), Budget())
+    assert BACKEND.merge(parts, rows, other, params, Budget()) is None
+    with pytest.raises(Damaged, match="another encoder"):
+        BACKEND.open(merged, other, rows, params)
+
+
+def test_bits_are_bought_only_where_they_pay() -> None:
+    assert not opened(stored(drawn(2000, 16), "l2"))._pays(10, 100)
+    searcher = opened(stored(drawn(40_000, 256), "cosine"))
+    assert searcher._pays(10, 100) and not searcher._pays(10, 39_000)
+    costs = [searcher.cost(10, effort, 1.0) for effort in np.linspace(0, 1, 21)]
+    assert costs == sorted(costs)
+    assert searcher.cost(10, 0.3, 0.001) < searcher.cost(10, 0.3, 1.0) / 2
+    assert searcher.listed(10, 0.0) == 10 and searcher.listed(10, 1.0) == 10_000 and searcher.listed(30_000, 0.5) == 30_000
+
+
+@pytest.mark.parametrize("wrong", [{"rotation": "sideways"}, {"bits": 2}, {"bits": True}, {"bits": 0}])
+def test_parameters_are_checked(wrong: Any) -> None:
+    with pytest.raises(ValueError):
+        MIB(**wrong)
+
+
+def test_terms_have_their_places() -> None:
+    searcher = opened(stored(drawn(100, 20), "ip"))
+    assert searcher.encoder.ask(drawn(2, 20))[2].shape == (2, TERMS)
