@@ -1,9 +1,10 @@
-"""Searches by bits beside memory, faiss and BLAS; one thread. Run by `python -m bench mib [--rounds R] [--rows N]`.
+"""Searches by bits beside memory, faiss and BLAS, one thread; and through the API. Run by `python -m bench mib [--rounds R] [--rows N]`.
 
 Codes: random ones, more than a processor keeps at hand: how fast they are scanned, as a share of the rate at which as many bytes
 (of codes alone, and with the factors) are read, and beside faiss `IndexBinaryFlat`, which compares bits with bits. Texts: the
 least short list of those tried whose recall of the ten nearest is 0.99, beside exact searches and faiss `IndexRaBitQFastScan`
 with rows compared exactly after it, its own list chosen likewise. Parameters of both are chosen on queries that are not measured.
+Through the API: recall asked and delivered, filters that allow some rows, drawn at random or one after another, and two threads.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from vecdb_index.mib.params import MIB
 from vecdb_index.mib.scan import scan
 from vecdb_index.mib.search import MIBSearcher
 from vecdb_index.warmup import warmup
+
+import vecdb
 
 from .__main__ import head, interleaved, ratio, row
 from .flat import read
@@ -55,6 +58,9 @@ def main() -> None:
     print(f"\n## Texts, recall@{K} of at least {ASKED} on queries that chose nothing, one thread\n")
     for each in data_sets(["text"], rows):
         _texts(faiss, each, rounds)
+    print("\n## Through the API\n")
+    for each in data_sets(["text"], rows):
+        _api(each, rounds)
 
 
 def _codes(faiss: Any, n: int, d: int, rounds: int) -> None:
@@ -154,6 +160,37 @@ def _texts(faiss: Any, each: Any, rounds: int) -> None:
     head("rotation", "10", "20", "50", "100", "200")
     for name, shares in zip(TRIED, arrays["trial"], strict=False):
         row(name, *(f"{share:.3f}" if share >= 0 else "not tried" for share in shares))
+
+
+def _api(each: Any, rounds: int) -> None:
+    """A collection of the texts with an index of bits."""
+    queries, n = np.ascontiguousarray(each.queries[: BATCH * 8], np.float32), len(each.base)
+    order = np.random.default_rng(0).permutation(n)
+    with vecdb.open(":memory:", threads=1) as db:
+        docs = db.create_collection("docs", vecdb.Dense(each.base.shape[1], index=MIB()))
+        docs.upsert(ids=np.arange(n), vectors=each.base, payloads=[{"at": i, "drawn": int(order[i])} for i in range(n)])
+        docs.flush()
+
+        def search(**how: Any) -> Any:
+            return docs.search_batch(queries, K, with_payload=False, **how)
+
+        exact = search(exact=True)
+        head("recall asked", "delivered", "µs a query of a batch", "exact, µs")
+        for asked in (0.9, 0.95, 0.99):
+            times = interleaved(rounds, {"bits": lambda asked=asked: search(recall=asked), "exact": lambda: search(exact=True)})
+            about = (f"{times[name] / len(queries) * 1e6:.0f}" for name in ("bits", "exact"))
+            row(asked, f"{_recall(search(recall=asked).ids, exact.ids):.4f}", *about)
+        print()
+        head("allowed", "drawn at random: time ÷ without a filter", "recall", "one after another: time", "recall")
+        for share in (0.1, 0.01, 0.001):
+            cells = []
+            for field in ("drawn", "at"):
+                where = vecdb.F(field) < int(n * share)
+                times = interleaved(rounds, {"all": lambda: search(), "some": lambda where=where: search(where=where)})
+                found, right = search(where=where), search(where=where, exact=True)
+                assert (found.lengths == right.lengths).all()
+                cells += [ratio(times["some"], times["all"]), f"{_recall(found.ids, right.ids):.4f}"]
+            row(f"{share:.1%}", *cells)
 
 
 if __name__ == "__main__":
