@@ -214,7 +214,8 @@ class Engine:
         """(median, 99th percentile) of single calls, microseconds of wall time; each query at the best of three."""
         assert self._process.stdin is not None
         print(json.dumps({"each": part, "params": params, "k": k}), file=self._process.stdin, flush=True)
-        median, high = np.percentile(self._answer()["each"], [50, 99]) * 1e6
+        took = self._answer()["each"]
+        median, high = np.percentile(took, [50, 99]) * 1e6 if took else (np.nan, np.nan)
         return float(median), float(high)
 
     def close(self) -> None:
@@ -292,10 +293,6 @@ def compare(name: str, options: argparse.Namespace) -> None:
                 recall, cpu, wall = engine.run("test", params, options.k)
                 points.setdefault(engine.name, []).append((recall, cpu, wall, params, engine.build))
         rounds.append(points)
-    if options.tail:
-        tails(running, rounds[-1], options.k)
-    for engine, _ in running:
-        engine.close()
     print()
     runner.head(
         f"recall@{options.k}", *(f"{each} µs" for each in options.engines), *(f"÷ {each}" for each in options.engines[1:])
@@ -308,6 +305,10 @@ def compare(name: str, options: argparse.Namespace) -> None:
             pairs = [a / b for a, b in zip(mine[options.engines[0]], mine[each], strict=True) if a and b]
             ratios.append(f"{statistics.median(pairs):.2f} [{min(pairs):.2f}–{max(pairs):.2f}]" if pairs else "–")
         runner.row(f"{target:.2f}", *("–" if cell is None else f"{cell:.0f}" for cell in cells), *ratios)
+    if options.tail:
+        tails(running, rounds[-1], options.k)
+    for engine, _ in running:
+        engine.close()
     every = [point for points in rounds for each in points.values() for point in each]
     print(f"\nwall ÷ CPU {statistics.median(wall / cpu for _, cpu, wall, *_ in every):.3f}; {time.strftime('%Y-%m-%d %H:%M')}")
     for each in options.engines:

@@ -47,8 +47,8 @@ class Sparse:
         return csr(f"{self.folder}/{part}.npz")
 
     def singles(self, part, k, **params):
-        """A function without arguments for each query, which searches it alone."""
-        raise NotImplementedError
+        """A function without arguments for each query, which searches it alone; none where that was not written."""
+        return []
 
     def each(self, part, k, **params):
         """Seconds of each query alone, at the best of three."""
@@ -136,6 +136,9 @@ class Sindi(Sparse):
             {"sindi": {"query_prune_ratio": query_prune, "term_prune_ratio": term_prune, "n_candidate": n_candidate}}
         )
         return [self.index.knn_search(*query, k, about)[0].ravel() for query in queries]
+
+    def singles(self, part, k, **params):
+        return [lambda one=one: self.batch([one], k, **params) for one in self.queries(part)]
 
     def ids(self, found, k):
         return np.stack([np.concatenate([one, np.full(k - len(one), -1)]) for one in found])
