@@ -31,6 +31,8 @@
 
 Classes carry what they report as attributes (`point`, `field`, `file`, `pid`, …). The part that the storage
 engine raises is defined in `vecdb_storage.errors`.
+
+One is a warning: PoorlyServed, an index serves a field's vectors badly.
 """
 
 from __future__ import annotations
@@ -129,6 +131,10 @@ class Cancelled(VecdbError):
     """The caller no longer wanted it."""
 
 
+class PoorlyServed(UserWarning):
+    """An index was built as declared, and serves these vectors badly, as was measured. Says what would be better."""
+
+
 __all__ = [
     "AlreadyExists",
     "Cancelled",
@@ -152,6 +158,7 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "PermissionDenied",
+    "PoorlyServed",
     "ReadOnly",
     "StorageError",
     "Unauthenticated",
