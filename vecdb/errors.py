@@ -32,7 +32,7 @@
 Classes carry what they report as attributes (`point`, `field`, `file`, `pid`, …). The part that the storage
 engine raises is defined in `vecdb_storage.errors`.
 
-One is a warning: PoorlyServed, an index serves a field's vectors badly.
+PoorlyServed, that an index serves a field's vectors badly, is a warning; it never crosses the wire, nor is it in `__all__`.
 """
 
 from __future__ import annotations
@@ -158,7 +158,6 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "PermissionDenied",
-    "PoorlyServed",
     "ReadOnly",
     "StorageError",
     "Unauthenticated",
