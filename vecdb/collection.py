@@ -7,6 +7,7 @@ commit and never wait for writers; a write has reached the disk when its call re
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ from .arguments import (
     checked_truth,
     is_texts,
 )
-from .errors import Closed, DeadlineExceeded, InvalidInput, InvalidPayload, NotFound, ReadOnly, VecdbError
+from .errors import Closed, DeadlineExceeded, InvalidInput, InvalidPayload, NotFound, PoorlyServed, ReadOnly, VecdbError
 from .filters import Expression, F
 from .filters import parse as parse_filter
 from .hits import BatchHits, Group, Hit, Hits, check_places
@@ -69,7 +70,7 @@ from .schema import Field, checked_field, checked_index, field_from_json
 from .search import bitmaps, stopping, whole
 from .search.calibrate import Report as RecallReport
 from .search.fuse import How, depth, fused
-from .search.indexes import figures_of, why_auto
+from .search.indexes import advice_of, figures_of, why_auto
 from .search.plan import Explained, HybridPlan, Plan
 from .search.planner import Asked
 from .sparse import SparseVector, centred, one_of
@@ -148,6 +149,7 @@ class Collection:
         self._closed = False
         self._parsed: tuple[Any, dict[str, Field]] | None = None
         self._calibrated: tuple[Any, dict[str, whole.Measured]] | None = None
+        self._advised: set[str] = set()  # index files of which the user was told
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -338,6 +340,19 @@ class Collection:
         self._writable().flush(self._uuid)
         if wait and self._indexer is not None:
             self._indexer.wait(self._uuid)
+            self._advise()
+
+    def _advise(self) -> None:
+        """Warns where an index serves its rows badly, once: it was built in a thread whose warnings nobody sees."""
+        snapshot = self._snapshot()
+        for name in self._fields(snapshot.schema):
+            mine = [part for part in snapshot.parts if isinstance(part, SegmentPart) and name in part.indexes]
+            largest = max(mine, key=lambda part: part.rows, default=None)
+            if largest is None or largest.indexes[name] in self._advised:
+                continue
+            self._advised.add(largest.indexes[name])
+            if advice := advice_of(largest, name):
+                warnings.warn(f"field {name!r}: {advice}", PoorlyServed, stacklevel=3)
 
     def merge(self, wait: bool = True) -> None:
         """All segments become as few as may be, which makes searches faster. Never needed: merges happen in the background.
@@ -347,6 +362,7 @@ class Collection:
         self._writable().merge(self._uuid)
         if wait and self._indexer is not None:
             self._indexer.wait(self._uuid)
+            self._advise()
 
     def vacuum(self, progress: Callable[[int, int], None] | None = None) -> Vacuumed:
         """As `Database.vacuum`, but only this collection's segments are rewritten."""
@@ -695,8 +711,10 @@ class Collection:
             arrays.update({each: file.unchecked(each).nbytes for each in file.names()})
         largest = max(indexed, key=lambda part: part.rows, default=None)
         building = None if self._indexer is None else self._indexer.share_of(self._uuid, name)
+        why = why_auto(declared, max((part.rows for part in segments), default=0))
+        advice = "" if largest is None else advice_of(largest, name)
         return IndexInfo(
-            why=why_auto(declared, max((part.rows for part in segments), default=0)),
+            why=f"{why}; {advice}" if advice else why,
             segments=len(indexed),
             rows=sum(part.rows for part in indexed),
             bytes=sum(file.size for file in files),

@@ -31,6 +31,8 @@
 
 Classes carry what they report as attributes (`point`, `field`, `file`, `pid`, …). The part that the storage
 engine raises is defined in `vecdb_storage.errors`.
+
+PoorlyServed, that an index serves a field's vectors badly, is a warning; it never crosses the wire, nor is it in `__all__`.
 """
 
 from __future__ import annotations
@@ -127,6 +129,10 @@ class CursorExpired(VecdbError):
 
 class Cancelled(VecdbError):
     """The caller no longer wanted it."""
+
+
+class PoorlyServed(UserWarning):
+    """An index was built as declared, and serves these vectors badly, as was measured. Says what would be better."""
 
 
 __all__ = [

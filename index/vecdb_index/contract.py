@@ -177,7 +177,8 @@ class Searcher(Protocol):
     """Searches the rows of one segment. Safe in any thread.
 
     exact: an exact searcher of the same rows; over what the index holds of them, where that is quicker. A searcher may have
-    `figures`, a mapping of names to numbers: what people want to know of the index.
+    `figures`, a mapping of names to numbers: what people want to know of the index; and `advice`, a text: why these rows are
+    better served otherwise, and how, or "" where all is well.
     """
 
     @property

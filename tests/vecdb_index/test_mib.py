@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vecdb_index.codec.bits import LEVELS, TERMS, unpacked
+from vecdb_index.codec.bits import LEVELS, TERMS, report, unpacked
 from vecdb_index.conformance import CASES, bitmap, check, drawn, recall, same, stored
 from vecdb_index.contract import Budget, Control, Damaged, Part
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import METRICS
 from vecdb_index.mib.backend import BACKEND
+from vecdb_index.mib.gate import RECALLS, UNMEASURED, lists_of, measured, verdict_of
 from vecdb_index.mib.params import MIB
 from vecdb_index.mib.scan import fast_sums, plain_scan, plain_sums, scan
 from vecdb_index.mib.search import MIBSearcher
@@ -230,3 +231,108 @@ def test_parameters_are_checked(wrong: Any) -> None:
 def test_terms_have_their_places() -> None:
     searcher = opened(stored(drawn(100, 20), "ip"))
     assert searcher.encoder.ask(drawn(2, 20))[2].shape == (2, TERMS)
+
+
+# -- whether bits serve ------------------------------------------------------------------------------------------
+
+
+def like_texts(n: int, d: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    spread = np.linspace(1.5, 0.5, d)
+    centres = rng.standard_normal((n // 200, d)) * rng.uniform(0.3, 1.2, (n // 200, 1))
+    return ((centres[rng.integers(0, len(centres), n)] + 0.6 * rng.standard_normal((n, d))) * spread).astype(np.float32)
+
+
+def like_images(n: int, side: int) -> np.ndarray:
+    """Waves of light and shade in whole numbers from 0 to 255: neighbouring pixels say nearly the same."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side] / side
+    images = np.zeros((n, side, side))
+    for _ in range(3):
+        turns, phase, size = rng.uniform(0.2, 1, (2, n, 1, 1)), rng.uniform(0, 6.3, (n, 1, 1)), rng.exponential(40, (n, 1, 1))
+        images += size * (1 + np.cos(6.3 * (turns[0] * x + turns[1] * y) + phase))
+    images *= rng.uniform(0.1, 1, (n, 1, 1))  # of light
+    return np.rint(np.clip(images, 0, 255)).reshape(n, -1).astype(np.float32)
+
+
+def test_the_gate_tells_texts_from_images() -> None:
+    good, bad = opened(stored(like_texts(6000, 256), "cosine")), opened(stored(like_images(12_000, 5), "l2"))
+    assert good.verdict is not None and good.verdict.says == "ok" and good.advice == ""
+    assert bad.verdict is not None and bad.verdict.says == "other backend" and "hnsw" in bad.advice
+    assert good.figures["effective bits"] > 80 > 20 > bad.figures["effective bits"]
+    few = opened(stored(like_images(1000, 8), "l2"))
+    assert few.verdict is None and few.advice == "" and "short list for 0.99" not in few.figures
+
+
+@pytest.mark.parametrize("made", [like_texts(24_000, 128), like_images(24_000, 8)], ids=["texts", "images"])
+def test_the_short_list_that_the_gate_says_is_long_enough(made: np.ndarray) -> None:
+    """On four times the rows of the sample, and queries that nobody has seen; it is no more than a few times what it takes."""
+    rows, queries = stored(made[:23_700], "l2"), made[23_700:]
+    gate, searcher = opened(stored(made[:6000], "l2")).gate, opened(rows)
+    for wanted, short in zip(RECALLS, lists_of(gate, len(rows)), strict=True):
+        found = recall(searcher.look(queries, 10, short), rows, queries, 10)
+        assert found >= wanted - 0.03
+        assert recall(searcher.look(queries, 10, max(10, short // 6)), rows, queries, 10) < wanted or short < 100
+
+
+def test_lengths_grow_with_the_rows_as_they_did_in_the_sample() -> None:
+    rows = np.array([1000.0, 2000.0, 4000.0])
+    gate = np.c_[rows, rows / 20, np.sqrt(rows)]
+    assert lists_of(gate, 4000) == (200, 64) and lists_of(gate, 40_000) == (2000, 200)
+    assert lists_of(np.c_[rows, rows * 0 + 50, rows**2 / 1000], 400_000) == (500, 400_000), "between the root and the number"
+    assert lists_of(gate, 7) == (7, 7) and lists_of(gate, 0) == (0, 0)
+
+
+def test_verdicts() -> None:
+    def says(low: float, high: float, rows: int = 100_000, d: int = 256) -> str | None:
+        lengths = np.array([rows / 4, rows / 2, rows])
+        verdict = verdict_of(np.c_[lengths, [[low, high]] * 3], rows, d, 4 * d)
+        return None if verdict is None else verdict.says
+
+    assert says(100, 1000) == "ok" and says(100, 1001) == "more bits" and says(1001, 1001) == "other backend"
+    assert says(100, 200, 10_000) == "ok", "a list that is short is no burden, whatever its share"
+    assert says(10, 10, 100_000, 16) == "other backend", "codes of 64 bits and 8 bytes for 16 bytes"
+    assert verdict_of(UNMEASURED, 100_000, 256, 1024) is None
+    more = verdict_of(np.c_[[25e3, 5e4, 1e5], [[100, 2000]] * 3], 100_000, 256, 1024)
+    assert more is not None and more.later == (317, 6325) and "0.99 takes short lists of 2,000 rows (2.0%)" in more.advice
+
+
+def test_ranks_in_a_part_are_those_of_its_rows() -> None:
+    """Estimates in the true order of all rows: the ten nearest of each part are its first ten."""
+    rng = np.random.default_rng(0)
+    orders = np.array([rng.permutation(4000) for _ in range(20)])
+    assert measured(orders[:, :120], orders[:, :1000], 4000).tolist() == [[1000, 10, 10], [2000, 10, 10], [4000, 10, 10]]
+    never = measured(orders[:, :120], orders[:, 3000:], 4000)
+    assert never[-1].tolist() == [4000, 4000, 4000], "what is in no list counts as last"
+
+
+def test_figures_say_what_the_bits_are_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = np.ones(5000, np.bool_)
+    flags[3::7] = False
+    vectors = drawn(5000, 100)
+    vectors[~flags] = 0
+    rows = stored(vectors, "ip", present=flags)
+    params = MIB()
+    arrays = BACKEND.build(rows, {}, params, Budget(), lambda share: None)
+    searcher = MIBSearcher(arrays, {}, rows, params)
+    monkeypatch.setattr("vecdb_index.mib.search._LOOKED_AT", 1 << 20)
+    bits = unpacked(searcher.bits.codes, 5000)[flags]
+    if searcher.encoder.rotation != "hadamard":
+        bits = bits[:, :100]
+    said, figures = report(bits), searcher.figures
+    assert figures["entropy of a bit"] == said.entropy and figures["entropy of a bit, least"] == said.least
+    assert figures["correlation of bits"] == said.correlation
+    assert figures["effective bits"] == pytest.approx(said.effective, rel=0.2), "of fewer pairs"
+    assert figures["bytes a row"] == 128 // 8 + 8
+    assert figures["found in 100 by itq"] == pytest.approx(arrays["trial"][2, 3])
+    empty = stored(np.zeros((0, 5)), "ip")
+    assert "entropy of a bit" not in opened(empty).figures
+
+
+@pytest.mark.parametrize("name", ["trial", "gate"])
+def test_damaged_trials_are_refused(name: str) -> None:
+    rows = stored(drawn(3000, 64), "l2")
+    arrays = BACKEND.build(rows, {}, MIB(), Budget(), lambda share: None)
+    for wrong in (arrays[name][:1], arrays[name] * np.nan, arrays[name].astype(np.int64)):
+        with pytest.raises(Damaged):
+            BACKEND.open({**arrays, name: wrong}, {}, rows, MIB())

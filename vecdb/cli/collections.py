@@ -124,8 +124,8 @@ def info(
         stats(db, None, None, 1, json)
         return
     with output.opened(db) as database:
-        found = database[name].info()
-        recall = {field: _expected(database[name], field) for field in found.fields}
+        recall = {field: _expected(database[name], field) for field in database[name].fields}
+        found = database[name].info()  # searches have opened the indexes, which now can tell of themselves
     if json:
         output.print_json({**_facts(found), "recall": recall})
         return
@@ -154,7 +154,7 @@ def info(
                 field,
                 *((declared.dim, declared.dtype) if isinstance(declared, Dense) else ("sparse", "f32")),
                 declared.metric,
-                index.why,
+                index.why.split("; ")[0],
                 _index_state(index, found.rows),
                 output.bytes_shown(index.bytes),
                 "-" if expected is None else f"{expected:.3f}",
@@ -162,6 +162,14 @@ def info(
             ]
         )
     output.table(["field", "dim", "dtype", "metric", "backend", "indexed", "index size", "recall of 0.95", "measured"], rows)
+    for field, index in found.indexes.items():
+        if index.figures:
+            shown = {
+                what: f"{number:,.0f}" if float(number).is_integer() else f"{number:,.3f}"
+                for what, number in index.figures.items()
+            }
+            advice = index.why.partition("; ")[2]
+            output.facts({**shown, **({"advice": advice} if advice else {})}, f"{field}, its index")
 
 
 def _expected(collection: Any, field: str) -> float | None:

@@ -45,6 +45,7 @@ class Index:
 
 
 NOT_INDEXED = Index(None, Calibration(()), "in memory, not indexed")
+_told: set[str] = set()  # files of indexes whose advice was logged
 _kept: WeakKeyDictionary[Segment, dict[str, tuple[str, Index]]] = WeakKeyDictionary()  # by field: its file, and that
 
 
@@ -118,6 +119,18 @@ def figures_of(part: SegmentPart, name: str) -> dict[str, float]:
     return dict(getattr(found.searcher, "figures", {})) if file == part.indexes.get(name) else {}
 
 
+def advice_of(part: SegmentPart, name: str) -> str:
+    """Why another index would serve its rows better; "" where all is well, and before its first search."""
+    with _lock:
+        file, found = _kept.get(part.segment, {}).get(name, (None, NOT_INDEXED))
+    return said_by(found.searcher) if file == part.indexes.get(name) else ""
+
+
+def said_by(searcher: Searcher | None) -> str:
+    """The advice of a searcher."""
+    return str(getattr(searcher, "advice", ""))
+
+
 def _opened(part: SegmentPart, file: str, rows: AnyRows) -> Index:
     try:
         opened = part.segment.index(file)
@@ -128,6 +141,9 @@ def _opened(part: SegmentPart, file: str, rows: AnyRows) -> Index:
         arrays = CheckedArrays(opened)
         trained = {name.removeprefix(TRAINED): arrays[name] for name in arrays if name.startswith(TRAINED)}
         searcher = backend.open(arrays, trained, rows, backend.params(**meta["params"]))
+        if (advice := said_by(searcher)) and file not in _told:
+            _told.add(file)
+            _log.warning("an index serves its rows badly: %s", advice)
         return Index(searcher, Calibration.from_json(meta["calibration"]))
     except (VecdbError, Damaged, LookupError, ValueError, TypeError, AttributeError) as error:
         _log.warning("an index cannot be used, and is searched around until it is built again: %s", error)

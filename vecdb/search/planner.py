@@ -16,7 +16,7 @@ from vecdb_storage.snapshot import Part
 from ..filters import Expression
 from ..schema import Field
 from .calibrate import FEW, Calibration
-from .indexes import Index
+from .indexes import Index, said_by
 
 _STEPS = 8  # of the logarithm of selectivities, that are told apart
 _DOUBT = 1.3  # by which an index must be better under a filter
@@ -103,6 +103,8 @@ def _decide(
     compared = f"estimated for a query: {1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
     if expected is not None and expected < asked.recall:
         by_index, compared = math.inf, f"the index was never seen to reach that recall; at most {expected:.3f}"
+    if advice := said_by(index.searcher):
+        compared += f"; {advice}"
     return effort, expected, exactly, by_index, compared
 
 

@@ -209,8 +209,8 @@ def error_of(scale: Any, length: Any, distance: Any, width: int) -> Any:
     return length * spread * E0 / math.sqrt(max(1, width - 1))
 
 
-def report(bits: npt.NDArray[np.bool_], seed: int = 0) -> Report:
-    """Of (rows, dimensions) bits, without padding; two rows or more."""
+def report(bits: npt.NDArray[np.bool_], seed: int = 0, pairs: int = 20_000) -> Report:
+    """Of (rows, dimensions) bits, without padding; two rows or more. pairs: of rows, whose distances are looked at."""
     n = len(bits)
     share = bits.mean(axis=0, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -222,8 +222,8 @@ def report(bits: npt.NDArray[np.bool_], seed: int = 0) -> Report:
         between = np.abs(moved.T @ moved / n)
         correlation = float((between.sum() - np.trace(between)) / (between.size - len(between)))
     rng = np.random.default_rng(seed)
-    first = rng.integers(0, n, 20_000)
-    second = (first + rng.integers(1, n, 20_000)) % n
+    first = rng.integers(0, n, pairs)
+    second = (first + rng.integers(1, n, pairs)) % n
     varies = float((bits[first] ^ bits[second]).mean(axis=1).var())
     return Report(float(entropy.mean()), float(entropy.min()), correlation, 1 / (4 * varies) if varies else 0.0)
 

@@ -2,7 +2,8 @@
 
 Which rotation serves a field best is measured, not believed: rows that are held out are queries against a sample of the others,
 and what share of their ten nearest are among the best estimates is told by `trial` (see `layout`). The cheapest rotation is
-kept whose mean over the lengths of short lists is within a hundredth of the best.
+kept whose mean over the lengths of short lists is within a hundredth of the best. From the same queries, `gate` tells whether
+bits serve at all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy.typing as npt
 from ..codec.bits import BLOCK, TERMS, Encoder, width_of
 from ..contract import Arrays, Budget, NeedsMemory, Part, Progress, Rows, Trial
 from ..flat.search import FlatSearcher
-from ..kernels.select import MAX_ROWS, row_in
+from ..kernels.select import MAX_ROWS
+from .gate import KNOWN, NEAREST, UNMEASURED, measured
 from .layout import LISTS, TRIED, opened
 from .params import MIB
 from .scan import scan
@@ -24,7 +26,8 @@ from .search import MIBSearcher
 
 _LEARNED, _LEARNED_BYTES = 16_384, 32 << 20  # rows that an encoder is learned from, and their bytes as float32, at most
 _LEAST_TRIED = 2000  # rows; of fewer no rotation is the better one for sure
-_PROBES, _NEAREST = 200, 10
+_PROBES = 200
+_LISTED = 4  # a short list may be such a part of a sample; beyond, bits surely do not serve
 _WIDEST_TRIED = 512  # dimensions up to which itq is tried: beyond, it takes longer to learn than all codes take
 _WITHIN = 0.01
 _TASK = 4096  # rows to a task
@@ -35,11 +38,22 @@ def train(rows: Rows, params: MIB, budget: Budget) -> dict[str, npt.NDArray[Any]
     """The encoder of a field, as arrays. Raises Cancelled."""
     sample = _sample(rows)
     budget.control.poll()
-    if params.rotation != "auto":
-        return {**Encoder.of(rows, sample, params.rotation, budget.seed).arrays(), "trial": _UNTRIED}
+    given = "hadamard" if params.rotation == "auto" else params.rotation
     if len(sample) < _LEAST_TRIED:
-        return {**Encoder.of(rows, sample, "hadamard", budget.seed).arrays(), "trial": _UNTRIED}
-    return _tried(rows, sample, budget)
+        return {**Encoder.of(rows, sample, given, budget.seed).arrays(), "trial": _UNTRIED, "gate": UNMEASURED}
+    held = np.zeros(len(sample), np.bool_)
+    held[np.linspace(0, len(sample) - 1, _PROBES).astype(np.int64)] = True
+    others = sample[~held]
+    some = Rows(np.ascontiguousarray(rows.vectors[others]), rows.norms[others], rows.metric)
+    queries = np.ascontiguousarray(rows.vectors[sample[held]], np.float32)
+    near = FlatSearcher(some).search(queries, KNOWN, control=budget.control).rows
+    if params.rotation == "auto":
+        encoder, trial = _tried(rows, others, some, queries, near[:, :NEAREST], budget)
+    else:
+        encoder, trial = Encoder.of(rows, others, given, budget.seed), _UNTRIED
+    budget.control.poll()
+    listed = short_lists(encoder, some, queries, len(some) // _LISTED)
+    return {**encoder.arrays(), "trial": trial, "gate": measured(near, listed, len(some))}
 
 
 def _sample(rows: Rows) -> npt.NDArray[np.int64]:
@@ -49,13 +63,11 @@ def _sample(rows: Rows) -> npt.NDArray[np.int64]:
     return there[np.linspace(0, len(there) - 1, most).astype(np.int64)] if len(there) > most else there
 
 
-def _tried(rows: Rows, sample: npt.NDArray[np.int64], budget: Budget) -> dict[str, npt.NDArray[Any]]:
-    held = np.zeros(len(sample), np.bool_)
-    held[np.linspace(0, len(sample) - 1, _PROBES).astype(np.int64)] = True
-    others = sample[~held]
-    some = Rows(np.ascontiguousarray(rows.vectors[others]), rows.norms[others], rows.metric)
-    queries = np.ascontiguousarray(rows.vectors[sample[held]], np.float32)
-    true = FlatSearcher(some).search(queries, _NEAREST, control=budget.control).rows
+def _tried(
+    rows: Rows, others: npt.NDArray[np.int64], some: Rows, queries: npt.NDArray[np.float32], true: npt.NDArray[np.int64],
+    budget: Budget,
+) -> tuple[Encoder, npt.NDArray[np.float32]]:  # fmt: skip
+    """The encoder that is chosen, and how each one did. some: the others of the rows. true: the nearest of each query."""
     trial, encoders = np.full((len(TRIED), len(LISTS)), -1, np.float32), {}
     for i, rotation in enumerate(TRIED):
         budget.control.poll()
@@ -67,7 +79,7 @@ def _tried(rows: Rows, sample: npt.NDArray[np.int64], budget: Budget) -> dict[st
             trial[i, j] = np.mean([np.isin(mine, best[:length]).mean() for mine, best in zip(true, listed, strict=True)])
     means = trial.mean(axis=1)
     chosen = next(i for i in encoders if means[i] >= means.max() - _WITHIN)
-    return {**encoders[chosen].arrays(), "trial": trial}
+    return encoders[chosen], trial
 
 
 def short_lists(encoder: Encoder, rows: Rows, queries: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
@@ -80,8 +92,8 @@ def short_lists(encoder: Encoder, rows: Rows, queries: npt.NDArray[np.float32], 
     for array in (codes, factors):
         array.flags.writeable = False
     scan(tables, terms, codes, factors, len(rows), np.zeros(0, np.uint64), 0, len(codes), count, lists, sizes, least)
-    best = [np.sort(each[:size])[:count] for each, size in zip(lists, sizes, strict=True)]
-    return np.array([[row_in(entry) for entry in each] for each in best])
+    entries = np.array([np.sort(each[:size])[:count] for each, size in zip(lists, sizes, strict=True)])
+    return (entries >> np.uint64(1)).astype(np.int64) & MAX_ROWS - 1
 
 
 def memory_of(rows: Rows, threads: int) -> int:
@@ -91,6 +103,7 @@ def memory_of(rows: Rows, threads: int) -> int:
     sampled = min(n, max(256, min(_LEARNED, _LEARNED_BYTES // (4 * max(1, d)))))
     learning = 40 * sampled * d + 24 * min(d, n, 4096) ** 2
     needed: int = n * (width // 8 + 8) + threads * 8 * width * BLOCK + learning + 4 * TERMS * width * _PROBES + (1 << 20)
+    needed += _PROBES * (16 * sampled // _LISTED + 8 * KNOWN)
     return needed
 
 
@@ -117,7 +130,8 @@ def build(rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Pr
             progress(0.1 + 0.8 * min(n, start + _TASK) / n)
     arrays = {**learned, "codes": codes, "factors": factors, "of": np.array([encoder.check, n], np.uint32)}
     if trial is not None:  # where a row lies depends on no other
-        trial.run(MIBSearcher(arrays, trained, trial.others(rows), params), trial.others(rows))
+        others = trial.others(rows)
+        trial.run(MIBSearcher(arrays, trained, others, params, held=len(trial.rows)), others)
     progress(1.0)
     return arrays
 

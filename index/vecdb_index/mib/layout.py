@@ -13,17 +13,21 @@ and what they were made with, which is kept apart where a field has one for all 
     matrix    f32 (D, d)                of "dense", "pca" and "itq", else empty
     trial     f32 (3, 5)                what share of the ten nearest was in a short list of 10, 20, 50, 100, 200 under
                                         "none", "hadamard" and "itq"; -1 where one was not tried; empty where none was
+    gate      f64 (3, 3)                of a fourth, a half and all of a sample: its rows, and how long short lists had to be
+                                        for 0.95 and for 0.99 of the ten nearest; empty where there were too few rows
 
-`codec.bits` says what they mean.
+`codec.bits` says what they mean, and `gate` what follows from the last.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from ..codec.bits import BLOCK, Encoder, width_of
 from ..contract import Arrays, Damaged, Rows
 from ..kernels.distances import read_only
+from .gate import PARTS, UNMEASURED
 from .scan import Bits
 
 TRIED = ("none", "hadamard", "itq")  # the cheapest first
@@ -47,3 +51,17 @@ def opened(arrays: Arrays, trained: Arrays, rows: Rows) -> tuple[Encoder, Bits]:
     if not np.isfinite(factors).all() or np.abs(factors).max(initial=0) > 1e31:
         raise Damaged("the factors of a row are no numbers that rows have")
     return encoder, Bits(read_only(codes), read_only(factors), n)
+
+
+def measured_in(arrays: Arrays, trained: Arrays) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """What is kept of trials: `trial` and `gate`. Raises Damaged."""
+    trial, gate = ((arrays if name in arrays else trained)[name] for name in ("trial", "gate"))
+    shapes = [(len(TRIED), len(LISTS)), (0, len(LISTS))]
+    if trial.dtype != np.float32 or trial.shape not in shapes or not np.isfinite(trial).all():
+        raise Damaged("the trial of rotations is no table of them")
+    shapes = [(len(PARTS), UNMEASURED.shape[1]), UNMEASURED.shape]
+    if gate.dtype != np.float64 or gate.shape not in shapes or not (np.isfinite(gate) & (gate >= 1)).all():
+        raise Damaged("the lengths of short lists are no such lengths")
+    if len(gate) and not (np.diff(gate[:, 0]) > 0).all():
+        raise Damaged("the lengths of short lists are of samples that do not grow")
+    return trial, gate

@@ -11,15 +11,18 @@ A MIBSearcher is safe in any thread: it holds views only, and a search its own l
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.bits import BLOCK
+from ..codec.bits import BLOCK, report, unpacked
 from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
 from ..flat.search import FlatSearcher
 from ..kernels.distances import METRICS, read_only
 from ..kernels.select import settle
-from .layout import opened
+from .gate import LATER, RECALLS, verdict_of
+from .layout import LISTS, TRIED, measured_in, opened
 from .params import MIB
 from .scan import rank, scan
 
@@ -28,14 +31,18 @@ _LEAST_ROOM = 256  # entries beyond the short list before it is cut
 STREAMED = 4  # queries up to which the codes come at the speed of memory
 _TILE = 64  # queries that pass over the codes together
 _POLL = 1 << 22  # rows times queries between two looks at the deadline
+_LOOKED_AT, _PAIRS = 1024, 2000  # rows whose bits are looked at for `figures`, and pairs of them
 _NO_BITMAP = read_only(np.zeros(0, np.uint64))
 
 
 class MIBSearcher:
-    def __init__(self, arrays: Arrays, trained: Arrays, rows: Rows, params: MIB) -> None:
-        """Raises Damaged."""
+    def __init__(self, arrays: Arrays, trained: Arrays, rows: Rows, params: MIB, held: int = 0) -> None:
+        """held: rows that are left out while recall is measured. Short lists are shorter by their share then: among all rows
+        so many more lie before those that are sought. Raises Damaged.
+        """
         self.rows = rows
         self.encoder, self.bits = opened(arrays, trained, rows)
+        self._trial, self.gate = measured_in(arrays, trained)
         self.exact = FlatSearcher(rows)
         self._metric = METRICS[rows.metric]
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
@@ -43,11 +50,55 @@ class MIBSearcher:
         self._row_bytes = rows.vectors[:1].nbytes
         self._block_bytes = self.bits.codes[:1].nbytes + self.bits.factors[:1].nbytes
         self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
+        self._rest = self._count / (self._count + held) if held else 1.0
+        self.verdict = verdict_of(self.gate, self._count, rows.vectors.shape[1], self._row_bytes)
+        self.advice = "" if self.verdict is None else self.verdict.advice
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """See contract.Searcher. Found when they are first asked for: searches do without."""
+        found = {f"rotation: {self.encoder.rotation}": 1.0, "bytes a row": self._block_bytes / BLOCK}
+        for name, shares in zip(TRIED, self._trial, strict=False):
+            if shares[0] >= 0:
+                found[f"found in {LISTS[3]} by {name}"] = float(shares[3])
+        found |= self._said_by_bits()
+        if (verdict := self.verdict) is not None:
+            for recall, short, later in zip(RECALLS, verdict.lists, verdict.later, strict=True):
+                found[f"short list for {recall}"] = short
+                found[f"short list for {recall} of {LATER} times the rows"] = later
+            found[f"bytes read for {RECALLS[-1]}"], found["bytes of an exact search of int8"] = verdict.read[-1], verdict.exact
+        return found
+
+    def _said_by_bits(self) -> dict[str, float]:
+        """Of rows from all over the segment, whole blocks of them."""
+        blocks = len(self.bits.codes)
+        step = max(1, -(-blocks * BLOCK // _LOOKED_AT))
+        some = np.arange(0, blocks, step)
+        rows = (some[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
+        bits = unpacked(self.bits.codes[some], len(rows))[(rows < len(self.rows)) & self._has(rows)]
+        if len(bits) < 2:
+            return {}
+        if self.encoder.rotation not in ("hadamard", "dense"):
+            bits = bits[:, : self.rows.vectors.shape[1]]  # no other rotation makes anything of padding
+        said = report(bits, pairs=_PAIRS)
+        return {
+            "entropy of a bit": said.entropy,
+            "entropy of a bit, least": said.least,
+            "correlation of bits": said.correlation,
+            "effective bits": said.effective,
+        }
+
+    def _has(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of them have a vector."""
+        if self.rows.present is None:
+            return np.ones(len(rows), np.bool_)
+        inside = np.minimum(rows, len(self.rows) - 1)
+        return (self.rows.present[inside // 64] >> (inside % 64).astype(np.uint64) & np.uint64(1)).astype(np.bool_)
 
     def listed(self, k: int, effort: float) -> int:
         """How many rows are in the short list, if so many are allowed."""
         n = len(self.rows)
-        return round(k * (max(k, n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort)))
+        return max(k, round(self._rest * k * (max(k, n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort))))
 
     def search(
         self,
