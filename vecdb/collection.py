@@ -711,10 +711,8 @@ class Collection:
             arrays.update({each: file.unchecked(each).nbytes for each in file.names()})
         largest = max(indexed, key=lambda part: part.rows, default=None)
         building = None if self._indexer is None else self._indexer.share_of(self._uuid, name)
-        why = why_auto(declared, max((part.rows for part in segments), default=0))
-        advice = "" if largest is None else advice_of(largest, name)
         return IndexInfo(
-            why=f"{why}; {advice}" if advice else why,
+            why=why_auto(declared, max((part.rows for part in segments), default=0)),
             segments=len(indexed),
             rows=sum(part.rows for part in indexed),
             bytes=sum(file.size for file in files),
@@ -726,6 +724,7 @@ class Collection:
             probed=None if self._prober is None else self._prober.of(self._uuid, name),
             arrays=dict(arrays),
             figures={} if largest is None else figures_of(largest, name),
+            advice="" if largest is None else advice_of(largest, name),
         )
 
     def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:

@@ -33,6 +33,7 @@ class IndexInfo:
     probed: Probed | None
     arrays: dict[str, int] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+    advice: str = ""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def test_vectors_that_bits_serve_badly_are_told_of(tmp_path: Path, capsys: pytes
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             docs.flush()  # it was said
-        assert "bits serve these vectors badly" in docs.info().indexes["vector"].why
+        assert "bits serve these vectors badly" in docs.info().indexes["vector"].advice
         plan = docs.search(light[0], recall=0.9, explain=True).plan
         assert plan is not None and "bits serve these vectors badly" in str(plan)
     _info(tmp_path / "db")

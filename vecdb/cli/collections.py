@@ -154,7 +154,7 @@ def info(
                 field,
                 *((declared.dim, declared.dtype) if isinstance(declared, Dense) else ("sparse", "f32")),
                 declared.metric,
-                index.why.split("; ")[0],
+                index.why,
                 _index_state(index, found.rows),
                 output.bytes_shown(index.bytes),
                 "-" if expected is None else f"{expected:.3f}",
@@ -168,8 +168,7 @@ def info(
                 what: f"{number:,.0f}" if float(number).is_integer() else f"{number:,.3f}"
                 for what, number in index.figures.items()
             }
-            advice = index.why.partition("; ")[2]
-            output.facts({**shown, **({"advice": advice} if advice else {})}, f"{field}, its index")
+            output.facts({**shown, "advice": index.advice or None}, f"{field}, its index")
 
 
 def _expected(collection: Any, field: str) -> float | None:
