@@ -13,16 +13,13 @@ class MIB:
     """Every row as one bit a dimension, all of which every search reads: cheap to build, and the same cost for any query.
 
     rotation: what makes bits say more: "none", "hadamard", "dense" (for comparison), "pca", "itq"; "auto" tries none, hadamard
-    and itq on rows that are held out, and keeps the cheapest that finds as much as the best. bits: of each dimension.
+    and itq on rows that are held out, and keeps the cheapest that finds as much as the best.
     """
 
     backend: ClassVar[str] = "mib"
 
     rotation: str = "auto"
-    bits: int = 1
 
     def __post_init__(self) -> None:
         if self.rotation not in CHOICES:
             raise ValueError(f"rotation must be one of {', '.join(CHOICES)}, not {self.rotation!r}")
-        if not isinstance(self.bits, int) or isinstance(self.bits, bool) or self.bits != 1:
-            raise ValueError(f"bits must be 1, not {self.bits!r}")

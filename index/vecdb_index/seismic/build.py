@@ -36,10 +36,9 @@ _NEAR = 8, 0.9, 0.5  # the settings by which the rows most like each are found: 
 def memory_of(n: int, components: int, largest: int, params: Seismic, threads: int) -> int:
     """About how many bytes a build takes beside its rows."""
     kept = min(components, params.kept(n) * n) + _LEAST * min(components, 1 << 16)
-    records = n * HEAD + 3 * components
+    records = n * HEAD + 3 * components + 4 * params.knn * n
     mapped = 16 * components if largest >= SLOTS else 0
     whole = full.bytes_of(components) if params.exact == "lists" else 0
-    records += 4 * params.knn * n
     return records + whole + mapped + kept * 60 + threads * (24 << 20) + (4 << 20)
 
 
