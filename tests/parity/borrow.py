@@ -23,7 +23,8 @@ def tests_of(file: str, without: dict[str, str]) -> dict[str, Any]:
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
     specification.loader.exec_module(module)
-    found = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    # A fixture that is used by itself is private to its file, and yet its tests rely on it.
+    found = {key: value for key, value in vars(module).items() if not key.startswith("_") or _is_fixture(value)}
     tests = {key for key in found if key.startswith("test_")}
     unknown = without.keys() - tests
     assert not unknown, f"{file} has no {unknown}"

@@ -7,11 +7,7 @@ import pytest
 
 BENEATH: dict[str, str] = {
     "test_points_that_go_and_come_again_are_found_as_in_a_new_collection": "asks indexes by their effort",
-    "test_an_index_saves_work": "plans go by measured costs",
-    "test_every_metric_and_dtype_has_its_index": "plans go by measured costs",
-    "test_less_recall_costs_no_more": "plans go by measured costs",
     "test_indexes_outlive_a_reopen_and_serve_readers": "opens read-only",
-    "test_a_merge_has_its_index_before_searches_find_it": "plans go by measured costs",
     "test_a_damaged_index_costs_no_answer_and_is_built_again": "damages files of a closed database",
     "test_a_calibration_on_own_queries_is_outgrown_and_measured_again": "looks at what is known inside",
     "test_with_several_segments_whole_searches_are_measured_and_deliver_what_is_asked": "looks at what is known inside",
