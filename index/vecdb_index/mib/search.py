@@ -1,8 +1,10 @@
 """Searches the bits of one segment, then its rows.
 
 Every allowed row is estimated from its bits (`scan`); the rows of the C best estimates, the *short list*, are compared
-themselves, in their order in the segment, by the kernel of all keys. `effort` says how long the list is, on a logarithmic scale
-from k to a fourth of the rows; at 1 the search is the exact one, and wherever that is the quicker one. Where no more rows are
+themselves, in their order in the segment, by the kernel of all keys. Where a dimension has more bits than one, the list is cut
+first, by the estimates of all of them (`codec.planes.refine`): to k (C / k)^g, with the power g that made the lists of both
+stages as good as each other when the index was built. `effort` says how long the list is, on a logarithmic scale from k to a
+fourth of the rows; at 1 the search is the exact one, and wherever that is the quicker one. Where no more rows are
 allowed than a list would hold, they are searched exactly, which is the same answer. There is no chance in it: the same rows
 come for any batch, thread or division of the work.
 
@@ -11,22 +13,25 @@ A MIBSearcher is safe in any thread: it holds views only, and a search its own l
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from ..codec.bits import BLOCK, report, unpacked
+from ..codec.planes import refine
 from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
 from ..flat.search import FlatSearcher
 from ..kernels.distances import METRICS, read_only
 from ..kernels.select import settle
-from .gate import LATER, RECALLS, verdict_of
-from .layout import LISTS, TRIED, measured_in, opened
+from .gate import LATER, NEAREST, RECALLS, Verdict, best_of, verdict_of
+from .layout import LISTS, TRIED, measured_in, more_bits_in, opened
 from .params import MIB
 from .scan import rank, scan
 
 _SHARE = 0.25  # of the rows: the longest short list
+_UNKNOWN, _LEAST_POWER, _SPARE = 0.5, 0.1, 1.2  # see `_power`: of few rows; at least; times what was measured
 _LEAST_ROOM = 256  # entries beyond the short list before it is cut
 STREAMED = 4  # queries up to which the codes come at the speed of memory
 _TILE = 64  # queries that pass over the codes together
@@ -42,22 +47,34 @@ class MIBSearcher:
         """
         self.rows = rows
         self.encoder, self.bits = opened(arrays, trained, rows)
+        self.depth, self._planes, self._scales = more_bits_in(arrays, rows)
         self._trial, self.gate = measured_in(arrays, trained)
         self.exact = FlatSearcher(rows)
         self._metric = METRICS[rows.metric]
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
         self._vectors, self._norms = read_only(bits), read_only(rows.norms)
         self._row_bytes = rows.vectors[:1].nbytes
+        self._plane_bytes = self._planes.shape[1] + 4 if self.depth > 1 else 0
         self._block_bytes = self.bits.codes[:1].nbytes + self.bits.factors[:1].nbytes
         self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
         self._rest = self._count / (self._count + held) if held else 1.0
-        self.verdict = verdict_of(self.gate, self._count, rows.vectors.shape[1], self._row_bytes)
-        self.advice = "" if self.verdict is None else self.verdict.advice
+        self.verdict = self._verdict(self.depth)
+        self._power = _power(self.verdict)
+        self.advice = "" if self.verdict is None else self.verdict.advice(self._better())
+
+    def _verdict(self, depth: int) -> Verdict | None:
+        return verdict_of(self.gate, depth, self._count, self.rows.vectors.shape[1], self._row_bytes)
+
+    def _better(self) -> int | None:
+        """How many bits a dimension would do, if others would."""
+        best = best_of(self._verdict(depth) for depth in self.gate)
+        return None if best is None or best.says != "ok" else best.bits
 
     @cached_property
     def figures(self) -> dict[str, float]:
         """See contract.Searcher. Found when they are first asked for: searches do without."""
-        found = {f"rotation: {self.encoder.rotation}": 1.0, "bytes a row": self._block_bytes / BLOCK}
+        found = {f"rotation: {self.encoder.rotation}": 1.0, "bytes a row": self._block_bytes / BLOCK + self._plane_bytes}
+        found["bits of a dimension"] = self.depth
         for name, shares in zip(TRIED, self._trial, strict=False):
             if shares[0] >= 0:
                 found[f"found in {LISTS[3]} by {name}"] = float(shares[3])
@@ -66,6 +83,8 @@ class MIBSearcher:
             for recall, short, later in zip(RECALLS, verdict.lists, verdict.later, strict=True):
                 found[f"short list for {recall}"] = short
                 found[f"short list for {recall} of {LATER} times the rows"] = later
+            if self.depth > 1:
+                found[f"rows that the first bits let through for {RECALLS[-1]}"] = verdict.passed[-1]
             found[f"bytes read for {RECALLS[-1]}"], found["bytes of an exact search of int8"] = verdict.read[-1], verdict.exact
         return found
 
@@ -100,6 +119,10 @@ class MIBSearcher:
         n = len(self.rows)
         return max(k, round(self._rest * k * (max(k, n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort))))
 
+    def compared(self, k: int, short: int) -> int:
+        """How many rows of such a list are compared themselves."""
+        return short if self.depth == 1 else min(short, max(k, math.ceil(k * (short / max(1, k)) ** self._power)))
+
     def search(
         self,
         queries: npt.NDArray[np.float32],
@@ -131,23 +154,29 @@ class MIBSearcher:
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
         lowest = read_only(np.full(m, -np.inf, np.float32) if floor is None else floor)
-        blocks, looked = 0, 0
+        last = self.compared(k, short)
+        blocks, passed, looked = 0, 0, 0
         for start in range(0, m, _TILE):
             some = slice(start, min(m, start + _TILE))
-            more = self._tile(queries[some], short, words, keys[some], rows[some], sizes[some], dropped[some], control)
-            blocks, looked = blocks + more[0], looked + more[1]
+            heaps = keys[some], rows[some], sizes[some], dropped[some]
+            more = self._tile(queries[some], short, last, words, *heaps, control)
+            blocks, passed, looked = blocks + more[0], passed + more[1], looked + more[2]
         settle(keys, rows, sizes, dropped, lowest, tied)
-        coded, read = blocks * self._block_bytes, looked * self._row_bytes
+        coded, read = blocks * self._block_bytes + passed * self._plane_bytes, looked * self._row_bytes
         seen = {"rows in short lists": looked, "bytes of codes": coded}
+        if last < short:
+            seen["rows looked at by all bits"] = passed
         return Hits(keys, rows, sizes.astype(np.int32), tied, m * self._among(words), coded + read, seen)
 
     def _tile(
-        self, queries: npt.NDArray[np.float32], short: int, words: Bitmap, keys: Keys, rows: npt.NDArray[np.int64],
+        self, queries: npt.NDArray[np.float32], short: int, last: int, words: Bitmap, keys: Keys, rows: npt.NDArray[np.int64],
         sizes: npt.NDArray[np.int64], dropped: npt.NDArray[np.float32], control: Control | None,
-    ) -> tuple[int, int]:  # fmt: skip
-        """Fills the heaps of some queries. Returns how many blocks were read, for all together, and rows."""
+    ) -> tuple[int, int, int]:  # fmt: skip
+        """Fills the heaps of some queries. Returns how many blocks were read, for all together, rows looked at by all their
+        bits, and rows compared.
+        """
         m, blocks = len(queries), len(self.bits.codes)
-        ready, tables, terms, _ = self.encoder.ask(queries)
+        ready, tables, terms, turned = self.encoder.ask(queries)
         lists = np.empty((m, short + max(_LEAST_ROOM, short)), np.uint64)
         held, least = np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
         step = blocks if control is None else max(64, _POLL // (m * BLOCK))
@@ -155,12 +184,14 @@ class MIBSearcher:
         for first in range(0, blocks, step):
             if control is not None:
                 control.poll()
-            last = min(blocks, first + step)
-            read += scan(tables, terms, *self.bits, words, first, last, short, lists, held, least)
+            read += scan(tables, terms, *self.bits, words, first, min(blocks, first + step), short, lists, held, least)
         if control is not None:
             control.poll()
+        passed = 0
+        if last < short:
+            passed = refine(turned, terms, self._planes, self._scales, self.bits.factors, short, last, lists, held)
         about = self._vectors, self._norms, self._metric
-        return read, rank(ready, *about, short, lists, held, least, keys, rows, sizes, dropped)
+        return read, passed, rank(ready, *about, last, lists, held, least, keys, rows, sizes, dropped)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """See FlatSearcher."""
@@ -171,16 +202,18 @@ class MIBSearcher:
         short = self.listed(k, effort)
         if effort >= 1 or selectivity * len(self.rows) <= short or not self._pays(k, short):
             return self.exact.cost(k, 1.0, selectivity, queries)
-        return self._coded(short, selectivity, queries)
+        return self._coded(k, short, selectivity, queries)
 
-    def _coded(self, short: int, selectivity: float, queries: int) -> float:
+    def _coded(self, k: int, short: int, selectivity: float, queries: int) -> float:
         blocks = len(self.rows) / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK)
         one = self._block_bytes / (16e9 if queries <= STREAMED else 30e9)
-        return 25e-6 + blocks * (one + 10e-9) + short * (90e-9 + self._row_bytes / 12e9)
+        last = self.compared(k, short)
+        between = short * (30e-9 + self._plane_bytes / 3e9) if last < short else 0.0
+        return 25e-6 + blocks * (one + 10e-9) + between + last * (90e-9 + self._row_bytes / 12e9)
 
     def _pays(self, k: int, short: int) -> bool:
         """Whether bits save time. It must not depend on what else is asked: answers would."""
-        return self._coded(short, 1.0, 1) < self.exact.cost(k, 1.0, 1.0)
+        return self._coded(k, short, 1.0, 1) < self.exact.cost(k, 1.0, 1.0)
 
     def _among(self, words: Bitmap) -> int:
         """How many rows a bitmap has."""
@@ -193,3 +226,11 @@ class MIBSearcher:
             return (_NO_BITMAP if present is None else read_only(present)), self._count
         both = read_only(allowed if present is None else allowed & present)
         return both, self._among(both)
+
+
+def _power(verdict: Verdict | None) -> float:
+    """Of the length of a list, by which the rows grow that are compared themselves. See the module."""
+    if verdict is None:
+        return _UNKNOWN
+    passed, last = max(2.0, verdict.passed[-1] / NEAREST), max(1.0, verdict.lists[-1] / NEAREST)
+    return min(1.0, max(_LEAST_POWER, math.log(_SPARE * last) / math.log(passed)))
