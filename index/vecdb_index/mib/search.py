@@ -6,7 +6,8 @@ first, by the estimates of all of them (`codec.planes.refine`): to k (C / k)^g, 
 stages as good as each other when the index was built. `effort` says how long the list is, on a logarithmic scale from k to a
 fourth of the rows; at 1 the search is the exact one, and wherever that is the quicker one. Where no more rows are
 allowed than a list would hold, they are searched exactly, which is the same answer. There is no chance in it: the same rows
-come for any batch, thread or division of the work.
+come for any batch, thread or division of the work. So single queries of several threads go together: those that find as
+many searches under way as there are cores wait for the next pass over the codes, and share it (`coalesce`).
 
 A MIBSearcher is safe in any thread: it holds views only, and a search its own lists (8 bytes for each of two short lists).
 """
@@ -15,13 +16,16 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..coalesce import Coalescer, Shared
 from ..codec.bits import BLOCK, report, unpacked
 from ..codec.planes import refine
 from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
+from ..cores import usable
 from ..flat.search import FlatSearcher
 from ..kernels.distances import METRICS, read_only
 from ..kernels.select import settle
@@ -60,6 +64,7 @@ class MIBSearcher:
         self._rest = self._count / (self._count + held) if held else 1.0
         self.verdict = self._verdict(self.depth)
         self._power = _power(self.verdict)
+        self._company: Coalescer[_Asked, Hits] = Coalescer(usable())
         self.advice = "" if self.verdict is None else self.verdict.advice(self._better())
 
     def _verdict(self, depth: int) -> Verdict | None:
@@ -138,7 +143,32 @@ class MIBSearcher:
         short = self.listed(k, effort)
         if effort >= 1 or count <= short or not (m and k and self._pays(k, short)):
             return self.exact.search(queries, k, 1.0, allowed, floor, control)
-        return self.look(queries, k, short, words, floor, control)
+        if len(queries) > 1:
+            return self.look(queries, k, short, words, floor, control)
+        return self._in_company(queries, k, short, allowed, words, floor, control)
+
+    def _in_company(
+        self, query: npt.NDArray[np.float32], k: int, short: int, allowed: Bitmap | None, words: Bitmap, floor: Keys | None,
+        control: Control | None,
+    ) -> Hits:  # fmt: skip
+        """A single query shares its pass over the codes with those of other threads."""
+        mine = _Asked(query, np.full(1, -np.inf, np.float32) if floor is None else floor, control)
+
+        def run(together: list[_Asked]) -> list[Hits]:
+            if len(together) == 1:
+                return [self.look(query, k, short, words, floor, control)]
+            controls = [each.control for each in together]
+            shared = None if None in controls else Shared([each for each in controls if each is not None])
+            queries = np.concatenate([each.query for each in together])
+            floors = np.concatenate([each.floor for each in together])
+            return _apart(self.look(queries, k, short, words, floors, shared))
+
+        # Whoever waits holds on to its bitmap, so no other has its number meanwhile.
+        same = k, short, None if allowed is None else id(allowed)
+        found = self._company.search(same, mine, None if control is None else control.deadline, run)
+        if control is not None:
+            control.poll()
+        return found
 
     def look(
         self,
@@ -226,6 +256,22 @@ class MIBSearcher:
             return (_NO_BITMAP if present is None else read_only(present)), self._count
         both = read_only(allowed if present is None else allowed & present)
         return both, self._among(both)
+
+
+class _Asked(NamedTuple):
+    """A query, (1, d), its floor, (1,), and what stops it."""
+
+    query: npt.NDArray[np.float32]
+    floor: Keys
+    control: Control | None
+
+
+def _apart(hits: Hits) -> list[Hits]:
+    """The hits of each query. What was read for all is told of in equal shares."""
+    m = len(hits.keys)
+    scored, bytes_, seen = hits.scored // m, hits.bytes // m, {name: count // m for name, count in hits.seen.items()}
+    one = [slice(q, q + 1) for q in range(m)]
+    return [Hits(hits.keys[q], hits.rows[q], hits.lengths[q], hits.tied[q], scored, bytes_, seen) for q in one]
 
 
 def _power(verdict: Verdict | None) -> float:
