@@ -239,8 +239,12 @@ class Backend(Protocol):
     kind: Literal["dense", "sparse"]  # of the rows; the registry's `serves` says so without loading it
     params: type[Any]  # a frozen dataclass of numbers and strings, all with defaults, and `backend`, a ClassVar: the name
 
-    def train(self, sample: Any, params: Any, budget: Budget) -> Arrays:
-        """What is learned once for a field, from a sample of its rows: rotations, codebooks; {} for most."""
+    def train(self, sample: Any, params: Any, budget: Budget, before: Arrays | None = None) -> Arrays:
+        """What is learned of a segment's rows: rotations, codebooks; {} for most.
+
+        before: what was learned of others of the field, under the same parameters. A backend may keep to it where it serves
+        these rows, too, so that codes can be copied when segments are merged.
+        """
 
     def build(
         self, rows: Any, trained: Arrays, params: Any, budget: Budget, progress: Progress, trial: Trial | None = None
@@ -250,8 +254,10 @@ class Backend(Protocol):
         trial: is run once on the way. Raises NeedsMemory before any work, Cancelled.
         """
 
-    def merge(self, parts: Sequence[Part], rows: Any, trained: Arrays, params: Any, budget: Budget) -> Arrays | None:
-        """The index of merged segments from theirs; None where that is no better than to build it anew."""
+    def merge(
+        self, parts: Sequence[Part], rows: Any, trained: Arrays, params: Any, budget: Budget, trial: Trial | None = None
+    ) -> Arrays | None:
+        """The index of merged segments from theirs; None where that is no better than to build it anew. trial: see `build`."""
 
     def open(self, arrays: Arrays, trained: Arrays, rows: Any, params: Any) -> Searcher:
         """A searcher over an index as it lies. Raises Damaged."""

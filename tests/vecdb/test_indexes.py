@@ -366,13 +366,13 @@ class TurnedBackend:
 
     name, version, kind, params = "turned", 1, "dense", Turned
 
-    def train(self, sample: Any, params: Any, budget: Any) -> Any:
+    def train(self, sample: Any, params: Any, budget: Any, before: Any = None) -> Any:
         return {"angle": np.array([len(sample)])}
 
     def build(self, rows: Any, trained: Any, params: Any, budget: Any, progress: Any, trial: Any = None) -> Any:
         return {"turned": trained["angle"] * 2}
 
-    def merge(self, *_: Any) -> None:
+    def merge(self, *_: Any, **__: Any) -> None:
         return None
 
     def open(self, arrays: Any, trained: Any, rows: Any, params: Any) -> Any:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vecdb_index import registry
 from vecdb_index.mib.params import MIB
 from vecdb_index.mib.search import MIBSearcher
+from vecdb_storage.snapshot import SegmentPart
 
 import vecdb
 from vecdb import Dense, F
@@ -144,3 +146,60 @@ def test_vectors_that_bits_serve_badly_are_told_of(tmp_path: Path, capsys: pytes
         assert plan is not None and "serves these vectors badly" in str(plan)
     _info(tmp_path / "db")
     assert "badly" in capsys.readouterr().out
+
+
+def segments_of(docs: vecdb.Collection, pieces: list[np.ndarray]) -> None:
+    """A flush for each."""
+    at = 0
+    for piece in pieces:
+        docs.upsert(ids=range(at, at + len(piece)), vectors=piece)
+        docs.flush()
+        at += len(piece)
+
+
+def encoders(docs: vecdb.Collection) -> list[int]:
+    parts = [part for part in docs._snapshot().parts if isinstance(part, SegmentPart)]
+    return [int(part.segment.index(part.indexes["vector"]).array("of")[0]) for part in parts]
+
+
+def test_merges_copy_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows alike, whose segments have one encoder. What is found is what a search of the float vectors finds."""
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM, index=MIB()))
+        segments_of(docs, [VECTORS[:2600], VECTORS[2600:4000], VECTORS[4000:]])
+        assert len(encoders(docs)) == 3 and len(set(encoders(docs))) == 1
+        docs.delete(range(0, 6000, 3))
+
+        def build(*_: Any) -> None:
+            raise AssertionError("codes were made anew")
+
+        monkeypatch.setattr(type(registry.backend("mib")), "build", build)
+        before = encoders(docs)[0]
+        docs.merge()
+        info = docs.info().indexes["vector"]
+        assert encoders(docs) == [before] and (info.segments, info.error) == (1, None) and docs.info().dead == 0
+        live = np.arange(6000) % 3 > 0
+        found = docs.search_batch(QUERIES, k=10, recall=0.95, explain=True)
+        assert found.plan is not None and found.plan.parts[0].way.startswith("index")
+        assert share(found.ids, best(QUERIES, live)) >= 0.93
+
+
+def test_rows_of_another_distribution_get_an_encoder_of_their_own(db: vecdb.Database) -> None:
+    """What they are asked for is delivered, before a merge and after it; and figures tell how much bits say of them."""
+    offset = np.r_[np.full(DIM // 2, 6.0), np.full(DIM // 2, -6.0)].astype(np.float32)
+    moved, queries = drawn(4000, 3) + offset, drawn(200, 4) + offset
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index=MIB()))
+    segments_of(docs, [VECTORS, moved])
+    assert len(set(encoders(docs))) == 2
+    docs.search(queries[0])
+    for _ in range(2):
+        true = docs.search_batch(queries, k=10, exact=True).ids
+        assert min(true[0]) >= 6000, "new rows are asked for"
+        found = docs.search_batch(queries, k=10, recall=0.95, explain=True)
+        assert found.plan is not None and all(part.way.startswith("index") for part in found.plan.parts)
+        shares = [len(set(a) & set(b)) / 10 for a, b in zip(found.ids, true, strict=True)]
+        assert np.mean(shares) >= 0.95 - 3 * np.std(shares) / np.sqrt(len(shares))
+        docs.merge()
+    assert len(encoders(docs)) == 1
+    figures = docs.info().indexes["vector"].figures
+    assert 0 < figures["entropy of a bit"] <= 1 and 0 < figures["entropy of a bit, of the rows that the encoder knew"] <= 1

@@ -16,7 +16,7 @@ from vecdb_index.coalesce import Coalescer
 from vecdb_index.codec.bits import LEVELS, TERMS, report, unpacked
 from vecdb_index.codec.planes import refine, values
 from vecdb_index.conformance import CASES, bitmap, check, drawn, recall, same, stored
-from vecdb_index.contract import Budget, Cancelled, Control, Damaged, DeadlineReached, NeedsMemory, Part
+from vecdb_index.contract import Budget, Cancelled, Control, Damaged, DeadlineReached, NeedsMemory, Part, Trial
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import METRICS
 from vecdb_index.mib.backend import BACKEND
@@ -221,6 +221,36 @@ def test_merged_codes_are_copied_where_one_encoder_made_them(bits: int) -> None:
         BACKEND.open(merged, other, rows, params)
 
 
+def test_an_encoder_is_kept_until_its_bits_say_less() -> None:
+    """Of rows like those that it knew, more or fewer of them; not of rows that lie elsewhere."""
+    params, budget = MIB("none"), Budget()
+    made = drawn(8300, 48) + 1
+    known = BACKEND.train(stored(made[:5000], "l2"), params, budget)
+    for like in (made[5000:8000], made[8000:]):
+        again = BACKEND.train(stored(like, "l2"), params, budget, known)
+        assert all(np.array_equal(again[name], known[name]) for name in ("encoder", "centre", "unit", "entropy"))
+        assert again["bits"] == 1 and len(again["gate"]) == (len(like) > 2000)
+    moved = stored(made[5000:8000] - 2, "l2")
+    anew = BACKEND.train(moved, params, budget, known)
+    assert all(np.array_equal(anew[name], each) for name, each in BACKEND.train(moved, params, budget).items())
+    assert anew["encoder"][1] != known["encoder"][1] and np.abs(anew["centre"] - known["centre"]).max() > 0.05
+    assert BACKEND.train(stored(np.zeros((0, 48)), "l2"), params, budget, known)["encoder"][1] != known["encoder"][1]
+
+
+def test_a_merge_is_measured_as_a_build_is() -> None:
+    rows, params = stored(drawn(1200, 64), "cosine"), MIB("hadamard", 2)
+    trained = BACKEND.train(rows, params, Budget())
+    arrays = BACKEND.build(rows, trained, params, Budget(), lambda share: None)
+    seen: list[Any] = []
+    trial = Trial(np.arange(0, 1200, 12), lambda searcher, others: seen.append((searcher, others)))
+    merged = BACKEND.merge([Part(rows, arrays, np.arange(1200))], rows, trained, params, Budget(), trial)
+    assert merged is not None and merged["codes"].tobytes() == arrays["codes"].tobytes()
+    ((searcher, others),) = seen
+    assert searcher._count == 1100 and others.present is not None
+    with pytest.raises(NeedsMemory):
+        BACKEND.merge([Part(rows, arrays, np.arange(1200))], rows, trained, params, Budget(memory=1))
+
+
 def test_bits_are_bought_only_where_they_pay() -> None:
     assert not opened(stored(drawn(2000, 16), "l2"))._pays(10, 100)
     searcher = opened(stored(drawn(40_000, 256), "cosine"))
@@ -351,11 +381,11 @@ def test_figures_say_what_the_bits_are_like(monkeypatch: pytest.MonkeyPatch) -> 
     assert "entropy of a bit" not in opened(empty).figures
 
 
-@pytest.mark.parametrize("name", ["trial", "gate", "depths", "planes", "scales", "of"])
+@pytest.mark.parametrize("name", ["trial", "gate", "depths", "planes", "scales", "of", "entropy"])
 def test_damaged_trials_and_codes_are_refused(name: str) -> None:
     rows = stored(drawn(3000, 64), "l2")
     arrays = BACKEND.build(rows, {}, MIB(bits=2), Budget(), lambda share: None)
-    for wrong in (arrays[name][:1], arrays[name] * np.nan, arrays[name].astype(np.int64)):
+    for wrong in (np.concatenate([arrays[name], arrays[name]]), arrays[name] * np.nan, arrays[name].astype(np.int64)):
         with pytest.raises(Damaged):
             BACKEND.open({**arrays, name: wrong}, {}, rows, MIB())
 

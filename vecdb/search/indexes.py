@@ -13,8 +13,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vecdb_index import registry
-from vecdb_index.contract import AnyRows, Damaged, Metric, Rows, Searcher, SparseRows
-from vecdb_storage.arrayfile import CheckedArrays
+from vecdb_index.contract import AnyRows, Arrays, Damaged, Metric, Rows, Searcher, SparseRows
+from vecdb_storage.arrayfile import ArrayFile, CheckedArrays
 from vecdb_storage.errors import VecdbError
 from vecdb_storage.segment import Segment, StoredField
 from vecdb_storage.snapshot import SegmentPart
@@ -93,6 +93,19 @@ def is_current(part: SegmentPart, name: str, params: Any) -> bool:
     return right and index_of(part, name, None).searcher is not None
 
 
+def stored(part: SegmentPart, name: str, params: Any) -> tuple[Arrays, Arrays] | None:
+    """The arrays of an index and what was trained for it, if it can be used and is built with these parameters."""
+    if not is_current(part, name, params):
+        return None
+    return _arrays(part.segment.index(part.indexes[name]))
+
+
+def _arrays(file: ArrayFile) -> tuple[Arrays, Arrays]:
+    arrays = CheckedArrays(file)
+    trained = {name.removeprefix(TRAINED): arrays[name] for name in arrays if name.startswith(TRAINED)}
+    return arrays, trained
+
+
 def index_of(part: SegmentPart, name: str, rows: AnyRows | None) -> Index:
     """The index of a field of a segment as it can be used now. rows: of the field; None if it is surely open already."""
     file = part.indexes.get(name)
@@ -138,8 +151,7 @@ def _opened(part: SegmentPart, file: str, rows: AnyRows) -> Index:
         backend = registry.backend(meta["backend"])
         if backend.version != meta["version"]:
             return Index(None, Calibration(()), f"its index is of version {meta['version']} of {backend.name}")
-        arrays = CheckedArrays(opened)
-        trained = {name.removeprefix(TRAINED): arrays[name] for name in arrays if name.startswith(TRAINED)}
+        arrays, trained = _arrays(opened)
         searcher = backend.open(arrays, trained, rows, backend.params(**meta["params"]))
         if (advice := said_by(searcher)) and file not in _told:
             _told.add(file)

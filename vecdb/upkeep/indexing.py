@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vecdb_index import registry
-from vecdb_index.contract import Budget, Cancelled, Control, NeedsMemory
+from vecdb_index.contract import Arrays, Budget, Cancelled, Control, NeedsMemory, Part
 from vecdb_storage.merge import Merged
 from vecdb_storage.priority import give_way
 from vecdb_storage.segment import Segment
@@ -35,7 +35,7 @@ from ..schema import Field, Unregistered, field_from_json
 from ..search import whole
 from ..search.calibrate import Calibrating
 from ..search.executor import Executor
-from ..search.indexes import TRAINED, is_current, rows_of, wanted
+from ..search.indexes import TRAINED, is_current, rows_of, stored, wanted
 
 _AGAIN, _LONGEST = 60.0, 3600.0  # seconds after which what failed is tried again
 _MOST_WAITING = 2  # merges that wait for their indexes
@@ -85,6 +85,9 @@ class Job:
     segment: str
     field: str
     params: Any
+
+
+_Known = tuple[SegmentPart, Arrays, Arrays]  # with the arrays of an index, and what was trained for it
 
 
 class _Abandoned(Exception):
@@ -287,16 +290,18 @@ class Indexer:
             store.add_index(job.uuid, job.segment, job.field, *built)
 
     def _built(
-        self, job: Job, segment: Segment, declared: Field, control: Control
+        self, job: Job, segment: Segment, declared: Field, control: Control, merged: Merged | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The arrays of an index and what is said of it; None when no row has the field."""
-        stored = segment.field(job.field)
-        if stored is None:
+        """The arrays of an index and what is said of it; None when no row has the field. merged: that the segment is of."""
+        vectors = segment.field(job.field)
+        if vectors is None:
             return None
-        rows = rows_of(stored, declared.metric)
+        rows = rows_of(vectors, declared.metric)
         backend = registry.backend(job.params.backend)
         budget = Budget(threads=self._threads, memory=self._memory_limit or available() // 2, control=control)
-        trained = backend.train(rows, job.params, budget)
+        known = self._known(job)
+        before = max(known, key=lambda each: each[0].rows, default=None)
+        trained = backend.train(rows, job.params, budget, None if before is None else before[2])
         calibrating = Calibrating(rows, threads=self._threads, control=control)
 
         def progress(share: float) -> None:
@@ -304,12 +309,21 @@ class Indexer:
             if not self._is_wanted(job, segment.rows):
                 raise _Abandoned
 
-        arrays = backend.build(rows, trained, job.params, budget, progress, calibrating.trial)
+        parts = None if merged is None else _parts_of(merged, job, declared, known)
+        arrays = None if parts is None else backend.merge(parts, rows, trained, job.params, budget, calibrating.trial)
+        if arrays is None:
+            arrays = backend.build(rows, trained, job.params, budget, progress, calibrating.trial)
         meta = {
             "backend": backend.name, "version": backend.version, "params": asdict(job.params),
             "metric": declared.metric, "calibration": calibrating.calibration.to_json(),
         }  # fmt: skip
         return {**arrays, **{TRAINED + name: array for name, array in trained.items()}}, meta
+
+    def _known(self, job: Job) -> list[_Known]:
+        """The indexes of the field that the collection has, built with the same parameters."""
+        parts = [part for part in self._store.snapshot(job.uuid).parts if isinstance(part, SegmentPart)]
+        some = ((part, stored(part, job.field, job.params)) for part in parts if part.segment.name != job.segment)
+        return [(part, *arrays) for part, arrays in some if arrays is not None]
 
     def _is_wanted(self, job: Job, rows: int) -> bool:
         """Whether the collection is still there, its schema still asks for this index, and its segment is in no merge."""
@@ -354,7 +368,7 @@ class Indexer:
                 with self._lock:
                     self._current = (job, 0.0)
                 try:
-                    if (built := self._built(job, merged.segment, declared, self._merging)) is not None:
+                    if (built := self._built(job, merged.segment, declared, self._merging, merged)) is not None:
                         files[job.field] = self._store.write_index(job.uuid, job.segment, job.field, *built)
                 except (Cancelled, Closed):
                     raise
@@ -407,6 +421,18 @@ class Indexer:
         """Why some index of the field could not be built."""
         failures = list(self._failed.items())
         return next((failure.why for job, failure in failures if (job.uuid, job.field) == (uuid, field)), None)
+
+
+def _parts_of(merged: Merged, job: Job, declared: Field, known: list[_Known]) -> list[Part] | None:
+    """The segments of a merge with their indexes; None where one has none."""
+    by_name = {part.segment.name: (part, arrays) for part, arrays, _ in known}
+    parts = []
+    for source in merged.sources:
+        vectors = source.part.field(job.field)
+        if source.name not in by_name or vectors is None:
+            return None
+        parts.append(Part(rows_of(vectors, declared.metric), by_name[source.name][1], source.into))
+    return parts
 
 
 _indexers: WeakKeyDictionary[Store, Indexer] = WeakKeyDictionary()

@@ -18,7 +18,7 @@ def exactly(rows: AnyRows) -> ExactSearcher:
 class _FlatBackend:
     name, version, kind, params = "flat", 1, "dense", Flat
 
-    def train(self, sample: AnyRows, params: Flat, budget: Budget) -> Arrays:
+    def train(self, sample: AnyRows, params: Flat, budget: Budget, before: Arrays | None = None) -> Arrays:
         return {}
 
     def build(
@@ -30,7 +30,11 @@ class _FlatBackend:
         progress(1.0)
         return {}
 
-    def merge(self, parts: Sequence[Part], rows: AnyRows, trained: Arrays, params: Flat, budget: Budget) -> Arrays | None:
+    def merge(
+        self, parts: Sequence[Part], rows: AnyRows, trained: Arrays, params: Flat, budget: Budget, trial: Trial | None = None
+    ) -> Arrays | None:
+        if trial is not None:
+            trial.run(exactly(trial.others(rows)), trial.others(rows))
         return {}
 
     def open(self, arrays: Arrays, trained: Arrays, rows: AnyRows, params: Flat) -> Searcher:

@@ -13,7 +13,7 @@ from .search import HNSWSearcher
 class _HNSWBackend:
     name, version, kind, params = "hnsw", 3, "dense", HNSW
 
-    def train(self, sample: Rows, params: HNSW, budget: Budget) -> Arrays:
+    def train(self, sample: Rows, params: HNSW, budget: Budget, before: Arrays | None = None) -> Arrays:
         return {}
 
     def build(
@@ -21,7 +21,9 @@ class _HNSWBackend:
     ) -> Arrays:
         return build(rows, params, budget, progress, trial)
 
-    def merge(self, parts: Sequence[Part], rows: Rows, trained: Arrays, params: HNSW, budget: Budget) -> Arrays | None:
+    def merge(
+        self, parts: Sequence[Part], rows: Rows, trained: Arrays, params: HNSW, budget: Budget, trial: Trial | None = None
+    ) -> Arrays | None:
         return None  # a graph without its dead rows loses recall little by little; a new one does not
 
     def open(self, arrays: Arrays, trained: Arrays, rows: Rows, params: HNSW) -> Searcher:

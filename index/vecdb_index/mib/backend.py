@@ -13,16 +13,18 @@ from .search import MIBSearcher
 class _MIBBackend:
     name, version, kind, params = "mib", 2, "dense", MIB
 
-    def train(self, sample: Rows, params: MIB, budget: Budget) -> Arrays:
-        return train(sample, params, budget)
+    def train(self, sample: Rows, params: MIB, budget: Budget, before: Arrays | None = None) -> Arrays:
+        return train(sample, params, budget, before)
 
     def build(
         self, rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Progress, trial: Trial | None = None
     ) -> Arrays:
         return build(rows, trained, params, budget, progress, trial)
 
-    def merge(self, parts: Sequence[Part], rows: Rows, trained: Arrays, params: MIB, budget: Budget) -> Arrays | None:
-        return merge(list(parts), rows, trained, budget)
+    def merge(
+        self, parts: Sequence[Part], rows: Rows, trained: Arrays, params: MIB, budget: Budget, trial: Trial | None = None
+    ) -> Arrays | None:
+        return merge(list(parts), rows, trained, params, budget, trial)
 
     def open(self, arrays: Arrays, trained: Arrays, rows: Rows, params: MIB) -> Searcher:
         return MIBSearcher(arrays, trained, rows, params)

@@ -3,7 +3,8 @@
 Which rotation serves a field best is measured, not believed: rows that are held out are queries against a sample of the others,
 and what share of their ten nearest are among the best estimates is told by `trial` (see `layout`). The cheapest rotation is
 kept whose mean over the lengths of short lists is within a hundredth of the best. From the same queries, `gate` tells whether
-bits serve at all, and how many of a dimension it takes.
+bits serve at all, and how many of a dimension it takes. An encoder of the field's other rows is kept where bits say as much of
+these rows as of those: then merges copy codes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..codec import planes as more
-from ..codec.bits import BLOCK, TERMS, Encoder, width_of
+from ..codec.bits import BLOCK, TERMS, Encoder, entropies, unpacked, width_of
 from ..contract import Arrays, Budget, NeedsMemory, Part, Progress, Rows, Trial
 from ..flat.search import FlatSearcher
 from ..kernels.distances import read_only
 from ..kernels.select import MAX_ROWS
 from .gate import KNOWN, NEAREST, PARTS, RECALLS, Gate, Verdict, best_of, measured, verdict_of
-from .layout import LISTS, TRIED, more_bits_in, opened
+from .layout import LISTS, TRIED, entropy_in, more_bits_in, opened
 from .params import MIB
 from .scan import scan
 from .search import MIBSearcher
@@ -29,29 +30,36 @@ from .search import MIBSearcher
 _LEARNED, _LEARNED_BYTES = 16_384, 32 << 20  # rows that an encoder is learned from, and their bytes as float32, at most
 _LEAST_TRIED = 2000  # rows; of fewer no rotation is the better one for sure
 _PROBES = 200
+_LOOKED_AT = 2000  # rows for the entropy of bits
 _LISTED = 4  # a short list may be such a part of a sample; beyond, bits surely do not serve
 _WIDEST_TRIED = 512  # dimensions up to which itq is tried: beyond, it takes longer to learn than all codes take
 _WITHIN = 0.01
+_DRIFTED = 0.98  # of the entropy that bits had: below it, an encoder is learned anew
 _DEEPER = (2, 4, 8)  # bits a dimension that are looked at where one is too little
 _TASK = 4096  # rows to a task
 _UNTRIED = np.zeros((0, len(LISTS)), np.float32)
 
 
-def train(rows: Rows, params: MIB, budget: Budget) -> dict[str, npt.NDArray[Any]]:
-    """The encoder of a field, as arrays. Raises Cancelled."""
+def train(rows: Rows, params: MIB, budget: Budget, before: Arrays | None = None) -> dict[str, npt.NDArray[Any]]:
+    """The encoder of a field, as arrays. before: of other rows of it. Raises Cancelled."""
     sample = _sample(rows)
     budget.control.poll()
+    known = None if before is None else _kept(before, rows, sample)
     given = "hadamard" if params.rotation == "auto" else params.rotation
     if len(sample) < _LEAST_TRIED:
         bits = 1 if params.bits == "auto" else int(params.bits)
-        return {**Encoder.of(rows, sample, given, budget.seed).arrays(), "trial": _UNTRIED, **_chosen({}, bits)}
+        if known is None or before is None:
+            return {**_learned(Encoder.of(rows, sample, given, budget.seed), rows, sample, _UNTRIED), **_chosen({}, bits)}
+        return {**_of_others(before), **_chosen({}, int(before["bits"][0]))}
     held = np.zeros(len(sample), np.bool_)
     held[np.linspace(0, len(sample) - 1, _PROBES).astype(np.int64)] = True
     others = sample[~held]
     some = Rows(np.ascontiguousarray(rows.vectors[others]), rows.norms[others], rows.metric)
     queries = np.ascontiguousarray(rows.vectors[sample[held]], np.float32)
     near = FlatSearcher(some).search(queries, KNOWN, control=budget.control).rows
-    if params.rotation == "auto":
+    if known is not None:
+        encoder, trial = known, _UNTRIED
+    elif params.rotation == "auto":
         encoder, trial = _tried(rows, others, some, queries, near[:, :NEAREST], budget)
     else:
         encoder, trial = Encoder.of(rows, others, given, budget.seed), _UNTRIED
@@ -76,7 +84,37 @@ def train(rows: Rows, params: MIB, budget: Budget) -> dict[str, npt.NDArray[Any]
                 break
         best = best_of(looked_at)
         bits = best.bits if params.bits == "auto" and best is not None else 1
-    return {**encoder.arrays(), "trial": trial, **_chosen(gate, bits)}
+    about = _learned(encoder, rows, sample, trial) if known is None or before is None else _of_others(before)
+    return {**about, **_chosen(gate, bits)}
+
+
+def _kept(before: Arrays, rows: Rows, sample: npt.NDArray[np.int64]) -> Encoder | None:
+    """The encoder of other rows, if its bits say as much of these."""
+    encoder = Encoder.opened(before, rows)
+    return encoder if _entropy(encoder, rows, sample) >= _DRIFTED * entropy_in({}, before) else None
+
+
+def _of_others(before: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """What is kept with an encoder that is kept."""
+    return {name: np.array(before[name]) for name in ("encoder", "unit", "centre", "signs", "matrix", "entropy", "trial")}
+
+
+def _learned(
+    encoder: Encoder, rows: Rows, sample: npt.NDArray[np.int64], trial: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[Any]]:
+    entropy = np.array([_entropy(encoder, rows, sample)], np.float64)
+    return {**encoder.arrays(), "entropy": entropy, "trial": trial}
+
+
+def _entropy(encoder: Encoder, rows: Rows, sample: npt.NDArray[np.int64]) -> float:
+    """Of a bit, of some rows; 0 of none."""
+    some = sample[:: max(1, -(-len(sample) // max(256, min(_LOOKED_AT, _LEARNED_BYTES // rows.vectors.shape[1]))))]
+    if len(some) < 2:
+        return 0.0
+    few = Rows(np.ascontiguousarray(rows.vectors[some]), rows.norms[some], rows.metric)
+    codes, factors = encoder.room(len(few))
+    encoder.fill(few, 0, len(few), codes, factors)
+    return float(entropies(encoder.meant(unpacked(codes, len(few)))).mean())
 
 
 def _chosen(gate: Gate, bits: int) -> dict[str, npt.NDArray[Any]]:
@@ -171,9 +209,7 @@ def build(rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Pr
         for start, _ in zip(range(0, n, _TASK), pool.map(fill, range(0, n, _TASK)), strict=True):
             progress(0.1 + 0.8 * min(n, start + _TASK) / n)
     arrays = {**learned, **_stored(encoder, codes, factors, deeper, n)}
-    if trial is not None:  # where a row lies depends on no other
-        others = trial.others(rows)
-        trial.run(MIBSearcher(arrays, trained, others, params, held=len(trial.rows)), others)
+    _measure(arrays, trained, rows, params, trial)
     progress(1.0)
     return arrays
 
@@ -197,11 +233,14 @@ def _stored(
     return arrays if deeper is None else {**arrays, "planes": deeper[0], "scales": deeper[1]}
 
 
-def merge(parts: list[Part], rows: Rows, trained: Arrays, budget: Budget) -> Arrays | None:
-    """The codes of the parts at their new places, if they are of the field's encoder; else None."""
+def merge(
+    parts: list[Part], rows: Rows, trained: Arrays, params: MIB, budget: Budget, trial: Trial | None = None
+) -> Arrays | None:
+    """The codes of the parts at their new places, if they are all of the encoder; else None. Raises NeedsMemory, Cancelled."""
     if not trained:
         return None
     encoder, depth = Encoder.opened(trained, rows), int(trained["bits"][0])
+    _check_memory(rows, depth, budget)
     codes, factors = encoder.room(len(rows))
     deeper = more.room(encoder, len(rows), depth) if depth > 1 else None
     for part in parts:
@@ -218,7 +257,16 @@ def merge(parts: list[Part], rows: Rows, trained: Arrays, budget: Budget) -> Arr
         if deeper is not None:
             _, planes, scales = more_bits_in(part.arrays, part.rows)
             deeper[0][new], deeper[1][new] = planes[old], scales[old]
-    return _stored(encoder, codes, factors, deeper, len(rows))
+    arrays = _stored(encoder, codes, factors, deeper, len(rows))
+    _measure(arrays, trained, rows, params, trial)
+    return arrays
+
+
+def _measure(arrays: Arrays, trained: Arrays, rows: Rows, params: MIB, trial: Trial | None) -> None:
+    """Runs the trial, if there is one. Where a row lies depends on no other, so it may be run when all is done."""
+    if trial is not None:
+        others = trial.others(rows)
+        trial.run(MIBSearcher(arrays, trained, others, params, held=len(trial.rows)), others)
 
 
 def _place(row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -13,6 +13,7 @@ and what they were made with, which is kept apart where a field has one for all 
     centre    f32 (d,)
     signs     bool (4, D)               of the rotation "hadamard", else empty
     matrix    f32 (D, d)                of "dense", "pca" and "itq", else empty
+    entropy   f64 (1,)                  of a bit, mean, of the rows of which the encoder was learned
     trial     f32 (3, 5)                what share of the ten nearest was in a short list of 10, 20, 50, 100, 200 under
                                         "none", "hadamard" and "itq"; -1 where one was not tried; empty where none was
     bits      u32 (1,)                  a dimension, that were chosen for the field
@@ -71,6 +72,14 @@ def more_bits_in(arrays: Arrays, rows: Rows) -> tuple[int, npt.NDArray[np.uint8]
     if scales.dtype != np.float32 or scales.shape != (n,) or not (np.isfinite(scales) & (np.abs(scales) <= 1e31)).all():
         raise Damaged("the scales of planes are no numbers that rows have")
     return depth, read_only(planes), read_only(scales)
+
+
+def entropy_in(arrays: Arrays, trained: Arrays) -> float:
+    """Of a bit, of the rows of which the encoder was learned. Raises Damaged."""
+    entropy = (arrays if "entropy" in arrays else trained)["entropy"]
+    if entropy.dtype != np.float64 or entropy.shape != (1,) or not 0 <= entropy[0] <= 1.000001:
+        raise Damaged("the entropy of bits is no such number")
+    return float(entropy[0])
 
 
 def measured_in(arrays: Arrays, trained: Arrays) -> tuple[npt.NDArray[np.float32], Gate]:

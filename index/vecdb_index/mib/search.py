@@ -30,7 +30,7 @@ from ..flat.search import FlatSearcher
 from ..kernels.distances import METRICS, read_only
 from ..kernels.select import settle
 from .gate import LATER, NEAREST, RECALLS, Verdict, best_of, verdict_of
-from .layout import LISTS, TRIED, measured_in, more_bits_in, opened
+from .layout import LISTS, TRIED, entropy_in, measured_in, more_bits_in, opened
 from .params import MIB
 from .scan import rank, scan
 
@@ -53,6 +53,7 @@ class MIBSearcher:
         self.encoder, self.bits = opened(arrays, trained, rows)
         self.depth, self._planes, self._scales = more_bits_in(arrays, rows)
         self._trial, self.gate = measured_in(arrays, trained)
+        self._entropy = entropy_in(arrays, trained)
         self.exact = FlatSearcher(rows)
         self._metric = METRICS[rows.metric]
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
@@ -102,12 +103,11 @@ class MIBSearcher:
         bits = unpacked(self.bits.codes[some], len(rows))[(rows < len(self.rows)) & self._has(rows)]
         if len(bits) < 2:
             return {}
-        if self.encoder.rotation not in ("hadamard", "dense"):
-            bits = bits[:, : self.rows.vectors.shape[1]]  # no other rotation makes anything of padding
-        said = report(bits, pairs=_PAIRS)
+        said = report(self.encoder.meant(bits), pairs=_PAIRS)
         return {
             "entropy of a bit": said.entropy,
             "entropy of a bit, least": said.least,
+            "entropy of a bit, of the rows that the encoder knew": self._entropy,
             "correlation of bits": said.correlation,
             "effective bits": said.effective,
         }

@@ -14,7 +14,7 @@ from .search import SeismicSearcher
 class _SeismicBackend:
     name, version, kind, params = "seismic", 1, "sparse", Seismic
 
-    def train(self, sample: Any, params: Seismic, budget: Budget) -> Arrays:
+    def train(self, sample: Any, params: Seismic, budget: Budget, before: Arrays | None = None) -> Arrays:
         return {}
 
     def build(
@@ -22,7 +22,9 @@ class _SeismicBackend:
     ) -> Arrays:
         return build(rows, params, budget, progress, trial)
 
-    def merge(self, parts: Sequence[Part], rows: Any, trained: Arrays, params: Seismic, budget: Budget) -> Arrays | None:
+    def merge(
+        self, parts: Sequence[Part], rows: Any, trained: Arrays, params: Seismic, budget: Budget, trial: Trial | None = None
+    ) -> Arrays | None:
         return None  # what is kept of a list depends on all rows, and a new index takes seconds
 
     def open(self, arrays: Arrays, trained: Arrays, rows: SparseRows, params: Seismic) -> SeismicSearcher:
