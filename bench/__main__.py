@@ -44,6 +44,7 @@ ENVIRONMENTS = {
     "rabitqlib": ["rabitqlib"],
     "usearch": ["usearch"],
     "faiss": ["faiss-cpu"],
+    "turbovec": ["turbovec"],
     "voyager": ["voyager"],
     "scann": ["scann"],
     "svs": ["scalable-vs"],

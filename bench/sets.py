@@ -4,7 +4,8 @@ Sets that cannot be made from a seed are read from `$VECDB_DATA` (default `~/.ca
 
 - `images784/`: `base.npy`, `query_test.npy`: pixels of pictures, l2; queries like the rows.
 - `text-wordllama-100000/`: `base.npy`, `queries.npy`: passages of documentation, cosine; the queries are first sentences of
-  documents, which are unlike the passages. 2,000 passages are held out as queries that are like the rows.
+  documents, which are unlike the passages. 2,000 passages are held out as queries that are like the rows. Likewise
+  `text-wordllama-200000/` (text200k) and `text-minilm-20480/` (minilm), of another encoder.
 
 No query is ever used to choose anything: not to build an index, not to calibrate, not to set a parameter of vecdb.
 """
@@ -16,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,10 @@ class DataSet:
 
 def data_sets(kinds: Sequence[str] = ("images", "synthetic", "text"), rows: int | None = None) -> Iterator[DataSet]:
     """The sets of these kinds that are there, one after the other. rows: at most so many of each."""
-    made: dict[str, Callable[[], DataSet | None]] = {"images": _images, "synthetic": synthetic, "text": _text}
+    made: dict[str, Callable[[], DataSet | None]] = {
+        "images": _images, "synthetic": synthetic, "text": _text,
+        "minilm": partial(_text, "text-minilm-20480", "minilm"), "text200k": partial(_text, "text-wordllama-200000", "text200k"),
+    }  # fmt: skip
     for kind in kinds:
         each = made[kind]()
         if each is None:
@@ -75,13 +80,13 @@ def _images() -> DataSet | None:
     return DataSet("images", base, test[:QUERIES], "l2", chosen_on=tune[:QUERIES])
 
 
-def _text() -> DataSet | None:
-    folder = _folder("text-wordllama-100000")
+def _text(name: str = "text-wordllama-100000", kind: str = "text") -> DataSet | None:
+    folder = _folder(name)
     if folder is None:
         return None
     base, queries = np.load(folder / "base.npy"), np.load(folder / "queries.npy")
     held = np.sort(np.random.default_rng(5).permutation(len(base))[:QUERIES])
-    return DataSet("text", np.delete(base, held, axis=0), queries[:QUERIES], "cosine", base[held])
+    return DataSet(kind, np.delete(base, held, axis=0), queries[:QUERIES], "cosine", base[held])
 
 
 def synthetic(n: int = 50_000) -> DataSet:

@@ -94,6 +94,60 @@ class Usearch(Adapter):
         return saved(self.index.save)
 
 
+def refined(base, listed, queries, k, metric):
+    """The best k of each query's listed rows, by NumPy. base, queries: as `unit` gives them."""
+    some = base[listed]
+    keys = np.einsum("qcd,qd->qc", some, queries)
+    if metric == "l2":
+        keys = 2 * keys - (some**2).sum(axis=2)
+    return np.take_along_axis(listed, np.argsort(-keys, axis=1, kind="stable")[:, :k], 1)
+
+
+class UsearchBits(Adapter):
+    """All rows as signs about their mean, compared by Hamming; the best `short` of them are compared themselves."""
+
+    def fit(self, base, threads):
+        self.base = unit(base, self.metric)
+        self.centre = self.base.mean(axis=0)
+        self.bits = np.packbits(self.base > self.centre, axis=1)
+
+    def set_query_params(self, short):
+        self.short = int(short)
+
+    def query_batch(self, queries, k):
+        from usearch.index import MetricKind, search
+
+        queries = unit(queries, self.metric)
+        bits = np.packbits(queries > self.centre, axis=1)
+        listed = search(self.bits, bits, self.short, MetricKind.Hamming, exact=True, threads=self.threads).keys
+        return refined(self.base, listed.astype(np.int64).reshape(len(queries), -1), queries, k, self.metric)
+
+    def bytes_on_disk(self):
+        return self.bits.nbytes
+
+
+class Turbovec(Adapter):
+    """Codes of some bits a dimension; the best `short` of them are compared themselves."""
+
+    def fit(self, base, threads, bits=4):
+        from turbovec import TurboQuantIndex
+
+        self.base = unit(base, self.metric)
+        self.index = TurboQuantIndex(base.shape[1], bits)
+        self.index.add(self.base)
+
+    def set_query_params(self, short):
+        self.short = int(short)
+
+    def query_batch(self, queries, k):
+        queries = unit(queries, self.metric)
+        listed = np.asarray(self.index.search(queries, self.short)[1]).astype(np.int64)
+        return refined(self.base, listed, queries, k, self.metric)
+
+    def bytes_on_disk(self):
+        return saved(self.index.write)
+
+
 class Voyager(Adapter):
     def fit(self, base, threads, m=16, ef_construction=200):
         from voyager import Index, Space
@@ -232,6 +286,31 @@ class Vecdb(Adapter):
         return sum(array.nbytes for array in self.arrays.values())
 
 
+class VecdbMIB(Adapter):
+    """The bits by their own backend. Setting: short, the rows of short lists."""
+
+    warm = {"short": 20}  # noqa: RUF012
+
+    def fit(self, base, threads, **build):
+        from vecdb_index.contract import Budget, Rows
+        from vecdb_index.mib.backend import BACKEND
+        from vecdb_index.mib.params import MIB
+
+        params = MIB(**build)
+        rows = Rows(base, np.linalg.norm(base, axis=1).astype(np.float32), self.metric)
+        self.arrays = BACKEND.build(rows, {}, params, Budget(threads=threads), lambda share: None)
+        self.index = BACKEND.open(self.arrays, {}, rows, params)
+
+    def set_query_params(self, short):
+        self.short = int(short)
+
+    def query_batch(self, queries, k):
+        return self.index.look(queries, k, self.short).rows
+
+    def bytes_on_disk(self):
+        return sum(array.nbytes for array in self.arrays.values())
+
+
 def saved(save):
     with tempfile.TemporaryDirectory(dir=sys.argv[2]) as folder:
         path = folder + "/index"
@@ -241,7 +320,7 @@ def saved(save):
 
 ADAPTERS = {
     "hnswlib": Hnswlib, "faiss": Faiss, "usearch": Usearch, "voyager": Voyager, "scann": Scann, "rabitqlib": Symqg, "svs": Svs,
-    "ngt": Ngt, "vecdb": Vecdb,
+    "ngt": Ngt, "vecdb": Vecdb, "usearch-bits": UsearchBits, "turbovec": Turbovec, "vecdb-mib": VecdbMIB,
 }  # fmt: skip
 
 

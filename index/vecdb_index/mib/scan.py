@@ -1,7 +1,7 @@
 """All codes of a segment, or of the blocks with allowed rows, against the tables of some queries: kernels.
 
 For each block of 32 rows, sixteen dimensions at a time: four bits of each row are looked up in a query's table by one byte
-shuffle, four lookups are added as bytes and then as 16-bit numbers, of the even bytes and of the odd ones (Andre, Kermarrec
+shuffle, eight lookups are added as bytes and then as 16-bit numbers, of the even bytes and of the odd ones (Andre, Kermarrec
 and Le Scouarnec, VLDB 2015). Queries that go together share the loads and the splitting of bytes into halves. Estimates are
 compared with the least that counts as soon as a block is done, and only rows that reach it go to the query's *list*: entries as
 `kernels.select` has them. A list that is full is cut to the best; what is kept in the end are the `count` best of all rows by
@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ..codec.bits import BLOCK
+from ..codec.bits import BLOCK, LEVELS
 from ..kernels.compile import intrinsic, kernel
 from ..kernels.distances import fma, key_of, load, pair, pointer, prefetch
 from ..kernels.product import AVX2
@@ -30,6 +30,7 @@ from ..kernels.select import keep_least, key_in, offer, packed, row_in
 TOGETHER = 4  # queries that share what is done for a block
 _NARROW = 768  # dimensions up to which four do; beyond, the tables of two fill the nearest cache
 _TILE_BYTES = 128 << 10  # of codes that stay in a core's own cache while all queries pass over them
+_BYTES_TOGETHER = 255 // LEVELS // 2  # of a code, whose lookups are added as bytes
 _COMING = 6  # rows that are on their way while one is looked at
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BYTES, _SHORTS, _HALF = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I8, 16)
@@ -77,16 +78,16 @@ def _sums_of(together: int) -> Any:
             at = builder.phi(_I64)
             evens, odds = ([builder.phi(_SHORTS) for _ in range(together)] for _ in range(2))
             even, odd = list(evens), list(odds)
-            for pair_ in range(0, 8, 2):
+            for start in range(0, 8, _BYTES_TOGETHER):
                 total: list[Any] = [None] * together
-                for byte in (pair_, pair_ + 1):
+                for byte in range(start, start + _BYTES_TOGETHER):
                     offset = builder.add(at, const(byte * BLOCK))
                     both = load(builder, builder.bitcast(builder.gep(code, [offset]), _BYTES.as_pointer()), _BYTES)
                     upper = builder.bitcast(builder.lshr(builder.bitcast(both, _SHORTS), four), _BYTES)
                     halves = builder.and_(both, low), builder.and_(upper, low)
                     for half, nibbles in enumerate(halves):
-                        for j, start in enumerate(starts):
-                            place = builder.gep(start, [builder.add(offset, const(16 * half))])
+                        for j, table in enumerate(starts):
+                            place = builder.gep(table, [builder.add(offset, const(16 * half))])
                             line = load(builder, builder.bitcast(place, _HALF.as_pointer()), _HALF)
                             found = builder.call(shuffle, [builder.shuffle_vector(line, line, twice), nibbles])
                             total[j] = found if total[j] is None else builder.add(total[j], found)
