@@ -1,0 +1,211 @@
+"""What is reported of hits in the place of the metric's own score, told by the bits of an index: its, surprise, likelihood.
+
+`vecdb_index.mib.scores` says what they are. Hits stay in their rank. The bits of a row are those of its segment's index; of
+rows that lie elsewhere (in memory, or in a segment whose index is yet to be built) they are made when they are asked for, by
+the encoder of the segment with most rows. Estimates of several segments are compared as keys. Any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from vecdb_index.contract import Bitmap, Queries, Rows, SparseRows
+from vecdb_index.kernels.distances import read_only
+from vecdb_index.mib.gate import NEAREST
+from vecdb_index.mib.scan import Bits
+from vecdb_index.mib.scores import FEWEST, LEAST_ROWS, Null, Question, its, likelihood, sampled, taken
+from vecdb_index.mib.search import MIBSearcher
+from vecdb_storage.segment import StoredField
+from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
+
+from ..errors import InvalidInput
+from ..hits import band
+from ..schema import AUTO
+from . import bitmaps
+from .executor import Answer, Found
+from .indexes import index_of, rows_of
+from .planner import Asked
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A part with rows of the field. rows: live ones that have a vector. allowed: those of them that may be found.
+
+    index: None where it has none of bits.
+    """
+
+    part: Part
+    stored: StoredField
+    rows: Bitmap
+    allowed: Bitmap
+    index: MIBSearcher | None
+
+
+class _Asked:
+    """One query, put to the encoder of each index once."""
+
+    def __init__(self, parts: Sequence[_Here], lender: MIBSearcher, vector: npt.NDArray[np.float32]) -> None:
+        """lender: whose encoder is for rows that have no bits. vector: (1, d)."""
+        self._parts, self._lender, self._vector = parts, lender, vector
+        self._questions: dict[int, Question] = {}
+
+    def of(self, index: MIBSearcher) -> Question:
+        question = self._questions.get(id(index))
+        if question is None:
+            question = self._questions[id(index)] = Question(index.encoder, self._vector)
+        return question
+
+    def told(self, hits: Sequence[Found], tell: Callable[[MIBSearcher, Question, Bits], Values]) -> Values:
+        """What `tell` says of the hits of each part, by their codes; in the order of the hits."""
+        found = np.empty(len(hits), np.float64)
+        for here in self._parts:
+            mine = [at for at, hit in enumerate(hits) if hit.part is here.part]
+            if not mine:
+                continue
+            rows = np.array([hits[at].row for at in mine], np.int64)
+            index = self._lender if here.index is None else here.index
+            if here.index is not None:
+                some = taken(here.index.bits, rows)
+            else:
+                vectors = np.ascontiguousarray(here.stored.vectors[rows])
+                few = Rows(vectors, np.ascontiguousarray(here.stored.norms[rows]), index.rows.metric)
+                some = Bits(*index.encoder.coded(few), len(rows))
+            found[mine] = tell(index, self.of(index), some)
+        return found
+
+
+_Tell = Callable[[_Asked, Sequence[Found]], Values]
+
+
+def report(snapshot: Snapshot, asked: Asked, queries: Queries, answer: Answer, score: str) -> None:
+    """Puts the score that was asked for, "its", "surprise" or "likelihood", beside each hit, and of its the label.
+
+    Raises InvalidInput where the field has no bits, or too few rows; Cancelled, DeadlineReached.
+    """
+    _check(asked, score)
+    assert not isinstance(queries, SparseRows)
+    answer.reported = np.full((len(queries), asked.k), np.nan, np.float32)
+    if not any(answer[at] for at in range(len(queries))):
+        return
+    parts = _parts(snapshot, asked)
+    lender = max((here.index for here in parts if here.index is not None), key=lambda index: len(index.rows), default=None)
+    if lender is None:
+        raise InvalidInput(
+            f'it has no index of bits yet, by which score="{score}" is told: flush() waits for one', field=asked.field
+        )
+    tell = _TELL[score](parts, asked)
+    for at in range(len(queries)):
+        if asked.control is not None:
+            asked.control.poll()
+        hits = answer[at]
+        values = tell(_Asked(parts, lender, queries[at : at + 1]), hits).astype(np.float32)
+        answer.reported[at, : len(hits)] = values
+        for hit, value in zip(hits, values.tolist(), strict=True):
+            hit.reported, hit.label = value, band(value) if score == "its" else None
+
+
+def _check(asked: Asked, score: str) -> None:
+    """The field is declared to have bits."""
+    index = asked.declared.index
+    if index == AUTO or index.backend != "mib":
+        named = f'"{AUTO}"' if index == AUTO else index.backend
+        raise InvalidInput(
+            f'score="{score}" is told by an index of bits, and its index is {named}: set_index("mib") and flush(), '
+            "or leave score= out",
+            field=asked.field,
+        )
+
+
+def _parts(snapshot: Snapshot, asked: Asked) -> list[_Here]:
+    found = []
+    for part in snapshot.parts:
+        stored = part.field(asked.field) if part.rows else None
+        if stored is None:
+            continue
+        rows = rows_of(stored, asked.declared.metric)
+        searcher = index_of(part, asked.field, rows).searcher if isinstance(part, SegmentPart) else None
+        live, allowed = (
+            _words(words, stored, part.rows)
+            for words in (bitmaps.allowed(part, None), bitmaps.allowed(part, asked.where, asked.without))
+        )
+        found.append(_Here(part, stored, live, allowed, searcher if isinstance(searcher, MIBSearcher) else None))
+    return found
+
+
+def _words(words: Bitmap | None, stored: StoredField, rows: int) -> Bitmap:
+    """Of those that have a vector, as a bitmap where that is all, too."""
+    if words is None:
+        words = np.packbits(np.arange(-(-rows // 64) * 64) < rows, bitorder="little").view(np.uint64)
+    return read_only(words if stored.present is None else words & stored.present)
+
+
+def _its(parts: Sequence[_Here], asked: Asked) -> _Tell:
+    return lambda query, hits: query.told(hits, lambda _, question, some: its(question, some))
+
+
+def _estimates(query: _Asked, hits: Sequence[Found]) -> Values:
+    return query.told(hits, lambda _, question, some: _in_order(question, some))
+
+
+def _in_order(question: Question, some: Bits) -> Values:
+    keys, rows = question.estimated(some)
+    return keys[np.argsort(rows)]
+
+
+def _surprise(parts: Sequence[_Here], asked: Asked) -> _Tell:
+    rows = sum(bitmaps.count(here.rows, here.part.rows) for here in parts)
+    null = [(here.index, read_only(here.rows & sampled(here.index.bits))) for here in parts if here.index is not None]
+    there = sum(bitmaps.count(words, 0) for _, words in null)
+    if there < FEWEST:
+        raise InvalidInput(
+            f'score="surprise" goes by {FEWEST} rows or more that have bits, and there are {there:,}: leave score= out',
+            field=asked.field,
+        )
+
+    def tell(query: _Asked, hits: Sequence[Found]) -> Values:
+        keys = [query.of(index).estimated(index.bits, words)[0] for index, words in null]
+        return Null(np.sort(np.concatenate(keys))).surprise(_estimates(query, hits), rows)
+
+    return tell
+
+
+def _likelihood(parts: Sequence[_Here], asked: Asked) -> _Tell:
+    measured = [here.index for here in parts if here.index is not None and len(here.index.likelihood)]
+    if not measured:
+        raise InvalidInput(
+            f'score="likelihood" is measured on segments of {LEAST_ROWS:,} rows or more, and there is none: '
+            "merge(), or leave score= out",
+            field=asked.field,
+        )
+    curve = max(measured, key=lambda index: len(index.rows)).likelihood
+    few = sum(bitmaps.count(here.allowed, here.part.rows) for here in parts) <= NEAREST
+
+    def tell(query: _Asked, hits: Sequence[Found]) -> Values:
+        if few:  # then all are among the nearest
+            return np.ones(len(hits), np.float64)
+        keys = [
+            query.of(here.index).estimated(here.index.bits, here.allowed, NEAREST)[0]
+            for here in parts
+            if here.index is not None
+        ]
+        best = np.sort(np.concatenate(keys))[-NEAREST:]
+        # Where fewer than ten have bits, most of what may be found is in memory, and the last of these has to do.
+        tenth = float(best[0]) if len(best) else float(_estimates(query, hits).min())
+        return query.told(
+            hits,
+            lambda index, question, some: likelihood(
+                index.likelihood if len(index.likelihood) else curve, question, _in_order(question, some), tenth
+            ),
+        )
+
+    return tell
+
+
+_TELL: dict[str, Callable[[Sequence[_Here], Asked], _Tell]] = {
+    "its": _its, "surprise": _surprise, "likelihood": _likelihood,
+}  # fmt: skip
