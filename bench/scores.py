@@ -63,7 +63,9 @@ def _its(docs: Any, each: DataSet, queries: np.ndarray) -> None:
     its, own = _found(docs, queries, "its"), _found(docs, queries)
     near = np.arange(K) < NEAREST
     labels = np.array([[band(value) for value in mine] for mine in its.tolist()])
-    head("band", "points", f"of them among the {NEAREST} nearest", f"of the {NEAREST} nearest, are in it", f"{each.metric}, mean")
+    head(
+        "band", "points", f"of them among the {NEAREST} nearest", f"of the {NEAREST} nearest, are in it", f"{each.metric}, mean"
+    )
     for _, label in BANDS:
         mine = labels == label
         if mine.any():
@@ -93,7 +95,12 @@ def _likelihood(docs: Any, each: DataSet, queries: np.ndarray, of: str) -> None:
     for at in range(_BINS):
         if (mine := bins == at).any():
             share, mean = float(true[mine].mean()), float(said[mine].mean())
-            row(f"{at / _BINS:.1f} to {(at + 1) / _BINS:.1f}", f"{mine.sum():,}", f"{mean:.3f}", f"{share:.3f} {_bar(share, mean)}")
+            row(
+                f"{at / _BINS:.1f} to {(at + 1) / _BINS:.1f}",
+                f"{mine.sum():,}",
+                f"{mean:.3f}",
+                f"{share:.3f} {_bar(share, mean)}",
+            )
     base = NEAREST / K
     print(f"\nBrier {np.square(said - true).mean():.5f}; of {base} for all, {base * (1 - base):.5f}")
 

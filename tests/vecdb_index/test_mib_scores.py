@@ -310,7 +310,14 @@ def test_few_rows_have_no_curve_and_damaged_ones_are_refused() -> None:
     curve = arrays["likelihood"]
     assert curve.dtype == np.float64 and len(curve) > 3 and (np.diff(curve, axis=0) >= 0).all()
     assert curve[0, 1] >= 0 and curve[-1, 1] <= 1
-    for wrong in (curve[::-1], curve[:, :1], curve * np.nan, curve.astype(np.float32), curve + [[0, 1]], curve - [[0, 1]]):
+    for wrong in (
+        curve[::-1],
+        curve[:, :1],
+        curve * np.nan,
+        curve.astype(np.float32),
+        curve + np.array([0, 1]),
+        curve - np.array([0, 1]),
+    ):
         with pytest.raises(Damaged, match="likelihoods"):
             BACKEND.open({**arrays, "likelihood": wrong}, {}, rows, MIB())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from vecdb_index.contract import Bitmap, Queries, Rows, SparseRows
-from vecdb_index.kernels.distances import read_only
+from vecdb_index.flat.backend import exactly
 from vecdb_index.mib.gate import NEAREST
 from vecdb_index.mib.scan import Bits
 from vecdb_index.mib.scores import FEWEST, LEAST_ROWS, Null, Question, its, likelihood, sampled, taken
@@ -29,6 +29,7 @@ from .executor import Answer, Found
 from .indexes import index_of, rows_of
 from .planner import Asked
 
+_LOOKED_AT = 4 * NEAREST  # rows of a part without bits, of which the ten best estimates are taken
 Values = npt.NDArray[np.float64]
 
 
@@ -51,13 +52,13 @@ class _Asked:
 
     def __init__(self, parts: Sequence[_Here], lender: MIBSearcher, vector: npt.NDArray[np.float32]) -> None:
         """lender: whose encoder is for rows that have no bits. vector: (1, d)."""
-        self._parts, self._lender, self._vector = parts, lender, vector
+        self._parts, self.lender, self.vector = parts, lender, vector
         self._questions: dict[int, Question] = {}
 
     def of(self, index: MIBSearcher) -> Question:
         question = self._questions.get(id(index))
         if question is None:
-            question = self._questions[id(index)] = Question(index.encoder, self._vector)
+            question = self._questions[id(index)] = Question(index.encoder, self.vector)
         return question
 
     def told(self, hits: Sequence[Found], tell: Callable[[MIBSearcher, Question, Bits], Values]) -> Values:
@@ -68,15 +69,16 @@ class _Asked:
             if not mine:
                 continue
             rows = np.array([hits[at].row for at in mine], np.int64)
-            index = self._lender if here.index is None else here.index
-            if here.index is not None:
-                some = taken(here.index.bits, rows)
-            else:
-                vectors = np.ascontiguousarray(here.stored.vectors[rows])
-                few = Rows(vectors, np.ascontiguousarray(here.stored.norms[rows]), index.rows.metric)
-                some = Bits(*index.encoder.coded(few), len(rows))
-            found[mine] = tell(index, self.of(index), some)
+            index = self.lender if here.index is None else here.index
+            found[mine] = tell(index, self.of(index), self.coded(here, rows))
         return found
+
+    def coded(self, here: _Here, rows: npt.NDArray[np.int64]) -> Bits:
+        """The codes of some rows of a part; the lender's, where it has none."""
+        if here.index is not None:
+            return taken(here.index.bits, rows)
+        vectors, norms = (np.ascontiguousarray(each[rows]) for each in (here.stored.vectors, here.stored.norms))
+        return Bits(*self.lender.encoder.coded(Rows(vectors, norms, self.lender.rows.metric)), len(rows))
 
 
 _Tell = Callable[[_Asked, Sequence[Found]], Values]
@@ -141,7 +143,7 @@ def _words(words: Bitmap | None, stored: StoredField, rows: int) -> Bitmap:
     """Of those that have a vector, as a bitmap where that is all, too."""
     if words is None:
         words = np.packbits(np.arange(-(-rows // 64) * 64) < rows, bitorder="little").view(np.uint64)
-    return read_only(words if stored.present is None else words & stored.present)
+    return words if stored.present is None else words & stored.present
 
 
 def _its(parts: Sequence[_Here], asked: Asked) -> _Tell:
@@ -159,7 +161,7 @@ def _in_order(question: Question, some: Bits) -> Values:
 
 def _surprise(parts: Sequence[_Here], asked: Asked) -> _Tell:
     rows = sum(bitmaps.count(here.rows, here.part.rows) for here in parts)
-    null = [(here.index, read_only(here.rows & sampled(here.index.bits))) for here in parts if here.index is not None]
+    null = [(here.index, here.rows & sampled(here.index.bits)) for here in parts if here.index is not None]
     there = sum(bitmaps.count(words, 0) for _, words in null)
     if there < FEWEST:
         raise InvalidInput(
@@ -172,6 +174,16 @@ def _surprise(parts: Sequence[_Here], asked: Asked) -> _Tell:
         return Null(np.sort(np.concatenate(keys))).surprise(_estimates(query, hits), rows)
 
     return tell
+
+
+def _best(query: _Asked, here: _Here, asked: Asked) -> Values:
+    """The ten best estimates of rows of a part that may be found; where it has no bits, of those that are nearest."""
+    if here.index is not None:
+        return query.of(here.index).estimated(here.index.bits, here.allowed, NEAREST)[0]
+    rows = rows_of(here.stored, asked.declared.metric)
+    found = exactly(rows).search(query.vector, _LOOKED_AT, allowed=here.allowed, control=asked.control)
+    some = query.coded(here, found.rows[0, : int(found.lengths[0])])
+    return query.of(query.lender).estimated(some, count=NEAREST)[0]
 
 
 def _likelihood(parts: Sequence[_Here], asked: Asked) -> _Tell:
@@ -188,14 +200,8 @@ def _likelihood(parts: Sequence[_Here], asked: Asked) -> _Tell:
     def tell(query: _Asked, hits: Sequence[Found]) -> Values:
         if few:  # then all are among the nearest
             return np.ones(len(hits), np.float64)
-        keys = [
-            query.of(here.index).estimated(here.index.bits, here.allowed, NEAREST)[0]
-            for here in parts
-            if here.index is not None
-        ]
-        best = np.sort(np.concatenate(keys))[-NEAREST:]
-        # Where fewer than ten have bits, most of what may be found is in memory, and the last of these has to do.
-        tenth = float(best[0]) if len(best) else float(_estimates(query, hits).min())
+        best = np.concatenate([_best(query, here, asked) for here in parts])
+        tenth = float(np.sort(best)[-NEAREST])
         return query.told(
             hits,
             lambda index, question, some: likelihood(

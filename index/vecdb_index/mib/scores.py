@@ -52,7 +52,7 @@ _ASKED, _LISTED = 256, 512  # rows that are queries then, and rows that are look
 _TASK = 32  # of these queries
 _ROOM = 256  # entries beyond those wanted before a list is cut
 _FAR = 30.0  # deviations beyond which a tail is that of its series
-_EVERY = read_only(np.zeros(0, np.uint64))
+_EVERY = np.zeros(0, np.uint64)
 NO_CURVE = np.zeros((0, 2), np.float64)
 
 
@@ -83,10 +83,12 @@ class Question:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """(keys, rows) of the best estimates, best first: of `count` rows, or all. words: of allowed rows, empty for all."""
         blocks, most = len(bits.codes), int(np.bitwise_count(words).sum()) if len(words) else bits.n
+        if most == 0:
+            return np.zeros(0, np.float64), np.zeros(0, np.int64)
         count = most if count is None else min(count, most)
         lists = np.empty((1, min(most, count + _ROOM) + 1), np.uint64)
         sizes, least = np.zeros(1, np.int64), np.full(1, -np.inf, np.float32)
-        scan(self._tables, self._terms, *bits, words, 0, blocks, max(1, count), lists, sizes, least)
+        scan(self._tables, self._terms, *bits, read_only(words), 0, blocks, count, lists, sizes, least)
         keys, rows = read(np.sort(lists[0, : sizes[0]])[:count])
         return keys * self._terms[0, 3] + self._terms[0, 4], rows
 
@@ -175,7 +177,7 @@ def fitted(encoder: Encoder, bits: Bits, rows: Rows, there: npt.NDArray[np.int64
     if len(there) < LEAST_ROWS:
         return NO_CURVE
     asked = there[np.linspace(0, len(there) - 1, _ASKED).astype(np.int64)]
-    words = _EVERY if rows.present is None else read_only(rows.present)
+    words = _EVERY if rows.present is None else rows.present
     exact = FlatSearcher(rows)
 
     def pairs(start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
