@@ -70,6 +70,11 @@ def test_hits_stay_in_their_order_and_a_batch_reports_what_single_searches_do(db
             assert ((batch.scores >= 0) & (batch.scores <= 1)).all()
 
 
+def test_scores_go_by_the_first_bit_of_a_dimension(db: Any) -> None:
+    one, four = (filled(db, name=f"bits-{bits}", index=MIB(rotation="hadamard", bits=bits)) for bits in (1, 4))
+    assert values(one) == values(four)
+
+
 def test_its_is_that_of_the_signs_about_the_mean(db: Any) -> None:
     """Summed up from the vectors themselves, of rows in a segment and in memory, without a rotation."""
     docs = filled(db, "l2", n=700, index=MIB(rotation="none"))

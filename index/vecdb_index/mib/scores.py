@@ -1,5 +1,7 @@
 """What bits tell of a hit beside its key: how much two codes say of each other, how rare the row is, how likely it is near.
 
+Of an index of more bits a dimension, the first ones are what they go by.
+
 *Its*, of a query's code and a row's: with a, b, c and d of D dimensions in which both bits are set, the query's alone, the
 row's alone, and neither, their mutual information is
 
