@@ -236,6 +236,13 @@ def test_shorter_numbers_and_several_fields(db: Any, dtype: Any) -> None:
     for score in SCORES:
         hits = docs.search(rows[1], 3, field="a", score=score)
         assert hits.ids[0] == 1 and hits.scores[0] > (0.9 if score == "its" else 0.2)
+    # In memory, with holes, and with points that are gone again.
+    more = {"a": [None, rows[1], None, rows[1], rows[2]], "b": rows[:5, :4]}
+    docs.upsert(ids=range(ROWS, ROWS + 5), vectors=more)
+    docs.delete([ROWS + 3, 6])
+    for score in SCORES:
+        hits = docs.search(rows[1], 3, field="a", score=score, exact=True)
+        assert set(hits.ids[:2]) == {1, ROWS + 1} and hits.scores[0] == hits.scores[1] >= hits.scores[2]
     with pytest.raises(InvalidInput, match="field 'b'.*its index is \"auto\": set_index"):
         docs.search(rows[1, :4], field="b", score="its")
 
