@@ -200,6 +200,20 @@ def test_several_segments_are_one(db: Any) -> None:
         assert np.corrcoef(a.scores.ravel(), b.scores.ravel())[0, 1] > 0.8
 
 
+@pytest.mark.parametrize(("segments", "most"), [(1, 0.7), (2, 0.7), (4, 2.0)])
+def test_likelihoods_of_a_query_add_up_to_ten(db: Any, segments: int, most: float) -> None:
+    """On the whole, in several segments, too; where these are more than three, it is a little more."""
+    n, rng = 10_000, np.random.default_rng(8)
+    docs = db.create_collection("docs", Dense(DIM, index=MIB()))
+    rows = drawn(n, 4)
+    for some in np.array_split(rng.permutation(n), segments):
+        docs.upsert(ids=some, vectors=rows[some])
+        docs.flush()
+    assert docs.info().segments == segments
+    sums = np.nansum(docs.search_batch(drawn(300, 6), 500, exact=True, score="likelihood", with_payload=False).scores, axis=1)
+    assert abs(sums.mean() - 10) <= most + 3 * sums.std() / np.sqrt(len(sums))
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_a_threshold_is_of_the_score_that_is_reported(db: Any, score: str) -> None:
     docs = filled(db, "l2")

@@ -304,20 +304,21 @@ def test_likelihoods_are_those_of_queries_that_nobody_has_seen(metric: Any, made
 
 def test_few_rows_have_no_curve_and_damaged_ones_are_refused() -> None:
     few = opened(stored(drawn(scores.LEAST_ROWS - 1, 32), "l2"))
-    assert few.likelihood.shape == (0, 2)
+    assert few.likelihood.shape == (0, 3)
     rows = stored(drawn(2500, 32), "l2")
     arrays = BACKEND.build(rows, {}, MIB(), Budget(), lambda share: None)
     curve = arrays["likelihood"]
-    assert curve.dtype == np.float64 and len(curve) > 3 and (np.diff(curve, axis=0) >= 0).all()
-    assert curve[0, 1] >= 0 and curve[-1, 1] <= 1
+    assert curve.dtype == np.float64 and curve.shape[1] == 3 and np.unique(curve[:, 0]).tolist() == [3, 5, 10]
+    for place in (3, 5, 10):
+        mine = curve[curve[:, 0] == place]
+        assert len(mine) > 3 and (np.diff(mine, axis=0) >= 0).all() and mine[0, 2] >= 0 and mine[-1, 2] <= 1
+        assert mine[0, 1] < 0 <= mine[-1, 1], "margins below that place, and at it or above"
+    one = curve[curve[:, 0] == 5]
+    shifts = np.array([0, 0, 1.5])
     for wrong in (
-        curve[::-1],
-        curve[:, :1],
-        curve * np.nan,
-        curve.astype(np.float32),
-        curve + np.array([0, 1]),
-        curve - np.array([0, 1]),
-    ):
+        curve[::-1], curve[:, :2], curve * np.nan, curve.astype(np.float32), curve + shifts, curve - shifts, one, curve[1:, None],
+        curve + np.array([1, 0, 0]), np.r_[one, one[:1] - [0, 1, 0], curve[curve[:, 0] != 5]],
+    ):  # fmt: skip
         with pytest.raises(Damaged, match="likelihoods"):
             BACKEND.open({**arrays, "likelihood": wrong}, {}, rows, MIB())
 

@@ -194,20 +194,21 @@ def _likelihood(parts: Sequence[_Here], asked: Asked) -> _Tell:
             "merge(), or leave score= out",
             field=asked.field,
         )
-    curve = max(measured, key=lambda index: len(index.rows)).likelihood
-    few = sum(bitmaps.count(here.allowed, here.part.rows) for here in parts) <= NEAREST
+    largest = max(measured, key=lambda index: len(index.rows))
+    rows = {id(here.index): bitmaps.count(here.rows, here.part.rows) for here in parts}
+    total = sum(bitmaps.count(here.allowed, here.part.rows) for here in parts)
 
     def tell(query: _Asked, hits: Sequence[Found]) -> Values:
-        if few:  # then all are among the nearest
+        if total <= NEAREST:  # then all are among the nearest
             return np.ones(len(hits), np.float64)
         best = np.concatenate([_best(query, here, asked) for here in parts])
         tenth = float(np.sort(best)[-NEAREST])
-        return query.told(
-            hits,
-            lambda index, question, some: likelihood(
-                index.likelihood if len(index.likelihood) else curve, question, _in_order(question, some), tenth
-            ),
-        )
+
+        def by_bits(index: MIBSearcher, question: Question, some: Bits) -> Values:
+            told = index if len(index.likelihood) else largest
+            return likelihood(told.likelihood, question, _in_order(question, some), tenth, rows[id(told)] / total)
+
+        return query.told(hits, by_bits)
 
     return tell
 

@@ -20,7 +20,9 @@ It rises with the estimate. Rows that do belong to the query are in the sample, 
 *Likelihood*, of an estimated key: how likely the row is one of the ten nearest, going by its *margin*: its estimate less the
 tenth best of all, over |q'|, which errors go by (see `codec.bits`). Some rows of the segment are queries to all others;
 isotonic regression (pool adjacent violators: Ayer et al., 1955) of what was true on the margin is the *curve* that is stored,
-and read between its points.
+and read between its points. Where a segment is half of all rows, about five of the ten nearest are to be expected there, and
+the tenth best of all is about its fifth: so there are curves of the five and of the three nearest, too; what is between them is
+read between them, and of less than three tenths the likelihood is somewhat too high.
 
 Plain functions and values that do not change: safe in any thread. The same numbers for any batch, threads, and either kernel
 of `scan`: each query is asked by itself, and sums are in one order.
@@ -55,7 +57,8 @@ _TASK = 32  # of these queries
 _ROOM = 256  # entries beyond those wanted before a list is cut
 _FAR = 30.0  # deviations beyond which a tail is that of its series
 _EVERY = np.zeros(0, np.uint64)
-NO_CURVE = np.zeros((0, 2), np.float64)
+PLACES = (3, 5, NEAREST)  # of a segment, which is all, the half or less of what there is
+NO_CURVE = np.zeros((0, 3), np.float64)
 
 
 class Question:
@@ -165,14 +168,25 @@ def _log2_tail(z: float) -> float:
 
 
 def likelihood(
-    curve: npt.NDArray[np.float64], question: Question, keys: npt.NDArray[np.float64], tenth: float
+    curve: npt.NDArray[np.float64], question: Question, keys: npt.NDArray[np.float64], tenth: float, share: float = 1.0
 ) -> npt.NDArray[np.float64]:
-    """(n,) in [0, 1], of estimated keys. tenth: the tenth best of all that may be found. curve: see `fitted`; not empty."""
-    return np.clip(np.interp((keys - tenth) / _positive(question.length), curve[:, 0], curve[:, 1]), 0, 1)
+    """(n,) in [0, 1], of estimated keys. tenth: the tenth best of all that may be found; share: of these, how many the curve
+    was measured among. curve: see `fitted`; not empty.
+    """
+    margins = (keys - tenth) / _positive(question.length)
+    said = [np.interp(margins, *curve[curve[:, 0] == each, 1:].T) for each in PLACES]
+    place = math.log(min(NEAREST, max(PLACES[0], NEAREST * share)))
+    for i in range(1, len(PLACES)):
+        low, high = math.log(PLACES[i - 1]), math.log(PLACES[i])
+        if place <= high:
+            part = (place - low) / (high - low)
+            return np.clip((1 - part) * said[i - 1] + part * said[i], 0, 1)
+    return np.clip(said[-1], 0, 1)
 
 
 def fitted(encoder: Encoder, bits: Bits, rows: Rows, there: npt.NDArray[np.int64], budget: Budget) -> npt.NDArray[np.float64]:
-    """(s, 2): margins, ascending, and likelihoods; empty where there are too few rows. there: those with a vector, ascending.
+    """(s, 3): for each of PLACES, margins, ascending, and likelihoods; empty where there are too few rows. there: those with a
+    vector, ascending.
 
     Each query is left out of what it is searched in: where a row lies depends on no other. Raises Cancelled.
     """
@@ -182,27 +196,34 @@ def fitted(encoder: Encoder, bits: Bits, rows: Rows, there: npt.NDArray[np.int64
     words = _EVERY if rows.present is None else rows.present
     exact = FlatSearcher(rows)
 
-    def pairs(start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    def pairs(start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Estimates, the best first, and as the how manieth nearest each row is found; NEAREST of those that are not."""
         some = asked[start : start + _TASK]
         queries = np.ascontiguousarray(rows.vectors[some], np.float32)
         near = exact.search(queries, NEAREST + 1, control=budget.control).rows
-        margins, true = np.empty((len(some), _LISTED), np.float64), np.empty((len(some), _LISTED), np.bool_)
+        best, places = np.empty((len(some), _LISTED), np.float64), np.full((len(some), _LISTED), NEAREST)
         for i, me in enumerate(some):
             question = Question(encoder, queries[i : i + 1])
             keys, found = question.estimated(bits, words, _LISTED + 1)
             keys, found = keys[found != me][:_LISTED], found[found != me][:_LISTED]
-            margins[i] = (keys - keys[NEAREST - 1]) / _positive(question.length)
-            true[i] = np.isin(found, near[i][near[i] != me][:NEAREST])
-        return margins, true
+            best[i] = keys / _positive(question.length)
+            for place, row in enumerate(near[i][near[i] != me][:NEAREST]):
+                places[i, found == row] = place
+        return best, places
 
     with ThreadPoolExecutor(budget.threads) as pool:
         parts = list(pool.map(pairs, range(0, len(asked), _TASK)))
-    margins, true = (np.concatenate(each).reshape(-1) for each in zip(*parts, strict=True))
-    at, place, many = np.unique(margins, return_inverse=True, return_counts=True)
-    levels, sizes = isotonic(np.bincount(place, true) / many, many)
-    ends = np.cumsum(sizes)
-    totals = np.add.reduceat(at * many, ends - sizes) / np.add.reduceat(many, ends - sizes)
-    return np.column_stack([np.maximum.accumulate(totals), levels])  # a rounded mean may be a last bit off
+    best, places = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return np.concatenate([_curve_of(each, best - best[:, each - 1 : each], places < each) for each in PLACES])
+
+
+def _curve_of(place: int, margins: npt.NDArray[np.float64], true: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    at, where, many = np.unique(margins.reshape(-1), return_inverse=True, return_counts=True)
+    levels, sizes = isotonic(np.bincount(where, true.reshape(-1)) / many, many)
+    starts = np.cumsum(sizes) - sizes
+    means = np.add.reduceat(at * many, starts) / np.add.reduceat(many, starts)
+    means = np.maximum.accumulate(means)  # rounded, they may be a last bit off
+    return np.column_stack([np.full(len(means), place), means, levels])
 
 
 def fitting(n: int, width: int, threads: int) -> int:
@@ -234,10 +255,14 @@ def isotonic(
 
 def checked(curve: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """A stored curve. Raises Damaged."""
-    shaped = curve.dtype == np.float64 and curve.ndim == 2 and curve.shape[1] == 2
-    if not shaped or not np.isfinite(curve).all() or not (np.diff(curve, axis=0) >= 0).all():
-        raise Damaged("the likelihoods of rows are no ascending curve")
-    if ((curve[:, 1] < 0) | (curve[:, 1] > 1)).any():
+    if curve.dtype != np.float64 or curve.ndim != 2 or curve.shape[1] != 3 or not np.isfinite(curve).all():
+        raise Damaged("the likelihoods of rows are no table of them")
+    if len(curve) and tuple(np.unique(curve[:, 0])) != PLACES:
+        raise Damaged("the likelihoods of rows are of other places")
+    for place in PLACES:
+        if not (np.diff(curve[curve[:, 0] == place], axis=0) >= 0).all():
+            raise Damaged("the likelihoods of rows do not rise with their margins")
+    if ((curve[:, 2] < 0) | (curve[:, 2] > 1)).any():
         raise Damaged("the likelihoods of rows are no shares")
     return curve
 
