@@ -4,7 +4,7 @@ run CONFIG.toml: nearest-neighbour indexes side by side, with plots: see `run.py
 vectors beside peers and through the API, see `sparse.py` and `sparse_engine.py`. All
 others are tables by name:
 
-ingest, small: writing. flat: searching exactly. mib: by bits. recall: asked and delivered. filtered: searches with a filter.
+ingest, small: writing. flat: searching exactly. mib: by bits. scores: what bits report of hits. recall: asked and delivered. filtered: searches with a filter.
 planner: its choices beside the best ones. threads: searches of several, and while somebody writes. overhead, open: what is around.
 files: loading Parquet and fbin, memory, and the shell. serving: the server beside the embedded API and servers of peers. endurance: space, write amplification, recovery, verify, and 20 minutes of mixed load; its parts are chosen by --parts.
 
@@ -73,7 +73,7 @@ def main() -> None:
     tables = {
         "ingest": ingest, "small": small, "flat": flat, "overhead": overhead, "open": opening, "endurance": endurance, "files": files,
         "serving": serving, "mib": mib,
-        **{name: partial(of_sets, name) for name in ("recall", "filtered", "planner", "threads")},
+        **{name: partial(of_sets, name) for name in ("recall", "filtered", "planner", "threads", "scores")},
     }  # fmt: skip
     parser.add_argument("tables", nargs="*", choices=[*tables, []], help="which; all by default")
     parser.add_argument("--points", type=int, default=200_000, help="of the ingest table")

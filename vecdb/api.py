@@ -104,13 +104,13 @@ class Collection(Protocol):
     def search(
         self, query: Any, k: int = 10, *, where: Where = None, field: str | None = None, recall: float | None = None,
         exact: bool = False, with_payload: bool = True, with_vectors: bool | Sequence[str] = False,
-        score_threshold: float | None = None, group_by: str | None = None, group_size: int = 3, explain: bool = False,
-        timeout: float | None = None,
+        score_threshold: float | None = None, score: str | None = None, group_by: str | None = None, group_size: int = 3,
+        explain: bool = False, timeout: float | None = None,
     ) -> Any: ...  # fmt: skip
     def search_batch(
         self, queries: Any, k: int = 10, *, where: Where = None, field: str | None = None, recall: float | None = None,
         exact: bool = False, with_payload: bool = True, with_vectors: bool | Sequence[str] = False,
-        score_threshold: float | None = None, explain: bool = False, timeout: float | None = None,
+        score_threshold: float | None = None, score: str | None = None, explain: bool = False, timeout: float | None = None,
     ) -> BatchHits: ...  # fmt: skip
     def search_hybrid(
         self, queries: Mapping[str, Any], k: int = 10, *, fuse: How = "rrf", weights: Mapping[str, float] | None = None,

@@ -76,6 +76,22 @@ def checked_recall(recall: Any) -> float:
     return float(recall)
 
 
+SCORES = ("its", "surprise", "likelihood")
+
+
+def checked_score(score: Any) -> str | None:
+    """None for the metric's own. Raises InvalidInput."""
+    if score is not None and score not in SCORES:
+        raise InvalidInput(f"score is one of {', '.join(SCORES)}, or None for the metric's own; not {score!r}")
+    return score  # type: ignore[no-any-return]
+
+
+def check_ungrouped(score: Any) -> None:
+    """Groups are of hits by the metric's own score. Raises InvalidInput."""
+    if score is not None:
+        raise InvalidInput("groups have the metric's own score; leave score= or group_by= out")
+
+
 def check_threshold(score_threshold: Any) -> None:
     number = isinstance(score_threshold, int | float | np.number) and not isinstance(score_threshold, bool)
     if score_threshold is not None and (not number or score_threshold != score_threshold):

@@ -38,6 +38,7 @@ from .arguments import (
     check_columns_alone,
     check_embedded,
     check_threshold,
+    check_ungrouped,
     checked_examples,
     checked_fusion,
     checked_group_by,
@@ -46,6 +47,7 @@ from .arguments import (
     checked_patches,
     checked_points,
     checked_recall,
+    checked_score,
     checked_timeout,
     checked_truth,
     is_texts,
@@ -481,6 +483,7 @@ class Collection:
         with_payload: WithPayload = True,
         with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None,
+        score: str | None = None,
         group_by: str | None = None,
         group_size: int = 3,
         explain: bool = False,
@@ -491,20 +494,25 @@ class Collection:
         query: (d,) numbers; of a sparse field {component: weight}, (components, weights) or a SparseVector; or a text in a
         collection with an encoder. where: a filter, as expression, dict or text. field:
         which vector, when there are several. recall: the share of the true k nearest to deliver (default 0.95); exact: all of
-        them. with_payload: "json" leaves payloads the bytes that are stored. score_threshold: least similarity, or greatest
-        distance for l2. group_by: a payload path; the answer is then a list of the k best `Group`s of up to group_size hits.
-        explain: fills `hits.plan`. timeout: seconds. Raises DimensionMismatch, InvalidVector, InvalidFilter, InvalidInput,
-        Corruption, DeadlineExceeded.
+        them. with_payload: "json" leaves payloads the bytes that are stored. score_threshold: least score, or greatest
+        distance for l2. score: what is reported, of a field with an index of bits, in the place of the metric's own score:
+        "its", 0 to 1 and with a `label`, "surprise", in bits, or "likelihood", 0 to 1 (docs/mib.md); hits stay in their order.
+        group_by: a payload path; the answer is then a list of the k best `Group`s of up to group_size hits. explain: fills
+        `hits.plan`. timeout: seconds. Raises DimensionMismatch, InvalidVector, InvalidFilter, InvalidInput, Corruption,
+        DeadlineExceeded.
         """
         self._checked_fields(with_vectors)
         check_threshold(score_threshold)
         if group_by is not None:
+            check_ungrouped(score)
             return self._grouped(query, k, where, field, score_threshold, group_by, group_size, with_payload, with_vectors)
         started = time.perf_counter()
         if field is None and isinstance(query, str):
             field = self.embedding.field
         vector = self._query_vectors(query, field)
-        found, declared, plan = self._search(vector, k, where, field, recall, exact, explain, started, timeout=timeout)
+        found, declared, plan = self._search(
+            vector, k, where, field, recall, exact, explain, started, timeout=timeout, score=score, least=score_threshold
+        )
         hits = self._hits(found[0], declared, score_threshold, with_payload, with_vectors)
         hits.plan = plan
         if plan is not None:
@@ -523,6 +531,7 @@ class Collection:
         with_payload: WithPayload = True,
         with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None,
+        score: str | None = None,
         explain: bool = False,
         timeout: float | None = None,
     ) -> BatchHits:
@@ -540,13 +549,14 @@ class Collection:
         vectors, k = self._query_vectors(queries, field, batch=True), checked_k(k)
         check_places(len(vectors), k)
         found, declared, plan = self._search(
-            vectors, k, where, field, recall, exact, explain, started, timeout=timeout, batch=True
-        )
+            vectors, k, where, field, recall, exact, explain, started, timeout=timeout, batch=True, score=score,
+            least=score_threshold,
+        )  # fmt: skip
         ids, scores = np.full((len(vectors), k), None, object), np.full((len(vectors), k), np.nan, np.float32)
         width = found.keys.shape[1]
         kept = found.keys > -np.inf
-        scores[:, :width][kept] = _scores(found.keys[kept], declared)
-        if score_threshold is not None:
+        scores[:, :width][kept] = _scores(found.keys[kept], declared) if found.reported is None else found.reported[kept]
+        if score_threshold is not None and found.reported is None:
             kept &= scores[:, :width] <= score_threshold if declared.metric == "l2" else scores[:, :width] >= score_threshold
             scores[:, :width][~kept] = np.nan
         ids[:, :width][kept] = found.ids[kept]
@@ -842,9 +852,11 @@ class Collection:
         timeout: float | None = None,
         batch: bool = False,
         snapshot: Snapshot | None = None,
+        score: str | None = None,
+        least: float | None = None,
     ) -> tuple[Answer, Field, Plan | None]:
-        """Plan and execute. snapshot: None for one as of now."""
-        k, timeout = checked_k(k), checked_timeout(timeout)
+        """Plan and execute. snapshot: None for one as of now. score: what is reported; least: of that, where it is given."""
+        k, timeout, score = checked_k(k), checked_timeout(timeout), checked_score(score)
         asked = 1.0 if exact else DEFAULT_RECALL if recall is None else checked_recall(recall)
         expression = parse_filter(where)
         snapshot = self._snapshot() if snapshot is None else snapshot
@@ -861,6 +873,11 @@ class Collection:
             wanted = replace(wanted, whole=mine.calibration, outgrown=mine.outgrown_by(snapshot, name))
         try:
             found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=told)
+            searched = time.perf_counter()
+            if score is not None:
+                from .search.scores import report
+
+                report(snapshot, wanted, vectors, found, score)
         except DeadlineReached:
             after = "" if timeout is None else f" than {timeout:g} s"
             raise DeadlineExceeded(f"the search took longer{after}; give it more time, or ask for less recall") from None
@@ -870,23 +887,30 @@ class Collection:
             raise errors.Overloaded(f"{error}; search from fewer threads, or ask for several queries together") from None
         if self._prober is not None:
             self._prober.offer(self._uuid, snapshot, wanted, vectors, found)
+        if score is not None and least is not None:
+            found.keep(least)
         if told is None:
             return found, fields[name], None
-        spent = time.perf_counter() - planned - told.checking
+        spent = {"search": searched - planned - told.checking, "check": told.checking}
+        if score is not None:
+            spent["score"] = time.perf_counter() - searched
         plan = Plan(
             field=name, metric=fields[name].metric, queries=len(vectors), k=k,
             where=None if expression is None else str(expression),
             recall_asked=asked, seq=snapshot.seq, parts=told.parts, certified=told.certified,
-            stages={"plan": 1000 * (planned - started), "search": 1000 * spent, "check": 1000 * told.checking},
+            stages={"plan": 1000 * (planned - started), **{stage: 1000 * seconds for stage, seconds in spent.items()}},
         )  # fmt: skip
         return found, fields[name], plan
 
     def _hits(
         self, found: list[Found], declared: Field, threshold: float | None, with_payload: WithPayload, with_vectors: Any
     ) -> Hits:
-        if threshold is not None:
+        reported = bool(found) and found[0].reported is not None
+        if threshold is not None and not reported:  # of those that are, what is below was left out
             found = _within(found, declared, threshold)
-        if declared.metric == "cosine":  # the usual metric, without a call for each hit; see _score
+        if reported:
+            hits = [Hit(each.id, each.reported or 0.0, label=each.label) for each in found]
+        elif declared.metric == "cosine":  # the usual metric, without a call for each hit; see _score
             hits = [Hit(each.id, min(1.0, max(-1.0, each.key))) for each in found]
         else:
             hits = [Hit(each.id, _score(each.key, declared)) for each in found]

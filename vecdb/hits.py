@@ -25,14 +25,35 @@ def check_places(queries: int, k: int) -> None:
         raise InvalidInput(f"{queries:,} queries with k={k:,} have more than {_MOST_PLACES:,} places: ask for less")
 
 
+BANDS = (
+    (0.894, "Close Match"), (0.632, "Very High Relevance"), (0.447, "High Relevance"), (0.316, "Good Relevance"),
+    (0.224, "Low Relevance"), (0.1, "Very Low Relevance"), (0.0, "Irrelevant"),
+)  # fmt: skip
+
+
+def band(its: float) -> str:
+    """The name of the band in which a score of `score="its"` lies, "Close Match" to "Irrelevant".
+
+    Published by Moorcheh.ai for a score from 0 to 1; the limits are about the roots of 0.8, 0.4, 0.2, 0.1, 0.05 and 0.01.
+    Raises InvalidInput for what is no such score.
+    """
+    if not 0 <= its <= 1:
+        raise InvalidInput(f"its is a number from 0 to 1, not {its!r}")
+    return next(label for least, label in BANDS if its >= least)
+
+
 @dataclass(slots=True)
 class Hit:
-    """One found point. score: the metric's own value. payload: None unless asked for. vectors: those asked for."""
+    """One found point. score: the metric's own value, or what `score=` asked for. payload: None unless asked for.
+
+    vectors: those asked for. label: with `score="its"`, the name of its band (`vecdb.hits.band`).
+    """
 
     id: Id
     score: float
     payload: dict[str, Any] | None = None
     vectors: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    label: str | None = None
 
     @property
     def vector(self) -> npt.NDArray[Any] | None:
@@ -76,20 +97,25 @@ class Hits(Sequence[Hit]):
         return [hit.score for hit in self._hits]
 
     def to_arrow(self) -> Any:
-        """A pyarrow.Table with columns id, score and, where asked for, payload (JSON text)."""
+        """A pyarrow.Table with columns id, score and, where there are, label, and payload (JSON text)."""
         import orjson
         import pyarrow as pa
 
         columns: dict[str, Any] = {"id": pa.array(self.ids), "score": pa.array(self.scores, pa.float32())}
+        if any(hit.label is not None for hit in self._hits):
+            columns["label"] = pa.array([hit.label for hit in self._hits])
         if any(hit.payload is not None for hit in self._hits):
             columns["payload"] = pa.array([orjson.dumps(hit.payload).decode() for hit in self._hits])
         return pa.table(columns)
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame with columns id and score, and one per payload key."""
+        """A pandas.DataFrame with columns id and score, label where there are, and one per payload key."""
         import pandas as pd
 
-        rows = [{"id": hit.id, "score": hit.score, **(hit.payload or {})} for hit in self._hits]
+        rows = [
+            {"id": hit.id, "score": hit.score, **({"label": hit.label} if hit.label else {}), **(hit.payload or {})}
+            for hit in self._hits
+        ]
         return pd.DataFrame(rows, columns=None if rows else ["id", "score"])
 
 

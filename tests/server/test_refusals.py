@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from vecdb import errors
+from vecdb import Dense, errors
 from vecdb.server.keys import Buckets, Key, Keys
-from vecdb.wire import messages
+from vecdb.wire import convert, messages
 
 UNKNOWN_KEY = grpc.StatusCode.UNAUTHENTICATED
 
@@ -128,3 +129,21 @@ def test_names_of_fields_are_checked(serving: Any, bad: str) -> None:
     wire = serving().wire()
     fields = [messages.Field(name=bad, dense=messages.Dense(dim=2))]
     assert isinstance(wire.error("Collections/Create", messages.CreateRequest(name="a", fields=fields)), errors.InvalidInput)
+
+
+def test_scores_of_bits_are_of_searches_of_one_field_without_groups(serving: Any) -> None:
+    served = serving()
+    served.connect().create_collection("docs", Dense(4, index="mib")).upsert(ids=[1], vectors=[[1, 0, 0, 0]])
+    wire, target, options = served.wire(), messages.Target(collection="docs"), messages.Options(score="its")
+    query = convert.to_vector(np.ones(4, np.float32))
+    asked = messages.SearchRequest(target=target, query=query, options=options)
+    wrong = grpc.StatusCode.INVALID_ARGUMENT
+    hybrid = messages.SearchHybridRequest(
+        target=target, queries=[messages.FieldQuery(field="vector", query=query)], options=options
+    )
+    assert wire.status("Search/SearchHybrid", hybrid) is wrong
+    assert wire.status("Search/SearchGroups", messages.SearchGroupsRequest(search=asked, group_by="n")) is wrong
+    asked.options.score = "likeness"
+    assert wire.status("Search/Search", asked) is wrong
+    asked.options.score = hybrid.options.score = ""
+    assert wire.status("Search/Search", asked) is wire.status("Search/SearchHybrid", hybrid) is grpc.StatusCode.OK

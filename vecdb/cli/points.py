@@ -98,29 +98,39 @@ def search(
     score_threshold: Annotated[
         float | None, typer.Option("--score-threshold", help="Least similarity; greatest distance for l2.", show_default=False)
     ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score", help="its, surprise or likelihood instead of the metric's own score; of an index of bits.",
+            show_default=False,
+        ),
+    ] = None,
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Print vectors, too.")] = False,
     encoder: _Encoder = None,
     timeout: _Timeout = None,
     json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """The nearest points to a text, a vector, or another point."""
     with output.opened(db) as database:
         collection = _collection(database, name, encoder)
         asked, left_out = _asked(collection, query, vector, like, field)
         hits = collection.search(
             asked, k if left_out is None else k + 1, where=where, field=field, recall=recall, exact=exact,
-            score_threshold=score_threshold, with_vectors=with_vectors, timeout=timeout,
+            score_threshold=score_threshold, score=score, with_vectors=with_vectors, timeout=timeout,
         )  # fmt: skip
         found = [hit for hit in hits if left_out is None or hit.id != left_out][:k]
         _print_hits(found, with_vectors, json)
 
 
 def _print_hits(hits: Any, with_vectors: bool, json: bool) -> None:
+    labelled = any(hit.label for hit in hits)
     if json:
-        shown = ("id", "score", "payload", "vectors") if with_vectors else ("id", "score", "payload")
+        shown = ["id", "score", *(["label"] if labelled else []), "payload", *(["vectors"] if with_vectors else [])]
         output.print_json([{name: getattr(hit, name) for name in shown} for hit in hits])
     else:
-        output.table(["id", "score", "payload"], [[str(hit.id), hit.score, _payload(hit.payload)] for hit in hits])
+        labels = ["label"] if labelled else []
+        rows = [[str(hit.id), hit.score, *(hit.label for _ in labels), _payload(hit.payload)] for hit in hits]
+        output.table(["id", "score", *labels, "payload"], rows)
 
 
 def hybrid(

@@ -21,6 +21,7 @@ from ..arguments import (
     check_chosen,
     check_columns_alone,
     check_threshold,
+    check_ungrouped,
     checked_examples,
     checked_fusion,
     checked_group_by,
@@ -29,12 +30,13 @@ from ..arguments import (
     checked_patches,
     checked_points,
     checked_recall,
+    checked_score,
     checked_timeout,
     checked_truth,
     is_texts,
 )
 from ..errors import InvalidInput, InvalidPayload, VecdbError
-from ..hits import BatchHits, Group, Hit, Hits, check_places
+from ..hits import BatchHits, Group, Hit, Hits, band, check_places
 from ..info import IndexInfo, Info
 from ..points import CHUNK_BYTES, Chunk, Point, batch_from_arrays, checked_ids, checked_queries, chunks_of, only_field
 from ..schema import Field
@@ -372,6 +374,7 @@ class AsyncCollection:
         with_payload: bool = True,
         with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None,
+        score: str | None = None,
         group_by: str | None = None,
         group_size: int = 3,
         explain: bool = False,
@@ -379,11 +382,12 @@ class AsyncCollection:
     ) -> Any:
         """As `vecdb.Collection.search`."""
         field = await self._field_of(query, field)
-        options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain)
+        options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain, score)
         request = messages.SearchRequest(target=self.target, k=_k(k), options=options)
         await self._ask(request, query, field)
         timeout = checked_timeout(timeout)
         if group_by is not None:
+            check_ungrouped(score)
             grouped = messages.SearchGroupsRequest(
                 search=request, group_by=checked_group_by(group_by), group_size=_k(group_size, "group_size")
             )
@@ -447,6 +451,7 @@ class AsyncCollection:
         with_payload: bool = True,
         with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None,
+        score: str | None = None,
         explain: bool = False,
         timeout: float | None = None,
     ) -> BatchHits:
@@ -454,7 +459,7 @@ class AsyncCollection:
         if isinstance(queries, str):
             raise InvalidInput("give a list of texts; for a single one use search")
         field = await self._field_of(queries, field)
-        options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain)
+        options = _options(where, field, recall, exact, with_payload, with_vectors, score_threshold, explain, score)
         k = _k(k)
         request = messages.SearchBatchRequest(target=self.target, k=k, options=options)
         if is_texts(queries) and not self._embedding.here:
@@ -466,7 +471,7 @@ class AsyncCollection:
             count = len(vectors)
         check_places(count, k)
         found = await self._channel.call("Search/SearchBatch", request, timeout=checked_timeout(timeout))
-        return _batch_of(found, count, k, with_payload)
+        return _batch_of(found, count, k, with_payload, score)
 
     async def calibrate(self, queries: Any, truth: Any = None, *, field: str | None = None) -> RecallReport:
         """As `vecdb.Collection.calibrate`."""
@@ -493,7 +498,7 @@ class AsyncCollection:
         positive, negative = checked_examples(positive, negative, options)
         timeout = checked_timeout(options.pop("timeout", None))
         told = {"recall": None, "exact": False, "with_payload": True, "with_vectors": False, "score_threshold": None,
-                "explain": False}  # fmt: skip
+                "explain": False, "score": None}  # fmt: skip
         if strangers := options.keys() - told.keys():
             raise TypeError(f"recommend() got an unexpected keyword argument {sorted(strangers)[0]!r}")
         told |= options
@@ -617,13 +622,13 @@ def _want_vectors(request: Any, names: Any) -> None:
 
 def _options(
     where: Where, field: str | None, recall: float | None, exact: bool, with_payload: bool, with_vectors: Any,
-    score_threshold: Any, explain: bool,
+    score_threshold: Any, explain: bool, score: str | None = None,
 ) -> Any:  # fmt: skip
     check_threshold(score_threshold)
     recall = None if recall is None else checked_recall(recall)
     made = messages.Options(
         field=field or "", recall=recall, exact=bool(exact), with_payload=bool(with_payload),
-        score_threshold=score_threshold, explain=bool(explain),
+        score_threshold=score_threshold, explain=bool(explain), score=checked_score(score) or "",
     )  # fmt: skip
     if where is not None:
         made.where.CopyFrom(convert.to_filter(where) or messages.Filter())
@@ -652,7 +657,7 @@ def plan_of(message: Any) -> Any:
     return convert.from_figures(message, Plan)
 
 
-def _batch_of(found: Any, count: int, k: int, with_payload: bool) -> BatchHits:
+def _batch_of(found: Any, count: int, k: int, with_payload: bool, score: str | None = None) -> BatchHits:
     lengths = np.array(found.lengths, np.int64)
     ids, scores = np.full((count, k), None, object), np.full((count, k), np.nan, np.float32)
     kept = np.arange(k) < lengths[:, None]
@@ -675,6 +680,8 @@ def _batch_of(found: Any, count: int, k: int, with_payload: bool) -> BatchHits:
             for hit, place in zip(hits, places, strict=True):
                 if rows[place] is not None:
                     hit.vectors[name] = convert.row_of(rows, place)
+        for hit in hits if score == "its" else ():
+            hit.label = band(hit.score)
         return Hits(hits)
 
     return BatchHits(

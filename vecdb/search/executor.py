@@ -43,12 +43,14 @@ _settled: WeakKeyDictionary[Segment, dict[str, tuple[str | None, _Means]]] = Wea
 
 @dataclass(slots=True)
 class Found:
-    """A hit before it is shown: its key (larger is better), id, and where its row is."""
+    """A hit before it is shown: its key (larger is better), id, and where its row is. reported, label: see `scores`."""
 
     key: float
     id: Id
     part: Part
     row: int
+    reported: float | None = None
+    label: str | None = None
 
 
 @dataclass
@@ -70,15 +72,18 @@ class _Task:
 class Answer:
     """The hits of some queries: as arrays, or, where ties had to be settled one by one, as lists.
 
-    keys: (m, k) float32, -inf where there is none. ids: (m, k) object, None there.
+    keys: (m, k) float32, -inf where there is none. ids: (m, k) object, None there. reported: (m, k) float32, NaN there; of
+    another score than the metric's, which is beside each hit, too.
     """
 
     keys: npt.NDArray[np.float32]
     ids: npt.NDArray[np.object_]
     _rows: npt.NDArray[np.int64]
     _owner: npt.NDArray[np.int64]
+    reported: npt.NDArray[np.float32] | None = None
 
     def __init__(self) -> None:
+        self.keys, self.ids = np.empty((0, 0), np.float32), np.empty((0, 0), object)
         self._parts: list[Part] = []
         self._lists: dict[int, list[Found]] = {}
 
@@ -136,6 +141,21 @@ class Answer:
             found = [Found(key, name, self._parts[owner], row) for key, name, owner, row in zip(*columns, strict=True)]
             self._lists[query] = found
         return found
+
+    def keep(self, least: float) -> None:
+        """Leaves only hits of which no less is reported."""
+        assert self.reported is not None
+        for query in range(len(self.reported)):
+            hits = [hit for hit in self[query] if hit.reported is not None and hit.reported >= least]
+            self._lists[query] = hits
+            for array, kept, none in (
+                (self.keys, [hit.key for hit in hits], -np.inf),
+                (self.ids, [hit.id for hit in hits], None),
+                (self.reported, [hit.reported for hit in hits], np.nan),
+            ):
+                if len(array):  # of a single query there may be none
+                    array[query] = none
+                    array[query, : len(hits)] = kept
 
     def payloads(self, lengths: Sequence[int]) -> list[bytes]:
         """The stored JSON of the first hits of each query, so many as `lengths` says, query after query."""

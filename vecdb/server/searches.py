@@ -34,6 +34,7 @@ def _options(options: Any) -> dict[str, Any]:
         "with_payload": "json" if options.with_payload or not options.HasField("with_payload") else False,
         "with_vectors": convert.from_with_vectors(options.with_vectors) if options.HasField("with_vectors") else False,
         "score_threshold": options.score_threshold if options.HasField("score_threshold") else None,
+        "score": options.score or None,
         "explain": options.explain,
     }
 
@@ -148,11 +149,11 @@ def search_batch(served: Served, call: Call, request: Any) -> Any:
 
 def search_hybrid(served: Served, call: Call, request: Any) -> Any:
     collection = served.collection(call, request.target)
-    for name in ("field", "score_threshold"):
+    for name in ("field", "score_threshold", "score"):
         if request.options.HasField(name) if name == "score_threshold" else getattr(request.options, name):
             raise InvalidInput(f"a hybrid search has no {name}")
     options = _options(request.options)
-    for name in ("field", "score_threshold"):
+    for name in ("field", "score_threshold", "score"):
         del options[name]
     queries = {each.field: _query(each) for each in request.queries}
     weights = {each.field: each.weight for each in request.queries if each.HasField("weight")}

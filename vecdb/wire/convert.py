@@ -307,6 +307,8 @@ def add_hits(hits: Iterable[Hit], into: Any) -> None:
         else:
             made.id.number = key
         made.score = hit.score
+        if hit.label is not None:
+            made.label = hit.label
         if hit.payload:
             made.payload = to_payload(hit.payload)
         for name, vector in hit.vectors.items():
@@ -322,6 +324,7 @@ def from_hit(message: Any, *, with_payload: bool) -> Hit:
         message.score,
         payload,
         _vectors(message.vectors) if message.vectors else {},
+        message.label or None,
     )
 
 

@@ -130,6 +130,11 @@ class Encoder:
         return width_of(len(self.centre))
 
     @property
+    def dimensions(self) -> int:
+        """How many of the bits say something of a row: the others are padding, of which only random rotations make anything."""
+        return self.width if self.rotation in ("hadamard", "dense") else len(self.centre)
+
+    @property
     def check(self) -> int:
         """A number that other encoders do not have."""
         said = f"{self.rotation} {self.metric} {self.unit!r} {self.signs.shape} {self.matrix.shape}".encode()
@@ -166,15 +171,17 @@ class Encoder:
             raise Damaged("its encoder is not the one that was stored")
         return found
 
-    def meant(self, bits: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """(rows, D) bits without those that are of padding: only hadamard and dense make anything of it."""
-        return bits if self.rotation in ("hadamard", "dense") else bits[:, : len(self.centre)]
-
     def room(self, n: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
         """(codes, factors) of n rows, yet to be filled."""
         blocks = -(-n // BLOCK)
         codes = by_lines((blocks, self.width // 8 * BLOCK), np.uint8).reshape(blocks, self.width // 8, BLOCK)
         return codes, by_lines((blocks, 2 * BLOCK), np.float32).reshape(blocks, 2, BLOCK)
+
+    def coded(self, rows: Rows) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """(codes, factors) of all of some rows."""
+        codes, factors = self.room(len(rows))
+        self.fill(rows, 0, len(rows), codes, factors)
+        return read_only(codes), read_only(factors)
 
     def fill(self, rows: Rows, start: int, stop: int, codes: npt.NDArray[np.uint8], factors: npt.NDArray[np.float32]) -> None:
         """Codes and factors of rows start..stop; start: a multiple of 32, and stop too where it is not the number of rows."""
@@ -200,11 +207,30 @@ def width_of(d: int) -> int:
     return -(-d // WORD) * WORD
 
 
+def apart(codes: npt.NDArray[np.uint8], rows: int) -> npt.NDArray[np.uint8]:
+    """(rows, D / 8): the bytes of the first rows, each row's together."""
+    blocks, bytes_, _ = codes.shape
+    return codes.reshape(blocks, bytes_, BLOCK // 2, 2).transpose(0, 3, 2, 1).reshape(blocks * BLOCK, bytes_)[:rows]
+
+
 def unpacked(codes: npt.NDArray[np.uint8], rows: int) -> npt.NDArray[np.bool_]:
     """(rows, D): the bits of the first rows."""
-    blocks, bytes_, _ = codes.shape
-    apart = codes.reshape(blocks, bytes_, BLOCK // 2, 2).transpose(0, 3, 2, 1).reshape(blocks * BLOCK, bytes_)
-    return np.unpackbits(apart[:rows], axis=1, bitorder="little").view(np.bool_)
+    return np.unpackbits(apart(codes, rows), axis=1, bitorder="little").view(np.bool_)
+
+
+def copy_rows(
+    codes: npt.NDArray[np.uint8], factors: npt.NDArray[np.float32], old: npt.NDArray[np.int64],
+    to_codes: npt.NDArray[np.uint8], to_factors: npt.NDArray[np.float32], new: npt.NDArray[np.int64],
+) -> None:  # fmt: skip
+    """What is known of the rows `old`, to the places `new` of other blocks."""
+    a, b = old % BLOCK, new % BLOCK
+    to_factors[new // BLOCK, :, b] = factors[old // BLOCK, :, a]
+    to_codes[new // BLOCK, :, _place(b)] = codes[old // BLOCK, :, _place(a)]
+
+
+def _place(row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where the bytes of a row of a block lie."""
+    return 2 * (row % (BLOCK // 2)) + row // (BLOCK // 2)
 
 
 def error_of(scale: Any, length: Any, distance: Any, width: int) -> Any:

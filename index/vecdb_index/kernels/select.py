@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 
@@ -130,6 +131,13 @@ def packed(key, row):
     bits = _bits(np.float32(key + np.float32(0)))  # -0 and 0 are one key
     rank = bits if bits >> np.uint32(31) else np.uint32(~bits & np.uint32(0x7FFF_FFFF))
     return (np.uint64(rank) << np.uint64(32)) | (np.uint64(row) << np.uint64(1))
+
+
+def read(entries: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """(keys, rows) of entries of any shape: `key_in` and `row_in` of each."""
+    rank = (entries >> np.uint64(32)).astype(np.uint32)
+    bits = np.where(rank >> np.uint32(31), rank, ~rank & np.uint32(0x7FFF_FFFF))
+    return bits.view(np.float32), ((entries >> np.uint64(1)) & _ROW).astype(np.int64)
 
 
 @kernel

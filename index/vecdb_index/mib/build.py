@@ -16,15 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..codec import planes as more
-from ..codec.bits import BLOCK, TERMS, Encoder, entropies, unpacked, width_of
+from ..codec.bits import BLOCK, TERMS, Encoder, copy_rows, entropies, unpacked, width_of
 from ..contract import Arrays, Budget, NeedsMemory, Part, Progress, Rows, Trial
 from ..flat.search import FlatSearcher
 from ..kernels.distances import read_only
-from ..kernels.select import MAX_ROWS
+from ..kernels.select import MAX_ROWS, read
 from .gate import KNOWN, NEAREST, PARTS, RECALLS, Gate, Verdict, best_of, measured, verdict_of
 from .layout import LISTS, TRIED, entropy_in, more_bits_in, opened
 from .params import MIB
-from .scan import scan
+from .scan import Bits, scan
+from .scores import fitted, fitting
 from .search import MIBSearcher
 
 _LEARNED, _LEARNED_BYTES = 16_384, 32 << 20  # rows that an encoder is learned from, and their bytes as float32, at most
@@ -114,7 +115,7 @@ def _entropy(encoder: Encoder, rows: Rows, sample: npt.NDArray[np.int64]) -> flo
     few = Rows(np.ascontiguousarray(rows.vectors[some]), rows.norms[some], rows.metric)
     codes, factors = encoder.room(len(few))
     encoder.fill(few, 0, len(few), codes, factors)
-    return float(entropies(encoder.meant(unpacked(codes, len(few)))).mean())
+    return float(entropies(unpacked(codes, len(few))[:, : encoder.dimensions]).mean())
 
 
 def _chosen(gate: Gate, bits: int) -> dict[str, npt.NDArray[Any]]:
@@ -155,20 +156,17 @@ def short_lists(
     """(m, count) rows by the estimates of their bits, the best first; there are more rows than that. depth: bits by which those
     that the first let through are ordered.
     """
-    codes, factors = encoder.room(len(rows))
-    encoder.fill(rows, 0, len(rows), codes, factors)
+    codes, factors = encoder.coded(rows)
     _, tables, terms, turned = encoder.ask(queries)
     m = len(queries)
     lists, sizes, least = np.empty((m, 2 * count), np.uint64), np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
-    for array in (codes, factors):
-        array.flags.writeable = False
     scan(tables, terms, codes, factors, len(rows), np.zeros(0, np.uint64), 0, len(codes), count, lists, sizes, least)
     if depth > 1:
         planes, scales = more.room(encoder, len(rows), depth)
         more.fill(encoder, rows, 0, len(rows), planes, scales)
         more.refine(turned, terms, read_only(planes), read_only(scales), factors, count, count, lists, sizes)
     entries = np.array([np.sort(each[:size])[:count] for each, size in zip(lists, sizes, strict=True)])
-    return (entries >> np.uint64(1)).astype(np.int64) & MAX_ROWS - 1
+    return read(entries)[1]
 
 
 def memory_of(rows: Rows, threads: int, bits: int = 1) -> int:
@@ -180,6 +178,7 @@ def memory_of(rows: Rows, threads: int, bits: int = 1) -> int:
     planes = bits * width // 8 + 4 if bits > 1 else 0
     needed: int = n * (width // 8 + 8 + planes) + threads * 8 * width * BLOCK + learning + 4 * TERMS * width * _PROBES
     needed += sampled * (width + 4) + _PROBES * (16 * sampled // _LISTED + 8 * KNOWN) + (1 << 20)
+    needed += fitting(n, width, threads)
     return needed
 
 
@@ -207,8 +206,8 @@ def build(rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Pr
 
     with ThreadPoolExecutor(budget.threads) as pool:
         for start, _ in zip(range(0, n, _TASK), pool.map(fill, range(0, n, _TASK)), strict=True):
-            progress(0.1 + 0.8 * min(n, start + _TASK) / n)
-    arrays = {**learned, **_stored(encoder, codes, factors, deeper, n)}
+            progress(0.1 + 0.7 * min(n, start + _TASK) / n)
+    arrays = {**learned, **_stored(encoder, rows, codes, factors, deeper, budget)}
     _measure(arrays, trained, rows, params, trial)
     progress(1.0)
     return arrays
@@ -221,14 +220,17 @@ def _check_memory(rows: Rows, bits: int, budget: Budget) -> None:
 
 
 def _stored(
-    encoder: Encoder, codes: npt.NDArray[np.uint8], factors: npt.NDArray[np.float32],
-    deeper: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | None, rows: int,
+    encoder: Encoder, rows: Rows, codes: npt.NDArray[np.uint8], factors: npt.NDArray[np.float32],
+    deeper: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | None, budget: Budget,
 ) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
+    """Codes of all rows, and what is measured of the first bits."""
     depth = 1 if deeper is None else 8 * deeper[0].shape[1] // encoder.width
+    bits, there = Bits(read_only(codes), read_only(factors), len(rows)), np.flatnonzero(_flags(rows) & (rows.norms > 0))
     arrays: dict[str, npt.NDArray[Any]] = {
         "codes": codes,
         "factors": factors,
-        "of": np.array([encoder.check, rows, depth], np.uint32),
+        "of": np.array([encoder.check, len(rows), depth], np.uint32),
+        "likelihood": fitted(encoder, bits, rows, there, budget),
     }
     return arrays if deeper is None else {**arrays, "planes": deeper[0], "scales": deeper[1]}
 
@@ -251,13 +253,11 @@ def merge(
         _, bits = opened(part.arrays, trained, part.rows)
         old = np.flatnonzero(part.moved >= 0)
         new = part.moved[old]
-        a, b = old % BLOCK, new % BLOCK
-        factors[new // BLOCK, :, b] = bits.factors[old // BLOCK, :, a]
-        codes[new // BLOCK, :, _place(b)] = bits.codes[old // BLOCK, :, _place(a)]
+        copy_rows(bits.codes, bits.factors, old, codes, factors, new)
         if deeper is not None:
             _, planes, scales = more_bits_in(part.arrays, part.rows)
             deeper[0][new], deeper[1][new] = planes[old], scales[old]
-    arrays = _stored(encoder, codes, factors, deeper, len(rows))
+    arrays = _stored(encoder, rows, codes, factors, deeper, budget)
     _measure(arrays, trained, rows, params, trial)
     return arrays
 
@@ -267,11 +267,6 @@ def _measure(arrays: Arrays, trained: Arrays, rows: Rows, params: MIB, trial: Tr
     if trial is not None:
         others = trial.others(rows)
         trial.run(MIBSearcher(arrays, trained, others, params, held=len(trial.rows)), others)
-
-
-def _place(row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where the bytes of a row of a block lie."""
-    return 2 * (row % (BLOCK // 2)) + row // (BLOCK // 2)
 
 
 def _flags(rows: Rows) -> npt.NDArray[np.bool_]:

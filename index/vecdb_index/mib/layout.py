@@ -5,6 +5,9 @@
     of        u32 (3,)                  the number of the encoder that made them, of rows, and of bits a dimension, B
     planes    u8 (n, B D / 8)           where B is above 1: all bits of a row after the other; see `codec.planes`
     scales    f32 (n,)                  likewise, of each row
+    likelihood  f64 (s, 3)              3, 5 or 10, one after the other, margins, ascending, and how likely a row that is so far
+                                        above the best estimate of that place is one of as many nearest; empty where there were
+                                        too few rows
 
 and what they were made with, which is kept apart where a field has one for all its segments:
 
@@ -21,7 +24,7 @@ and what they were made with, which is kept apart where a field has one for all 
     gate      f64 (t, 3, 3)             for each of them, of a fourth, a half and all of a sample: its rows, and how long short
                                         lists had to be for 0.95 and for 0.99 of the ten nearest
 
-`codec.bits` and `codec.planes` say what they mean, and `gate` what follows from the last.
+`codec.bits` and `codec.planes` say what they mean, `scores` what a margin is, and `gate` what follows from the last.
 """
 
 from __future__ import annotations

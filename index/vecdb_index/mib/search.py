@@ -33,6 +33,7 @@ from .gate import LATER, NEAREST, RECALLS, Verdict, best_of, verdict_of
 from .layout import LISTS, TRIED, entropy_in, measured_in, more_bits_in, opened
 from .params import MIB
 from .scan import rank, scan
+from .scores import checked
 
 _SHARE = 0.25  # of the rows: the longest short list
 _UNKNOWN, _LEAST_POWER, _SPARE = 0.5, 0.1, 1.2  # see `_power`: of few rows; at least; times what was measured
@@ -54,6 +55,7 @@ class MIBSearcher:
         self.depth, self._planes, self._scales = more_bits_in(arrays, rows)
         self._trial, self.gate = measured_in(arrays, trained)
         self._entropy = entropy_in(arrays, trained)
+        self.likelihood = checked(arrays["likelihood"])
         self.exact = FlatSearcher(rows)
         self._metric = METRICS[rows.metric]
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
@@ -103,7 +105,7 @@ class MIBSearcher:
         bits = unpacked(self.bits.codes[some], len(rows))[(rows < len(self.rows)) & self._has(rows)]
         if len(bits) < 2:
             return {}
-        said = report(self.encoder.meant(bits), pairs=_PAIRS)
+        said = report(bits[:, : self.encoder.dimensions], pairs=_PAIRS)
         return {
             "entropy of a bit": said.entropy,
             "entropy of a bit, least": said.least,
