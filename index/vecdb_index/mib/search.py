@@ -35,6 +35,23 @@ _LOOKED_AT, _PAIRS = 1024, 2000  # rows whose bits are looked at for `figures`, 
 _NO_BITMAP = read_only(np.zeros(0, np.uint64))
 
 
+def listed_of(n: int, k: int, effort: float, rest: float = 1.0) -> int:
+    """How many of n rows are in the short list, if so many are allowed. rest: the share of the rows that is not held out."""
+    return max(k, round(rest * k * (max(k, n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort))))
+
+
+def pays(exact: FlatSearcher, block_bytes: int, k: int, short: int) -> bool:
+    """Whether bits save time for one query. exact: of the rows, of which only the costs are asked."""
+    vectors = exact.rows.vectors
+    return _cost_of(len(vectors), block_bytes, vectors[:1].nbytes, short, 1.0, 1) < exact.cost(k, 1.0, 1.0)
+
+
+def _cost_of(n: int, block_bytes: int, row_bytes: int, short: int, selectivity: float, queries: int) -> float:
+    blocks = n / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK)
+    one = block_bytes / (16e9 if queries <= STREAMED else 30e9)
+    return 25e-6 + blocks * (one + 10e-9) + short * (90e-9 + row_bytes / 12e9)
+
+
 class MIBSearcher:
     def __init__(self, arrays: Arrays, trained: Arrays, rows: Rows, params: MIB, held: int = 0) -> None:
         """held: rows that are left out while recall is measured. Short lists are shorter by their share then: among all rows
@@ -97,8 +114,7 @@ class MIBSearcher:
 
     def listed(self, k: int, effort: float) -> int:
         """How many rows are in the short list, if so many are allowed."""
-        n = len(self.rows)
-        return max(k, round(self._rest * k * (max(k, n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort))))
+        return listed_of(len(self.rows), k, effort, self._rest)
 
     def search(
         self,
@@ -171,16 +187,11 @@ class MIBSearcher:
         short = self.listed(k, effort)
         if effort >= 1 or selectivity * len(self.rows) <= short or not self._pays(k, short):
             return self.exact.cost(k, 1.0, selectivity, queries)
-        return self._coded(short, selectivity, queries)
-
-    def _coded(self, short: int, selectivity: float, queries: int) -> float:
-        blocks = len(self.rows) / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK)
-        one = self._block_bytes / (16e9 if queries <= STREAMED else 30e9)
-        return 25e-6 + blocks * (one + 10e-9) + short * (90e-9 + self._row_bytes / 12e9)
+        return _cost_of(len(self.rows), self._block_bytes, self._row_bytes, short, selectivity, queries)
 
     def _pays(self, k: int, short: int) -> bool:
         """Whether bits save time. It must not depend on what else is asked: answers would."""
-        return self._coded(short, 1.0, 1) < self.exact.cost(k, 1.0, 1.0)
+        return pays(self.exact, self._block_bytes, k, short)
 
     def _among(self, words: Bitmap) -> int:
         """How many rows a bitmap has."""
