@@ -248,6 +248,14 @@ def check_same(there: Any, here: Any, queries: np.ndarray = QUERIES, **how: Any)
     assert np.array_equal(found.lengths, right.lengths) and list(found.payloads()) == list(right.payloads())
 
 
+def settle(docs: vecdb.Collection) -> None:
+    """Waits until searches over all segments are measured, which happens in the background and changes efforts."""
+    until = time.monotonic() + 120
+    while any(whole.is_due(docs._snapshot(), name) for name in docs.fields):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 # -- the same answers ----------------------------------------------------------------------------------------------
 
 
@@ -283,7 +291,9 @@ def test_metrics_and_dtypes(tmp_path: Path, metric: Any, dtype: Any) -> None:
         with vecdb.open_codes(tmp_path / "codes") as there:
             check_same(there, docs, queries)
             check_same(there, docs, queries, exact=True, k=3)
-            assert np.array_equal(there.search(queries[0], with_vectors=True)[0].vector, docs.search(queries[0], with_vectors=True)[0].vector)
+            assert np.array_equal(
+                there.search(queries[0], with_vectors=True)[0].vector, docs.search(queries[0], with_vectors=True)[0].vector
+            )
 
 
 def test_several_segments_and_two_fields_one_of_which_some_points_lack(tmp_path: Path) -> None:
@@ -294,13 +304,18 @@ def test_several_segments_and_two_fields_one_of_which_some_points_lack(tmp_path:
         docs = db.create_collection("docs", {**fields, "plain": Dense(2)})
         for start in range(0, 4000, 2000):
             points = [
-                {"id": f"dök-{i}", "vectors": {"a": first[i], "plain": [1, 2], **({"b": second[i]} if i % 3 else {})}, "payload": {"n": i}}
+                {
+                    "id": f"dök-{i}",
+                    "vectors": {"a": first[i], "plain": [1, 2], **({"b": second[i]} if i % 3 else {})},
+                    "payload": {"n": i},
+                }
                 for i in range(start, start + 2000)
             ]
             docs.upsert(points)
             docs.flush()
         docs.delete(["dök-0", "dök-1", "dök-3999"])
         assert docs.info().segments == 2
+        settle(docs)
         docs.export_codes(tmp_path / "codes")
         with serving(tmp_path / "codes") as server, vecdb.open_codes(server.url) as there:
             check_same(there, docs, field="a")
@@ -439,3 +454,525 @@ def test_what_was_deleted_is_not_exported(codes: Path, home: vecdb.Collection) -
     records = header.sections["rows:vector"]
     rows = np.frombuffer(data[records.offset : records.offset + records.length], header.fields["vector"].record)
     assert not rows["vector"][::7].any() and rows["vector"][1].any() and not rows["id"][7]
+
+
+# -- what goes wrong on the way ------------------------------------------------------------------------------------
+
+
+def right(served: RangesServer, home: vecdb.Collection, fault: Callable[[int, str, int], Any]) -> int:
+    """A search under a fault still has the right answer. Returns how many requests there were."""
+    served.reset()
+    served.fault = fault
+    with vecdb.open_codes(served.url, cache_bytes=0) as there:
+        for query in QUERIES[:2]:
+            found, expected = there.search(query), home.search(query)
+            assert found.ids == expected.ids and found.scores == expected.scores
+    return len(served.seen)
+
+
+@pytest.mark.parametrize("fault", [500, 502, 503, 429, 408, "short", "close", "flip", "elsewhere"])
+def test_what_passes_is_tried_again(served: RangesServer, home: vecdb.Collection, fault: Any) -> None:
+    usual = right(served, home, lambda number, name, start: None)
+    struck: set[tuple[str, int]] = set()
+
+    def once(number: int, name: str, start: int) -> Any:
+        """The first time that a range is asked for, it fails; the manifest's bit is not flipped, which is another test."""
+        fresh = (name, start) not in struck and not (name == layout.MANIFEST and fault in ("flip", "elsewhere"))
+        struck.add((name, start))
+        return fault if fresh else None
+
+    assert right(served, home, once) > usual
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [
+        (500, Unavailable, "answered 500"), (503, Unavailable, "ask later"), (429, Overloaded, "ask later"),
+        (404, NotFound, "upload the whole folder"), (410, NotFound, "not there"), (401, Unauthenticated, "headers"),
+        (403, PermissionDenied, "not there, too"), (400, StorageError, "answered 400"),
+        ("close", Unavailable, "cannot be reached"), ("short", StorageError, "bytes came"),
+        ("flip", Corruption, "not what was written|not the object|damaged"), ("elsewhere", StorageError, "another range"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("part", ["header", "codes", "rows", "texts"])
+def test_what_does_not_pass_is_an_error_that_names_file_part_and_remedy(
+    codes: Path, served: RangesServer, fault: Any, error: type[VecdbError], says: str, part: str
+) -> None:
+    header = header_of(the_object(codes))
+    first = 0 if part == "header" else header.sections["texts" if part == "texts" else f"{part}:vector"].offset
+    last = {"header": 1, "codes": header.sections["rows:vector"].offset, "rows": header.sections["texts"].offset}.get(
+        part, 1 << 40
+    )
+    served.fault = lambda number, name, start: fault if name != layout.MANIFEST and first <= start < last else None
+    with vecdb.open_codes(served.url) as there:
+        if part == "codes":  # with the first bytes of so small an object, some codes come, too
+            first = 0 if first < layout.PREFIX else first
+        with pytest.raises(error, match=says) as raised:
+            there.search(QUERIES[0])
+        assert the_object(codes).name in str(raised.value)
+        assert part in str(raised.value) or part == "codes"
+        served.reset()
+        assert len(there.search(QUERIES[0])) == 10  # and it goes on afterwards
+
+
+def test_an_object_that_changes_its_etag_is_read_by_its_checksums(served: RangesServer, home: vecdb.Collection) -> None:
+    assert right(served, home, lambda number, name, start: "changed") > 3
+    assert any(each.get("If-Match") for each in served.headers)
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_an_error_and_not_an_answer(codes: Path, tmp_path: Path) -> None:
+    folder = copied(codes, tmp_path / "codes")
+    with serving(folder) as server, vecdb.open_codes(server.url) as there:
+        there.search(QUERIES[0])
+        path = the_object(folder)
+        data = bytearray(path.read_bytes())
+        begins = header_of(path).sections["rows:vector"].offset
+        data[begins:] = np.random.default_rng(0).bytes(len(data) - begins)
+        path.write_bytes(data)
+        with pytest.raises(Corruption, match="not what was written") as raised:
+            there.search(QUERIES[1])
+        assert path.name in str(raised.value) and "rows:vector" in str(raised.value)
+        path.write_bytes(data[: begins + 100])
+        with pytest.raises(Corruption, match="cut short or replaced"):
+            there.search(QUERIES[2])
+        path.unlink()
+        with pytest.raises(NotFound, match="open it again"):
+            there.search(QUERIES[3])
+
+
+def test_a_server_without_ranges_sends_the_object_once(served: RangesServer, home: vecdb.Collection, codes: Path) -> None:
+    served.ranges = False
+    with vecdb.open_codes(served.url, cache_bytes=0) as there:
+        check_same(there, home)
+    assert [name for name, _, _ in served.seen] == [layout.MANIFEST, the_object(codes).name]
+
+
+def test_a_server_without_ranges_that_sends_something_else(codes: Path, tmp_path: Path) -> None:
+    folder = copied(codes, tmp_path / "codes")
+    path = the_object(folder)
+    data = path.read_bytes()
+    with serving(folder) as server:
+        server.ranges = False
+        path.write_bytes(data[:-1000])
+        with vecdb.open_codes(server.url) as there, pytest.raises(Corruption, match="cut short"):
+            there.search(QUERIES[0])
+        path.write_bytes(data[:100] + bytes([data[100] ^ 4]) + data[101:])
+        with vecdb.open_codes(server.url) as there, pytest.raises(Corruption, match="header"):
+            there.search(QUERIES[0])
+
+
+def test_a_server_that_is_not_there_and_one_that_is_silent(served: RangesServer) -> None:
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        vecdb.open_codes("http://127.0.0.1:9/codes")
+    with pytest.raises(InvalidInput, match="no host"):
+        vecdb.open_codes("http:///codes")
+    with vecdb.open_codes(served.url) as there:
+        held = threading.Event()
+        served.fault = lambda number, name, start: held.wait(20) and None
+        began = time.monotonic()
+        try:
+            with pytest.raises(DeadlineExceeded, match="took longer"):
+                there.search(QUERIES[0], timeout=0.3)
+        finally:
+            held.set()
+        assert time.monotonic() - began < 15
+
+
+def test_redirects_are_followed_without_what_is_secret(served: RangesServer, home: vecdb.Collection) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None: ...
+
+        def do_GET(self) -> None:
+            assert self.headers["Authorization"] == "Bearer abc"
+            self.send_response(302)
+            self.send_header("Location", served.url + self.path.removeprefix("/here"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    first = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=first.serve_forever, daemon=True).start()
+    try:
+        options = {"headers": {"Authorization": "Bearer abc"}}
+        with vecdb.open_codes(f"http://127.0.0.1:{first.server_port}/here?sig=hidden", options=options) as there:
+            assert there.search(QUERIES[0]).ids == home.search(QUERIES[0]).ids
+            assert "hidden" not in repr(there)
+    finally:
+        first.shutdown()
+        first.server_close()
+    assert served.seen and not any(each.get("Authorization") for each in served.headers)
+
+
+# -- files that are damaged ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", ["header", "encoder:vector", "live:vector", "codes:vector", "rows:vector", "texts"])
+def test_flipped_bits_are_found_in_every_section(
+    codes: Path, tmp_path: Path, home: vecdb.Collection, section: str, counted: Callable[[str, int], None]
+) -> None:
+    """Bits all over a section: a typed error that names it, or, where no search looks at that byte, the right answer."""
+    folder = copied(codes, tmp_path / "codes")
+    path = the_object(folder)
+    data, header = path.read_bytes(), header_of(path)
+    start, length = (0, header.body) if section == "header" else (
+        header.sections[section].offset, header.sections[section].length
+    )  # fmt: skip
+    expected = home.search_batch(QUERIES, recall=0.9)
+    rng, found, said = np.random.default_rng(1), 0, list[str]()
+    for place in rng.integers(start, start + length, 25).tolist():
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with vecdb.open_codes(folder) as there:
+            try:
+                answer = there.search_batch(QUERIES, recall=0.9)
+                texts = answer.payloads()
+                assert np.array_equal(answer.ids, expected.ids) and list(texts) == list(expected.payloads())
+            except Corruption as error:
+                found += 1
+                said.append(str(error))
+    assert found == 25 if section in ("header", "encoder:vector", "live:vector", "codes:vector") else found > 0
+    assert all(section in each and path.name in each and "upload" in each for each in said)
+    counted("bits flipped in exported codes", 25)
+
+
+def test_truncated_objects_are_found_at_any_length(codes: Path, tmp_path: Path) -> None:
+    folder = copied(codes, tmp_path / "codes")
+    path = the_object(folder)
+    data = path.read_bytes()
+    texts = header_of(path).sections["texts"]
+    for length in [0, 1, 63, 64, 1000, layout.PREFIX, len(data) // 2, texts.offset, texts.offset + texts.length - 1]:
+        path.write_bytes(data[:length])
+        with vecdb.open_codes(folder) as there, pytest.raises(Corruption, match=path.name):
+            there.search(QUERIES[0], exact=True)
+            there.search_batch(QUERIES, k=6000).payloads()
+
+
+def test_objects_that_are_mixed_up(codes: Path, tmp_path: Path) -> None:
+    """Another export's object under this one's name: of another encoder, of another width."""
+    for name, dim, rotation in (("encoder", DIM, "dense"), ("width", 32, "none")):
+        with vecdb.open(tmp_path / f"{name}.db") as db:
+            docs = db.create_collection("docs", Dense(dim, index=MIB(rotation=rotation)))
+            docs.upsert(ids=range(ROWS), vectors=drawn(ROWS, 1, dim))
+            docs.export_codes(tmp_path / name)
+        folder = copied(codes, tmp_path / f"mixed-{name}")
+        other = the_object(tmp_path / name).read_bytes()
+        the_object(folder).write_bytes(other.ljust(the_object(folder).stat().st_size, b"\0"))
+        with vecdb.open_codes(folder) as there, pytest.raises(Corruption, match="not the object that the manifest names"):
+            there.search(QUERIES[0])
+
+
+def described(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The header's JSON is changed, with all checksums made anew: what someone may write who means harm."""
+    path = the_object(folder)
+    data = path.read_bytes()
+    body = layout.header_length(data, "it")
+    _, _, _, length, whole, _ = layout._HEAD.unpack(data[:64])
+    said = json.loads(data[64 : 64 + length])
+    change(said)
+    text = json.dumps(said).encode()
+    assert len(text) <= 2 * body
+    new = 64 + len(text) + -(64 + len(text)) % 64
+    head = layout._HEAD.pack(layout._MAGIC, 1, 0, len(text), whole - body + new, 0)[:-8]
+    head += xxhash.xxh3_64_intdigest(head + text).to_bytes(8, "little")
+    header = (head + text).ljust(new, b"\0")
+    path.write_bytes(header + data[body:])
+    manifest = json.loads((folder / layout.MANIFEST).read_bytes())
+    (one,) = manifest["objects"]
+    one |= {"header": len(header), "length": path.stat().st_size, "check": layout.digest(header), "rows": said["rows"]}
+    del manifest["check"], manifest["format"], manifest["version"]
+    (folder / layout.MANIFEST).write_bytes(layout.write_manifest(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said.update(rows=said["rows"] + 1), lambda said: said.update(rows=1 << 40), lambda said: said.update(rows=-1),
+        lambda said: said.update(rows="6000"), lambda said: said["fields"]["vector"].update(dim=DIM + 64),
+        lambda said: said["fields"]["vector"].update(dim=DIM + 1), lambda said: said["fields"]["vector"].update(dtype="f16"),
+        lambda said: said["fields"]["vector"].update(encoder=1), lambda said: said["fields"]["vector"].update(allowed=10**9),
+        lambda said: said["fields"]["vector"].update(allowed=7), lambda said: said["fields"]["vector"].update(metric="l2"),
+        lambda said: said["sections"].pop(), lambda said: said["sections"].pop(0), lambda said: said.update(ids="bytes"),
+        lambda said: said["sections"][2].update(offset=1 << 50), lambda said: said["sections"][2].update(length=1),
+        lambda said: said["sections"][2].update(sums=[]), lambda said: said["sections"][3].update(piece=0),
+        lambda said: said["sections"][3].update(offset=-64), lambda said: said.update(fields=[]), lambda said: said.update(seed=None),
+    ],
+)  # fmt: skip
+def test_headers_that_cannot_be_right_lead_no_kernel_astray(codes: Path, tmp_path: Path, change: Any) -> None:
+    folder = described(copied(codes, tmp_path / "codes"), change)
+    with pytest.raises(Corruption), vecdb.open_codes(folder) as there:
+        there.search(QUERIES[0])
+
+
+def test_manifests_that_are_none(codes: Path, tmp_path: Path) -> None:
+    folder = copied(codes, tmp_path / "codes")
+    path = folder / layout.MANIFEST
+    data, said = path.read_bytes(), list[str]()
+    for place in np.random.default_rng(0).integers(0, len(data), 60).tolist():
+        path.write_bytes(data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
+        try:
+            with vecdb.open_codes(folder) as there:
+                assert data[place : place + 1] in b" \n"  # what JSON may have for a space
+                assert there.count() == 6000 - 858
+        except (Corruption, NewerFormat) as error:
+            said.append(str(error))
+    assert len(said) > 40 and all(layout.MANIFEST in each for each in said)
+    for wrong in (b"", b"{}", b"[]", b"null", data[:-20], b"<html>not found</html>"):
+        path.write_bytes(wrong)
+        with pytest.raises(Corruption, match="no manifest"):
+            vecdb.open_codes(folder)
+    path.unlink()
+    with pytest.raises(NotFound):
+        vecdb.open_codes(folder)
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+
+def entries(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_entries_that_are_damaged_are_read_again(served: RangesServer, home: vecdb.Collection, cache: Path) -> None:
+    with vecdb.open_codes(served.url) as there:
+        there.search(QUERIES[0])
+    rng = np.random.default_rng(0)
+    for path in entries(cache):
+        data = bytearray(path.read_bytes())
+        match int(rng.integers(3)):
+            case 0:
+                data[int(rng.integers(len(data)))] ^= 1
+            case 1:
+                data = data[: len(data) // 2]
+            case 2:
+                data = bytearray()
+        path.write_bytes(data)
+    served.reset()
+    with vecdb.open_codes(served.url) as there:
+        found = there.search(QUERIES[0], explain=True)
+        assert found.ids == home.search(QUERIES[0]).ids and found.plan.transfer.hits == 0 and len(served.seen) > 1
+    served.reset()
+    with vecdb.open_codes(served.url) as there:
+        there.search(QUERIES[0])
+    assert len(served.seen) == 1  # what was damaged was replaced
+
+
+def test_the_cache_keeps_within_its_limit_and_forgets_what_was_used_longest_ago(tmp_path: Path) -> None:
+    limit = 64 << 10
+    both = [RangeCache(tmp_path / "cache", limit) for _ in range(2)]  # as of two processes
+    for number in range(200):
+        both[number % 2].put(f"key {number}", bytes([number]) * 3000)
+        taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in entries(tmp_path / "cache"))
+        assert taken <= limit
+    assert both[0].get("key 199") == bytes([199]) * 3000 and both[0].get("key 0") is None
+    both[0].put("large", bytes(limit))
+    assert both[0].get("large") is None
+
+
+def test_nothing_is_kept_where_nothing_is_to_be(served: RangesServer, cache: Path) -> None:
+    with vecdb.open_codes(served.url, cache_bytes=0) as there:
+        there.search(QUERIES[0])
+    assert not entries(cache)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_folder_that_cannot_be_written_or_is_full_is_told_of_once(
+    served: RangesServer, home: vecdb.Collection, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, full: bool,
+) -> None:  # fmt: skip
+    folder = tmp_path / "cache"
+    if full:
+        monkeypatch.setattr("vecdb.serverless.cache.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    else:
+        folder.write_text("a file, where root may not write either")
+    with caplog.at_level(logging.WARNING, "vecdb"), vecdb.open_codes(served.url, cache=folder) as there:
+        for query in QUERIES[:3]:
+            assert there.search(query).ids == home.search(query).ids
+    assert len([each for each in caplog.records if "nothing is kept" in each.message]) == 1
+    assert not full or not entries(folder)
+
+
+_ASK = """
+import sys, numpy as np, vecdb
+from vecdb.serverless import segment
+segment.pays = lambda *_: True
+with vecdb.open_codes(sys.argv[1], cache=sys.argv[2]) as there:
+    for query in np.load(sys.argv[3]):
+        print(*there.search(query, explain=True).ids)
+"""
+
+
+def test_two_processes_share_a_cache(served: RangesServer, home: vecdb.Collection, cache: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "queries.npy", QUERIES[:6])
+    command = [sys.executable, "-c", _ASK, served.url, str(cache), str(tmp_path / "queries.npy")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    right = [" ".join(map(str, home.search(query).ids)) for query in QUERIES[:6]]
+    for each in both:
+        assert each.communicate(timeout=300)[0].splitlines() == right and each.returncode == 0
+    assert not [path for path in entries(cache) if path.name.endswith(".partial")]
+    served.reset()
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines() == right
+    assert len(served.seen) == 1
+
+
+_PUT = """
+import os, sys
+from pathlib import Path
+from vecdb.serverless import cache
+class Slow:
+    def __init__(self, file): self.file = file
+    def __enter__(self): return self
+    def __exit__(self, *_): self.file.close()
+    def write(self, data):
+        self.file.write(data[: len(data) // 2]); self.file.flush()
+        if len(data) > 1000:
+            print("half", flush=True); sys.stdin.read()
+real = open
+cache.open = lambda *given: Slow(real(*given))
+cache.RangeCache(Path(sys.argv[1])).put("the key", bytes(range(256)) * 100)
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_is_believed(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _PUT, str(folder)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None and writer.stdin is not None and writer.stdout.readline() == "half\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    writer.stdin.close()
+    kept = RangeCache(folder, 1 << 20)
+    (left,) = entries(folder)
+    assert left.name.endswith(".partial") and kept.get("the key") is None
+    kept.put("the key", b"right")
+    assert kept.get("the key") == b"right"
+    os.utime(left, (0, 0))
+    RangeCache(folder, 1 << 20).put("another", bytes(70_000))  # who looks at the folder takes away what is nobody's
+    assert not left.exists()
+
+
+# -- where it lies, and what cannot be done ---------------------------------------------------------------------------
+
+
+def test_fsspec_and_file_urls(home: vecdb.Collection, codes: Path) -> None:
+    pytest.importorskip("fsspec")
+    done = home.export_codes("memory://bucket/codes", overwrite=True)
+    assert done.folder == "memory://bucket/codes" and done.objects == 1
+    for where in ("memory://bucket/codes", codes.as_uri(), str(codes)):
+        with vecdb.open_codes(where) as there:
+            check_same(there, home)
+            assert there.search(QUERIES[0], explain=True).plan.transfer.requests >= 0
+    with pytest.raises(NotFound):
+        vecdb.open_codes("memory://bucket/nothing")
+    with pytest.raises((InvalidInput, Unsupported)):
+        vecdb.open_codes("nosuch://bucket/codes")
+
+
+def test_exports_again(home: vecdb.Collection, tmp_path: Path) -> None:
+    """The same commit writes no object anew; another one does, and takes away what only the old manifest names."""
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM, index=MIB(rotation="none")))
+        docs.upsert(ids=range(500), vectors=drawn(500, 11))
+        first = docs.export_codes(tmp_path / "codes")
+        assert first.written == first.bytes and first.points == 500
+        with pytest.raises(AlreadyExists, match="overwrite"):
+            docs.export_codes(tmp_path / "codes")
+        again = docs.export_codes(tmp_path / "codes", overwrite=True)
+        assert again.written < first.written / 10 and again.bytes == first.bytes
+        reader = vecdb.open_codes(tmp_path / "codes")
+        before = the_object(tmp_path / "codes").name
+        docs.delete([0, 1])
+        told: list[tuple[int, int]] = []
+        docs.export_codes(tmp_path / "codes", overwrite=True, progress=lambda done, total: told.append((done, total)))
+        assert told and told[-1][0] == told[-1][1]
+        assert the_object(tmp_path / "codes").name != before
+        with reader, pytest.raises(NotFound, match="open it again"):
+            reader.search(QUERIES[0])
+        with vecdb.open_codes(tmp_path / "codes") as there:
+            check_same(there, docs)
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        plain = db.create_collection("plain", Dense(4))
+        with pytest.raises(InvalidInput, match=r"set_index\(MIB\(\)\)"):
+            plain.export_codes(tmp_path / "out")
+        docs = db.create_collection("docs", {"a": Dense(4, index=MIB()), "b": Dense(4)})
+        with pytest.raises(InvalidInput, match="field 'b'"):
+            docs.export_codes(tmp_path / "out", field="b")
+        with pytest.raises(InvalidInput, match="no such field"):
+            docs.export_codes(tmp_path / "out", field="c")
+        docs.upsert([{"id": i, "vectors": {"a": [1, 2, 3, i]}} for i in range(10)])
+        with vecdb.open(tmp_path / "db", read_only=True) as beside, pytest.raises(InvalidInput, match="in memory.*flush"):
+            beside["docs"].export_codes(tmp_path / "out")
+        db.pause_indexing()
+        with pytest.raises(Unsupported, match=r"field 'a'.*flush\(\)"):
+            docs.export_codes(tmp_path / "out")
+        db.resume_indexing()
+        assert docs.export_codes(tmp_path / "out").points == 10
+        with vecdb.open(tmp_path / "db", read_only=True) as beside:
+            beside["docs"].export_codes(tmp_path / "beside")
+    assert the_object(tmp_path / "out").read_bytes() == the_object(tmp_path / "beside").read_bytes()
+
+
+def test_what_exported_codes_cannot_do_is_said(codes: Path) -> None:
+    there = vecdb.open_codes(codes)
+    for call, error in (
+        (lambda: there.upsert([]), ReadOnly), (lambda: there.get([1]), Unsupported), (lambda: there.delete([1]), ReadOnly),
+        (lambda: there.search(QUERIES[0], where=F("n") > 1), Unsupported), (lambda: there.search("text"), Unsupported),
+        (lambda: there.search(QUERIES[0], group_by="n"), Unsupported), (lambda: there.count(F("n") > 1), Unsupported),
+        (lambda: there.search([1, 2]), DimensionMismatch), (lambda: there.search(QUERIES[0], k=0), InvalidInput),
+        (lambda: there.search(QUERIES[0], recall=2), InvalidInput), (lambda: there.search(QUERIES[0], field="b"), InvalidInput),
+        (lambda: there.search(QUERIES[0], with_vectors=["b"]), InvalidInput),
+    ):  # fmt: skip
+        with pytest.raises(error):
+            call()
+    with pytest.raises(AttributeError):
+        there.nothing  # noqa: B018
+    assert there.info().rows == there.count() == len(there) == 6000 - 858 and there.name == "docs"
+    assert there.search(QUERIES[0], score_threshold=2).ids == []
+    there.close()
+    with pytest.raises(Closed):
+        there.search(QUERIES[0])
+
+
+# -- commands ------------------------------------------------------------------------------------------------------------
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    said = capsys.readouterr()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, said.out, said.err
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder, query = str(tmp_path / "db"), tmp_path / "codes", json.dumps(drawn(1, 12)[0].tolist())
+    with vecdb.open(path) as db:
+        docs = db.create_collection("docs", Dense(DIM, index=MIB()))
+        docs.upsert(ids=range(3000), vectors=drawn(3000, 13), payloads=[{"n": i} for i in range(3000)])
+    code, _, said = command(capsys, "export", "docs", "--db", path, "--codes", str(folder))
+    assert code == 0 and "3,000 points in 1 objects" in said and "upload" in said
+    code, out, _ = command(capsys, "export", "docs", "--db", path, "--codes", str(folder), "--overwrite", "--json")
+    assert code == 0 and json.loads(out)["points"] == 3000
+    code, right, _ = command(capsys, "search", "docs", "--db", path, "--vector", query, "--json", "-k", "3")
+    with serving(folder) as server:
+        for where in (server.url, str(folder)):
+            code, out, said = command(
+                capsys, "search", "docs", "--db", where, "--vector", query, "--json", "-k", "3", "--explain"
+            )
+            assert code == 0 and json.loads(out) == json.loads(right)
+            assert re.search(r"read [\d,]+ bytes in \d+ requests.* ms of CPU a query", said)
+        code, out, _ = command(capsys, "explain", "docs", "--db", server.url, "--vector", query, "--json")
+        assert code == 0 and json.loads(out)["transfer"]["bytes"] > 0
+        assert command(capsys, "info", "docs", "--db", server.url)[0] == 0
+        assert command(capsys, "list", "--db", server.url)[0] == 0
+        assert command(capsys, "search", "nothing", "--db", server.url, "--vector", query)[0] == 3
+        assert command(capsys, "search", "docs", "--db", server.url, "--like", "1")[0] == 8
+        assert command(capsys, "delete", "docs", "1", "--yes", "--db", server.url)[0] == 5
+        assert command(capsys, "stats", "--db", server.url)[0] == 5
+    for wrong in (["--codes", "x", "--out", "y.npy"], [], ["--codes", "x", "--where", "n > 1"]):
+        assert command(capsys, "export", "docs", "--db", path, *wrong)[0] == 4

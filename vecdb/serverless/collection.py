@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from vecdb_index.codec.bits import BLOCK, width_of
 from vecdb_index.contract import Cancelled, Control, DeadlineReached, Queries
 from vecdb_storage.columns import parse
 
@@ -27,7 +28,7 @@ from ..collection import DEFAULT_RECALL, WithPayload
 from ..errors import Closed, Corruption, DeadlineExceeded, InvalidInput, NotFound, ReadOnly, Unsupported
 from ..filters import parse as parse_filter
 from ..hits import BatchHits, Hit, Hits, check_places
-from ..info import Info
+from ..info import IndexInfo, Info
 from ..points import checked_queries, only_field
 from ..schema import Dense, Field
 from ..search import stopping
@@ -37,7 +38,7 @@ from ..search.plan import PartPlan, Plan, Transfer
 from ..search.planner import Asked, effort_of
 from ..search.scores import score_of, scores_of, within
 from .cache import LIMIT, RangeCache, cache_folder
-from .layout import MANIFEST, read_manifest
+from .layout import MANIFEST, block_bytes, read_manifest
 from .reader import THREADS, ObjectReader
 from .segment import SegmentSearch
 from .transport import Folder, Tally, folder_of
@@ -157,7 +158,17 @@ class CodesCollection:
         return Info(
             name=said.collection, rows=said.count, dead=sum(each.rows for each in said.objects) - said.count,
             segments=len(said.objects), memtable_rows=0, bytes=sum(each.length for each in said.objects), seq=said.seq,
-            fields=self.fields, ids=said.ids, encoder=None, indexes={}, flush_error=None,
+            fields=self.fields, ids=said.ids, encoder=None, indexes={name: self._index_info(name) for name in said.fields},
+            flush_error=None,
+        )  # fmt: skip
+
+    def _index_info(self, name: str) -> IndexInfo:
+        mine = [each.rows for each in self._manifest.objects if name in each.calibration]
+        one = block_bytes(width_of(self._manifest.fields[name].dim))
+        return IndexInfo(
+            why="mib, exported", segments=len(mine), rows=sum(mine), bytes=sum(-(-rows // BLOCK) * one for rows in mine),
+            building=None, paused=False, error=None, calibrated=None, outgrown=self._whole.get(name, (None, False))[1],
+            probed=None,
         )  # fmt: skip
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from .transport import Folder, Tally
 RANGE = 8 << 20  # bytes that are read together, at most
 GAP = 64 << 10  # bytes between two rows that are rather read than asked around
 THREADS = 8  # reads at a time
+_SPARE = 25  # of the bytes that a search reads, one for so many may be read between rows, and as many between texts
 _WAITING = THREADS + 2  # ranges that are read ahead of their use, or being used
 
 T = TypeVar("T")
@@ -178,8 +179,8 @@ class ObjectReader:
         tally: Tally, control: Control | None,
     ) -> None:  # fmt: skip
         """Reads some places of a section, which ascend, in as few ranges as is worth it. See `records`."""
-        spare = sum(each.length for name, each in self._known.sections.items() if name.startswith("codes:")) // 20
-        cuts = runs_of(starts, ends, spare)
+        read = PREFIX + min(each.length for name, each in self._known.sections.items() if name.startswith("codes:"))
+        cuts = runs_of(starts, ends, (read + int((ends - starts).sum())) // _SPARE)
 
         def get(number: int) -> None:
             first, last = cuts[number]

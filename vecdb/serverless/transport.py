@@ -6,8 +6,8 @@ asked for, or by an error that names file, part and remedy; that they are the ri
 
 What goes wrong on the way is tried again, up to ATTEMPTS times with growing pauses: broken connections, timeouts, short
 answers, 408, 429 and 5xx. A server that does not know ranges sends the whole file, once: it is kept for as long as the folder
-is open, beyond 64 MiB in a temporary file. The first answer's ETag goes along as If-Match; where the file was replaced, it is
-read without once more, since its bytes may be the same. No query of a URL, in which tokens may be, is in any error.
+is open, beyond 64 MiB in a temporary file. The first answer's ETag goes along as If-Match; where the file has another by then,
+it is read without, since its bytes may be the same. No query of a URL, in which tokens may be, is in any error.
 
 Safe in any thread.
 """
@@ -215,6 +215,7 @@ class HttpFolder:
         self._free: queue.LifoQueue[tuple[str, http.client.HTTPConnection]] = queue.LifoQueue(_KEPT)
         self._lock = threading.Lock()
         self._etags: dict[str, str] = {}
+        self._unsteady: set[str] = set()  # files that had several; of them, checksums alone tell
         self._wholes: dict[str, _Whole] = {}
         self._loading = threading.Lock()
         self._context: ssl.SSLContext | None = None
@@ -253,7 +254,8 @@ class HttpFolder:
         with self._sent(name, asked, where, part, within) as (answer, done):
             status = answer.status
             if status == 412 and "If-Match" in asked:
-                self._forget(name, asked["If-Match"])
+                self._unsteady.add(name)
+                self._etags.pop(name, None)
                 raise _Again(_replaced(where, part), after=0.0)
             if status == 416:
                 raise _cut(where, part, _total(answer), length)
@@ -273,7 +275,7 @@ class HttpFolder:
                 raise _Again(_short(where, part, len(body), stop - start))
             done()
             etag = answer.headers.get("ETag")
-            if etag is not None and not etag.startswith("W/"):
+            if etag is not None and not etag.startswith("W/") and name not in self._unsteady:
                 self._etags[name] = etag
             return body
 
@@ -410,10 +412,6 @@ class HttpFolder:
             if self._context is None:
                 self._context = ssl.create_default_context()
         return http.client.HTTPSConnection(netloc, timeout=within, context=self._context)
-
-    def _forget(self, name: str, etag: str) -> None:
-        if self._etags.get(name) == etag:
-            self._etags.pop(name, None)
 
     def close(self) -> None:
         while True:
