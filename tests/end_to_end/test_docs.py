@@ -102,7 +102,10 @@ def commands_of(group: Any) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("example", ["quickstart.py", "own_encoder.py", "nightly.py", "load_files.py", "serve_and_search.py"])
+@pytest.mark.parametrize(
+    "example",
+    ["quickstart.py", "own_encoder.py", "nightly.py", "load_files.py", "serve_and_search.py", "search_a_web_server.py"],
+)
 def test_examples_run(example: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", ROOT / "examples" / example], cwd=tmp_path, check=True, capture_output=True
