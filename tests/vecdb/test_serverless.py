@@ -360,11 +360,13 @@ def test_tiny_collections_are_read_whole(tmp_path: Path, monkeypatch: pytest.Mon
             assert len(there.search([1, 2, 3], k=10)) == 5
 
 
-def test_arrival_in_any_order_changes_nothing(home: vecdb.Collection, codes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stripes come one by one, in an order that is drawn, with many equal estimates among them."""
+def test_arrival_in_any_order_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stripes come one by one, in an order that is drawn, with many equal estimates among them; and few queries at a time."""
     from vecdb.serverless import reader
 
     monkeypatch.setattr(reader, "RANGE", 1)
+    monkeypatch.setattr(segment, "RANGE", 1)
+    monkeypatch.setattr(segment, "_TOGETHER", 7)
     ahead = reader.ObjectReader._ahead
 
     def shuffled(self: Any, starts: Any, get: Any) -> Any:
@@ -373,13 +375,20 @@ def test_arrival_in_any_order_changes_nothing(home: vecdb.Collection, codes: Pat
 
     monkeypatch.setattr(layout, "PIECE", 8 << 10)
     monkeypatch.setattr(reader.ObjectReader, "_ahead", shuffled)
-    for seed in range(3):
-        rng = np.random.default_rng(seed)
-        folder = codes.with_name(f"small-{seed}")
-        home.export_codes(folder)
-        assert len(header_of(the_object(folder)).sections["codes:vector"].sums) > 5
-        with vecdb.open_codes(folder) as there:
-            check_same(there, home)
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM, index=MIB(rotation="none")))
+        docs.upsert(ids=np.random.default_rng(0).permutation(5000), vectors=np.repeat(drawn(250, 8), 20, axis=0))
+        docs.export_codes(tmp_path / "codes")
+        assert len(header_of(the_object(tmp_path / "codes")).sections["codes:vector"].sums) > 5
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            with vecdb.open_codes(tmp_path / "codes") as there:
+                check_same(there, docs)
+                check_same(there, docs, k=31)
+                check_same(there, docs, QUERIES[:2], exact=True, k=31)
+                monkeypatch.setattr(segment, "_MEMORY", 1 << 16)  # and but a few queries to a pass over the codes
+                check_same(there, docs, k=31)
+                monkeypatch.setattr(segment, "_MEMORY", 256 << 20)
 
 
 # -- what is read --------------------------------------------------------------------------------------------------
@@ -717,6 +726,17 @@ def test_manifests_that_are_none(codes: Path, tmp_path: Path) -> None:
         except (Corruption, NewerFormat) as error:
             said.append(str(error))
     assert len(said) > 40 and all(layout.MANIFEST in each for each in said)
+    manifest = json.loads(data)
+    del manifest["check"], manifest["format"], manifest["version"]
+    (one,) = manifest["objects"]
+    for change in (
+        {"count": 1 << 50}, {"objects": [{**one, "live": one["rows"] + 1}]}, {"objects": [{**one, "name": "../other.codes"}]},
+        {"fields": {"vector": {"kind": "sparse", "index": "auto"}}}, {"whole": {"vector": 5}}, {"objects": [{**one, "calibration": {"vector": {}}}]},
+        {"objects": [{**one, "calibration": {"vector": {"curves": [{"k": 1, "selectivity": 1, "queries": 1, "efforts": [], "recalls": [], "lows": [], "seconds": []}], "exact": [], "single": []}}}]},
+    ):  # fmt: skip
+        path.write_bytes(layout.write_manifest({**manifest, **change}))
+        with pytest.raises(Corruption, match=layout.MANIFEST):
+            vecdb.open_codes(folder)
     for wrong in (b"", b"{}", b"[]", b"null", data[:-20], b"<html>not found</html>"):
         path.write_bytes(wrong)
         with pytest.raises(Corruption, match="no manifest"):
@@ -881,6 +901,12 @@ def test_exports_again(home: vecdb.Collection, tmp_path: Path) -> None:
             docs.export_codes(tmp_path / "codes")
         again = docs.export_codes(tmp_path / "codes", overwrite=True)
         assert again.written < first.written / 10 and again.bytes == first.bytes
+        damaged = the_object(tmp_path / "codes")
+        kept = damaged.read_bytes()
+        damaged.write_bytes(kept[:-100] + bytes(100))
+        assert docs.export_codes(tmp_path / "codes", overwrite=True).written == first.bytes and damaged.read_bytes() == kept
+        (tmp_path / "codes" / layout.MANIFEST).write_text("{}")
+        docs.export_codes(tmp_path / "codes", overwrite=True)
         reader = vecdb.open_codes(tmp_path / "codes")
         before = the_object(tmp_path / "codes").name
         docs.delete([0, 1])
@@ -933,9 +959,16 @@ def test_what_exported_codes_cannot_do_is_said(codes: Path) -> None:
         there.nothing  # noqa: B018
     assert there.info().rows == there.count() == len(there) == 6000 - 858 and there.name == "docs"
     assert there.search(QUERIES[0], score_threshold=2).ids == []
+    late = there.search_batch(QUERIES[:2])
     there.close()
     with pytest.raises(Closed):
         there.search(QUERIES[0])
+    with pytest.raises(Closed):
+        late[0]  # whose payloads were not read yet
+    with pytest.raises(InvalidInput, match=r"open_codes"):
+        vecdb.open("https://host/codes?sig=secret")
+    with pytest.raises(InvalidInput, match="headers and timeout"):
+        vecdb.open_codes("https://host/codes", options={"anon": True})
 
 
 # -- commands ------------------------------------------------------------------------------------------------------------

@@ -118,16 +118,16 @@ class CodesCollection:
         self._readers = [ObjectReader(folder, each, cache, self._pool) for each in self._manifest.objects]
         try:
             self._calibrations = {
-                (each.name, name): Calibration.from_json(curves)
+                (each.name, name): _sound(Calibration.from_json(curves))
                 for each in self._manifest.objects
                 for name, curves in each.calibration.items()
             }
             self._whole = {
-                name: (Calibration.from_json(each["curves"]), bool(each["outgrown"]))
+                name: (_sound(Calibration.from_json(each["curves"])), bool(each["outgrown"]))
                 for name, each in self._manifest.whole.items()
                 if each is not None
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise Corruption(f"the calibration cannot be right: {error!r}", file=self._file) from error
         self._closed = False
 
@@ -404,6 +404,15 @@ class CodesCollection:
             vectors = {name: _of(each.part).vector(each.row, name) for name in wanted}
             hit.vectors = {name: vector for name, vector in vectors.items() if vector is not None}
         return Hits(hits)
+
+
+def _sound(calibration: Calibration) -> Calibration:
+    """What efforts are read from. Raises ValueError where that would not be possible."""
+    for curve in calibration.curves:
+        lists = np.array([curve.efforts, curve.recalls, curve.lows], np.float64)
+        if not lists.size or not np.isfinite(lists).all() or not curve.k >= 1 or not curve.selectivity > 0:
+            raise ValueError("a curve has no effort that could be given")
+    return calibration
 
 
 def _any(part: SegmentSearch) -> Any:

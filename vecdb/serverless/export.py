@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from vecdb_index.codec.bits import BLOCK
 from vecdb_index.mib.search import MIBSearcher
 from vecdb_storage.arrayfile import checksum, pack
 from vecdb_storage.files import Files
-from vecdb_storage.places import Place, place_of
+from vecdb_storage.places import Folder, Place, place_of
 from vecdb_storage.segment import StoredField
 from vecdb_storage.snapshot import SegmentPart, Snapshot
 
-from ..errors import AlreadyExists, InvalidInput, NotFound, Unsupported
+from ..errors import AlreadyExists, Corruption, InvalidInput, NewerFormat, NotFound, Unsupported
 from ..schema import Dense, Field
 from ..search.indexes import index_of, rows_of
 from ..search.whole import Measured
@@ -96,13 +97,18 @@ def export_codes(
     total = sum(part.segment.file.size for part, _ in segments)
     objects, written, done = [], 0, 0
     for part, mine in segments:
+        size, before_it = part.segment.file.size, done
+
+        def told(share: float, size: int = size, before_it: int = before_it) -> None:
+            if progress is not None:
+                progress(before_it + round(share * size), total)
+
         if mine:
-            one, new = _write(place, part, mine, snapshot.schema.get("ids") or "int")
+            one, new = _write(place, part, mine, snapshot.schema.get("ids") or "int", told)
             objects.append(one)
             written += new
-        done += part.segment.file.size
-        if progress is not None:
-            progress(done, total)
+        done += size
+        told(1.0)
     manifest = write_manifest(
         {
             "collection": name,
@@ -144,7 +150,10 @@ def _before(place: Place, overwrite: bool) -> set[str]:
         return set()
     if not overwrite:
         raise AlreadyExists(f"{place.location} has codes already; overwrite=True (--overwrite) replaces them")
-    return {one.name for one in read_manifest(there, f"{place.location}/{MANIFEST}").objects}
+    try:
+        return {one.name for one in read_manifest(there, f"{place.location}/{MANIFEST}").objects}
+    except (Corruption, NewerFormat):  # which is no reason not to write it anew
+        return set()
 
 
 def _parts(snapshot: Snapshot) -> list[SegmentPart]:
@@ -191,8 +200,13 @@ def _whole(measured: Measured | None, snapshot: Snapshot, name: str) -> Any:
     return None if measured is None else {"curves": measured.curves, "outgrown": measured.outgrown_by(snapshot, name)}
 
 
-def _write(place: Place, part: SegmentPart, fields: list[_Field], ids: str) -> tuple[Object, int]:
-    """Writes the object of a segment. Returns how it is named in the manifest, and the bytes that were new."""
+def _write(
+    place: Place, part: SegmentPart, fields: list[_Field], ids: str, told: Callable[[float], None]
+) -> tuple[Object, int]:  # fmt: skip
+    """Writes the object of a segment. Returns how it is named in the manifest, and the bytes that were new.
+
+    told: of the share that is done.
+    """
     segment = part.segment.name
     seed = checksum("/".join([segment, *(f"{each.name} {each.searcher.encoder.check}" for each in fields)]).encode())
     texts = _Texts(part, ids, seed)
@@ -202,7 +216,13 @@ def _write(place: Place, part: SegmentPart, fields: list[_Field], ids: str) -> t
     for each in fields:
         planned.append(_records(each, part.rows, seed, ids, texts))
     planned.append(Planned("texts", int(texts.lengths.sum()), PIECE, texts.each_text))
-    sums = [[checksum(piece) for piece in pieces_of(one.make(), one.piece)] for one in planned]
+    size, seen, sums = max(1, sum(one.length for one in planned)), 0, list[list[int]]()
+    for one in planned:  # twice: once for checksums, which come first in the object
+        sums.append([])
+        for piece in pieces_of(one.make(), one.piece):
+            sums[-1].append(checksum(piece))
+            seen += len(piece)
+            told(0.5 * seen / size)
     about = {
         "segment": segment,
         "rows": part.rows,
@@ -225,17 +245,33 @@ def _write(place: Place, part: SegmentPart, fields: list[_Field], ids: str) -> t
     length = len(header) + sum(one.length + -one.length % ALIGNMENT for one in planned)
     live = {each.name: each.calibration for each in fields}
     described = Object(name, length, len(header), part.rows, part.live_rows, check, live)
-    if name in place.names() and place.size(name) == length:
-        return described, 0
 
     def whole() -> Iterator[Any]:
+        done = 0
         yield header
         for one in planned:
-            yield from pieces_of(one.make(), 4 * PIECE)
+            for piece in pieces_of(one.make(), PIECE):
+                yield piece
+                done += len(piece)
+                told(0.5 + 0.5 * done / size)
             yield bytes(-one.length % ALIGNMENT)
 
+    if name in place.names() and place.size(name) == length and _is(place, name, whole()):
+        return described, 0
     place.write(name, whole())
     return described, length
+
+
+def _is(place: Place, name: str, pieces: Iterator[Any]) -> bool:
+    """Whether a file, which has the name and the length of these, has their bytes; of a remote one, that is believed."""
+    if not isinstance(place, Folder):
+        return True
+    there, here = xxhash.xxh3_128(), xxhash.xxh3_128()
+    for piece in place.read(name):
+        there.update(piece)
+    for piece in pieces:
+        here.update(piece)
+    return bool(there.digest() == here.digest())
 
 
 def _searched(field: _Field) -> list[Planned]:

@@ -335,7 +335,8 @@ def read_manifest(data: bytes, file: str) -> Manifest:
         right = all(type(number) is int and number >= 0 for number in numbers) and said["ids"] in ("int", "str", None)
         right = right and all(isinstance(field, Dense) for field in fields.values())
         right = right and all(not {"/", "\\"} & set(each.name) and each.name.endswith(ENDING) for each in objects)
-        if not right:
+        right = right and all(each.live <= each.rows for each in objects)
+        if not right or said["count"] != sum(each.live for each in objects):
             raise ValueError("it has strange values")
         return Manifest(
             str(said["collection"]), bytes.fromhex(said["uuid"]), said["seq"], said["count"], said["ids"],

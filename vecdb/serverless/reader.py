@@ -18,7 +18,7 @@ from vecdb_index.codec.bits import Encoder
 from vecdb_index.contract import Control, Damaged, Rows
 from vecdb_storage.arrayfile import unpack
 
-from ..errors import Corruption
+from ..errors import Closed, Corruption
 from .cache import RangeCache
 from .layout import PREFIX, FieldLayout, Header, Object, Section, digest, header_length, read_header, seeded, words_of
 from .transport import Folder, Tally
@@ -116,7 +116,10 @@ class ObjectReader:
         rest, running = iter(starts), set[Future[T]]()
         try:
             while True:
-                running |= {self._pool.submit(get, start) for start in itertools.islice(rest, _WAITING - len(running))}
+                try:
+                    running |= {self._pool.submit(get, start) for start in itertools.islice(rest, _WAITING - len(running))}
+                except RuntimeError:  # its threads are gone
+                    raise Closed(f"{self._folder.url} was closed; open it again") from None
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -155,7 +158,9 @@ class ObjectReader:
         section, seed = self._section("texts"), self._known.seed
         starts = records["offset"].astype(np.int64)
         ends = starts + records["length"].astype(np.int64)
-        if len(rows) and (starts.min() < 0 or ends.max() > section.length or (np.diff(starts) < 0).any()):
+        if len(rows) and (
+            starts.min() < 0 or ends.max() > section.length or (ends < starts).any() or (starts[1:] < ends[:-1]).any()
+        ):
             raise Corruption("rows have their texts where there are none", file=self.file, array=section.name)
         found = [b""] * len(rows)
 

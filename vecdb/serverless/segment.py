@@ -30,8 +30,8 @@ from .reader import RANGE, ObjectReader
 from .transport import Tally
 
 _ROOM = 256  # entries of a list beyond the short list, before it is cut; as many again as it is long, where that is more
-_TOGETHER = 64  # queries whose short lists are read together
-_LIST_BYTES = 256 << 20  # that lists of queries that share a pass may take
+_TOGETHER = 64  # queries whose short lists are read together, at most
+_MEMORY = 256 << 20  # bytes that lists of queries that share a pass may take, and rows that are ranked together
 _GREATEST = 1e31  # of factors, as in `mib.layout`
 _ROW_BITS = np.uint64(0xFFFF_FFFE)  # of an entry; see kernels.select
 _NONE = read_only(np.zeros(0, np.uint64))
@@ -78,7 +78,7 @@ class SegmentSearch:
         short = self.listed(k, effort)
         if short is None:
             return self._exactly(queries, k)
-        step = max(1, _LIST_BYTES // (16 * (short + max(_ROOM, short))))
+        step = max(1, _MEMORY // (16 * (short + max(_ROOM, short))))
         return _stacked([self._look(queries[at : at + step], k, short) for at in range(0, len(queries), step)])
 
     def _look(self, queries: npt.NDArray[np.float32], k: int, short: int) -> Hits:
@@ -110,7 +110,8 @@ class SegmentSearch:
                 best[q] = both
             coded += len(codes)
         scanned = coded * block_bytes(field.width)
-        found = [self._ranked(ready, best, start, k, short) for start in range(0, m, _TOGETHER)]
+        together = max(1, min(_TOGETHER, _MEMORY // (short * field.record.itemsize)))
+        found = [self._ranked(ready, best, slice(at, at + together), k, short) for at in range(0, m, together)]
         hits = _stacked(found)
         looked = sum(map(len, best))
         seen = {"rows in short lists": looked, "bytes of codes": scanned}
@@ -134,10 +135,10 @@ class SegmentSearch:
         return first, read_only(codes), read_only(factors)
 
     def _ranked(
-        self, ready: npt.NDArray[np.float32], best: list[npt.NDArray[np.uint64]], start: int, k: int, short: int
+        self, ready: npt.NDArray[np.float32], best: list[npt.NDArray[np.uint64]], some: slice, k: int, short: int
     ) -> Hits:
         """The best k rows in the short lists of some queries, by their vectors."""
-        lists_of = best[start : start + _TOGETHER]
+        lists_of = best[some]
         rows = np.unique(np.concatenate([_rows_in(each) for each in lists_of]))
         records = self._read(rows)
         lists, held = np.zeros((len(lists_of), max(1, short)), np.uint64), np.array([len(each) for each in lists_of], np.int64)
@@ -152,7 +153,7 @@ class SegmentSearch:
         bits = taken.vectors.view(np.uint16) if taken.vectors.dtype == np.float16 else taken.vectors
         about = read_only(bits), read_only(taken.norms), METRICS[taken.metric]
         least = np.full(m, -np.inf, np.float32)
-        rank(ready[start : start + m], *about, short, lists, held, least, keys, found, sizes, dropped)
+        rank(ready[some], *about, short, lists, held, least, keys, found, sizes, dropped)
         settle(keys, found, sizes, dropped, read_only(np.full(m, -np.inf, np.float32)), tied)
         hit = found >= 0
         self._keep(np.unique(found[hit]), rows, records)
@@ -178,6 +179,8 @@ class SegmentSearch:
             keys, rows = both[:, :k], np.where(both[:, :k] > -np.inf, where[:, :k], -1)
             here = np.unique(rows[(rows >= first) & (rows < first + len(records))])
             self._keep(here - first, np.arange(first, first + len(records)), records)
+            best = set(rows[rows >= 0].tolist())
+            self._records = {row: record for row, record in self._records.items() if row in best}
             scored += mine.scored
         lengths = (keys > -np.inf).sum(axis=1).astype(np.int32)
         return Hits(keys, rows, lengths, tied, scored, self.rows * self._row_bytes)

@@ -129,6 +129,9 @@ def folder_of(where: str, options: Mapping[str, Any] | None = None) -> Folder:
     Unsupported.
     """
     if where.startswith(("http://", "https://")):
+        strange = set(options or {}) - {"headers", "timeout"}
+        if strange:
+            raise InvalidInput(f"options for http(s) are headers and timeout, not {', '.join(sorted(strange))}")
         return HttpFolder(where, **(options or {}))
     if where.startswith("file://"):
         where = unquote(urlsplit(where).path)
@@ -201,7 +204,7 @@ class HttpFolder:
         """headers: that go with each request, such as Authorization. timeout: seconds. Raises InvalidInput."""
         parts = urlsplit(url)
         if not parts.hostname:
-            raise InvalidInput(f"{url}: there is no host in this URL")
+            raise InvalidInput(f"{url.partition('?')[0]}: there is no host in this URL")
         self._scheme, self._netloc = parts.scheme, parts.netloc.rpartition("@")[2]
         self._path, self._query = parts.path.rstrip("/"), parts.query
         self.url = urlunsplit((parts.scheme, self._netloc, self._path, "", ""))
