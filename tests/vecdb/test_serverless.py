@@ -611,6 +611,48 @@ def test_redirects_are_followed_without_what_is_secret(served: RangesServer, hom
     assert served.seen and not any(each.get("Authorization") for each in served.headers)
 
 
+def test_no_faults_together_make_an_answer_wrong(
+    served: RangesServer, home: vecdb.Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    counted: Callable[[str, int], None],
+) -> None:  # fmt: skip
+    """Faults of all kinds, drawn, over small ranges, with and without a cache: the right answer, or a typed error; and then, undisturbed, the
+    right answer from what was kept.
+    """
+    from vecdb.serverless import reader
+
+    monkeypatch.setattr(reader, "RANGE", 16 << 10)
+    monkeypatch.setattr(transport, "ATTEMPTS", 3)
+    kinds = [500, 503, 429, 404, 403, 412, 416, "short", "close", "flip", "elsewhere", "changed"]
+    expected = {at: home.search(QUERIES[at]) for at in range(6)}
+    answered = refused = 0
+    for seed in range(24):
+        rng, share = np.random.default_rng(seed), 0.1 * (seed % 6)
+
+        def fault(number: int, name: str, start: int) -> Any:
+            with served.lock:
+                if name == layout.MANIFEST or rng.random() >= share:
+                    return None
+                return "whole" if rng.random() < 0.002 else kinds[int(rng.integers(len(kinds)))]
+
+        served.reset()
+        served.fault = fault
+        with vecdb.open_codes(served.url, cache=tmp_path / f"{seed // 12}", cache_bytes=(0, 1 << 30)[seed // 6 % 2]) as there:
+            for at, right_one in expected.items():
+                try:
+                    found = there.search(QUERIES[at])
+                except VecdbError:
+                    refused += 1
+                    continue
+                answered += 1
+                assert found.ids == right_one.ids and found.scores == right_one.scores
+                assert [hit.payload for hit in found] == [hit.payload for hit in right_one]
+    assert answered > 50 and refused > 30
+    counted("searches under faults of a web server", answered + refused)
+    served.reset()
+    with vecdb.open_codes(served.url, cache=tmp_path / "0") as there:
+        check_same(there, home)
+
+
 # -- files that are damaged ------------------------------------------------------------------------------------------
 
 
