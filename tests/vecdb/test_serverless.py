@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -325,10 +326,25 @@ def test_several_segments_and_two_fields_one_of_which_some_points_lack(tmp_path:
             hit, right = (each.search(first[7], k=1, field="a", with_vectors=["a", "b"])[0] for each in (there, docs))
             assert hit.vectors.keys() == right.vectors.keys()
             assert all(np.array_equal(hit.vectors[name], right.vectors[name]) for name in hit.vectors)
+            as_stored = [each.search(first[7], field="a", with_payload="json")[0].payload for each in (there, docs)]
+            assert as_stored[0] == as_stored[1] and isinstance(as_stored[0], bytes)
             with pytest.raises(InvalidInput, match="field"):
                 there.search(first[0])
             with pytest.raises(InvalidInput, match="no such field"):
                 there.search([1, 2], field="plain")
+
+
+@pytest.mark.parametrize(("dim", "rows"), [(1, 300), (63, 1), (65, 33), (65, 1000), (4097, 70)])
+@pytest.mark.parametrize("rotation", ["none", "hadamard"])
+def test_widths_and_numbers_of_rows_that_fit_nothing(tmp_path: Path, dim: int, rows: int, rotation: str) -> None:
+    vectors, queries = drawn(rows, 20, dim), drawn(10, 21, dim)
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(dim, metric="l2", index=MIB(rotation=rotation)))
+        docs.upsert(ids=range(rows), vectors=vectors, payloads=[{"n": i} for i in range(rows)])
+        docs.export_codes(tmp_path / "codes")
+        with vecdb.open_codes(tmp_path / "codes") as there:
+            for how in ({}, {"k": 1, "recall": 0.5}, {"exact": True}, {"k": rows + 5}):
+                check_same(there, docs, queries, **how)
 
 
 @pytest.mark.parametrize("duplicates", [1, 50, 2500])
@@ -651,6 +667,50 @@ def test_no_faults_together_make_an_answer_wrong(
     served.reset()
     with vecdb.open_codes(served.url, cache=tmp_path / "0") as there:
         check_same(there, home)
+
+
+def test_a_proxy_of_the_environment_is_asked(served: RangesServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None: ...
+
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers.get("Proxy-Authorization")))
+            self.path = self.path.removeprefix("http://elsewhere.invalid")
+            served.answer(self)
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    monkeypatch.setenv("http_proxy", f"http://me:it@127.0.0.1:{proxy.server_port}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    try:
+        with vecdb.open_codes("http://elsewhere.invalid/codes") as there:
+            assert len(there.search(QUERIES[0])) == 10
+        assert asked[0] == ("http://elsewhere.invalid/codes/manifest.json", "Basic bWU6aXQ=") and len(asked) == len(served.seen)
+        with vecdb.open_codes(served.url):
+            assert len(asked) < len(served.seen)
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+
+
+def test_a_password_in_a_url_goes_along_and_into_no_message(served: RangesServer) -> None:
+    with vecdb.open_codes(served.url.replace("//", "//me:hidden@") + "?sig=secret") as there:
+        assert served.headers[-1]["Authorization"] == "Basic bWU6aGlkZGVu"
+        served.fault = lambda number, name, start: 500
+        with pytest.raises(Unavailable) as raised:
+            there.search(QUERIES[0])
+        assert not re.search("hidden|secret", repr(there) + str(raised.value) + str(raised.value.__notes__))
+
+
+def test_threads_search_at_once(served: RangesServer, home: vecdb.Collection) -> None:
+    expected = [home.search(query) for query in QUERIES[:12]]
+    with vecdb.open_codes(served.url) as there, ThreadPoolExecutor(6) as pool:
+        for found, right_one in zip(pool.map(there.search, QUERIES[:12]), expected, strict=True):
+            assert found.ids == right_one.ids and found.scores == right_one.scores
 
 
 # -- files that are damaged ------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def opened(path: str, *, write: bool = False, create: bool = False, **options: A
 
     if is_codes(path):
         if write:
-            raise ReadOnly(f"{path} holds exported codes, which are searched and not written to")
+            raise ReadOnly("exported codes are searched, and not written to: use the database that they are from")
         from vecdb.serverless.collection import CodesDatabase
 
         codes = CodesDatabase(vecdb.open_codes(path))

@@ -89,7 +89,11 @@ def open_codes(
         raise InvalidInput(f"cache_bytes must be a whole number of bytes from 0 up, not {cache_bytes!r}")
     folder = folder_of(text, options)
     kept = None if folder.is_local else RangeCache(cache_folder() if cache is None else Path(cache), cache_bytes)
-    return CodesCollection(folder, kept)
+    try:
+        return CodesCollection(folder, kept)
+    except BaseException:
+        folder.close()
+        raise
 
 
 @dataclass

@@ -14,6 +14,7 @@ Safe in any thread.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import queue
@@ -28,7 +29,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
-from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 from vecdb_index.contract import Control
 from vecdb_storage.files import Files
@@ -209,11 +211,8 @@ class HttpFolder:
         self._path, self._query = parts.path.rstrip("/"), parts.query
         self.url = urlunsplit((parts.scheme, self._netloc, self._path, "", ""))
         self._headers = {"Accept-Encoding": "identity", "User-Agent": f"vecdb/{__version__}", **(headers or {})}
-        if parts.username is not None:
-            import base64
-
-            said = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-            self._headers["Authorization"] = f"Basic {base64.b64encode(said).decode()}"
+        self._headers |= _authorization("Authorization", parts)
+        self._proxies = getproxies()
         self._timeout = timeout
         self._free: queue.LifoQueue[tuple[str, http.client.HTTPConnection]] = queue.LifoQueue(_KEPT)
         self._lock = threading.Lock()
@@ -392,8 +391,7 @@ class HttpFolder:
             try:
                 if connection.sock is not None:
                     connection.sock.settimeout(within)
-                connection.request("GET", target, headers=dict(headers))
-                return connection, connection.getresponse()
+                return connection, self._asked(connection, host, target, headers)
             except (http.client.RemoteDisconnected, ConnectionError, BrokenPipeError):
                 connection.close()
             except BaseException:
@@ -401,20 +399,45 @@ class HttpFolder:
                 raise
         connection = self._connected(host, within)
         try:
-            connection.request("GET", target, headers=dict(headers))
-            return connection, connection.getresponse()
+            return connection, self._asked(connection, host, target, headers)
         except BaseException:
             connection.close()
             raise
 
+    def _asked(
+        self, connection: http.client.HTTPConnection, host: str, target: str, headers: Mapping[str, str]
+    ) -> http.client.HTTPResponse:  # fmt: skip
+        """The answer to one request. To a proxy of http, the whole URL is said."""
+        proxy = self._proxy_of(host) if host.startswith("http://") else None
+        said = dict(headers)
+        if proxy is not None:
+            target, said = host + target, {**said, **_authorization("Proxy-Authorization", proxy)}
+        connection.request("GET", target, headers=said)
+        return connection.getresponse()
+
     def _connected(self, host: str, within: float) -> http.client.HTTPConnection:
+        """A connection to a host, or to the environment's proxy for it (http_proxy, https_proxy, no_proxy)."""
         scheme, _, netloc = host.partition("://")
+        proxy = self._proxy_of(host)
+        to = netloc if proxy is None else proxy.netloc.rpartition("@")[2]
         if scheme == "http":
-            return http.client.HTTPConnection(netloc, timeout=within)
+            return http.client.HTTPConnection(to, timeout=within)
         with self._lock:
             if self._context is None:
                 self._context = ssl.create_default_context()
-        return http.client.HTTPSConnection(netloc, timeout=within, context=self._context)
+        connection = http.client.HTTPSConnection(to, timeout=within, context=self._context)
+        if proxy is not None:
+            connection.set_tunnel(netloc, headers=_authorization("Proxy-Authorization", proxy))
+        return connection
+
+    def _proxy_of(self, host: str) -> SplitResult | None:
+        parts = urlsplit(host)
+        proxy = self._proxies.get(parts.scheme)
+        return (
+            None
+            if not proxy or proxy_bypass(parts.hostname or "")
+            else urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        )
 
     def close(self) -> None:
         while True:
@@ -424,6 +447,14 @@ class HttpFolder:
                 break
         for kept in self._wholes.values():
             kept.close()
+
+
+def _authorization(name: str, url: SplitResult) -> dict[str, str]:
+    """The header that says user and password, where a URL has them."""
+    if url.username is None:
+        return {}
+    said = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()
+    return {name: f"Basic {base64.b64encode(said).decode()}"}
 
 
 def _some(answer: http.client.HTTPResponse, most: int, where: str, part: str) -> bytes:
