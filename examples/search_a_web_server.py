@@ -18,6 +18,7 @@ class Ranges(SimpleHTTPRequestHandler):
     """Python's own web server with ranges, as nginx, Caddy and all buckets have them."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body is not to wait until its head has arrived
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))

@@ -26,6 +26,7 @@ import pytest
 import xxhash
 from vecdb_index.mib.params import MIB
 from vecdb_index.mib.search import MIBSearcher
+from vecdb_storage.files import Files
 
 import vecdb
 from vecdb import Dense, F
@@ -76,6 +77,7 @@ class RangesServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # a body must not wait for the head to be acknowledged
 
             def log_message(self, *_: Any) -> None: ...
 
@@ -299,22 +301,22 @@ def test_metrics_and_dtypes(tmp_path: Path, metric: Any, dtype: Any) -> None:
 
 def test_several_segments_and_two_fields_one_of_which_some_points_lack(tmp_path: Path) -> None:
     """Fields of their own metric and width; ids are texts, and one is not ASCII."""
-    first, second = drawn(4000, 5), drawn(4000, 6, 33)
+    first, second = drawn(2400, 5), drawn(2400, 6, 33)
     with vecdb.open(tmp_path / "db") as db:
         fields = {"a": Dense(DIM, index=MIB()), "b": Dense(33, metric="l2", dtype="f16", index=MIB(rotation="none"))}
         docs = db.create_collection("docs", {**fields, "plain": Dense(2)})
-        for start in range(0, 4000, 2000):
+        for start in range(0, 2400, 1200):
             points = [
                 {
                     "id": f"dök-{i}",
                     "vectors": {"a": first[i], "plain": [1, 2], **({"b": second[i]} if i % 3 else {})},
                     "payload": {"n": i},
                 }
-                for i in range(start, start + 2000)
+                for i in range(start, start + 1200)
             ]
             docs.upsert(points)
             docs.flush()
-        docs.delete(["dök-0", "dök-1", "dök-3999"])
+        docs.delete(["dök-0", "dök-1", "dök-2399"])
         assert docs.info().segments == 2
         settle(docs)
         docs.export_codes(tmp_path / "codes")
@@ -1018,6 +1020,46 @@ def test_exports_again(home: vecdb.Collection, tmp_path: Path) -> None:
         assert the_object(tmp_path / "codes").name != before
         with reader, pytest.raises(NotFound, match="open it again"):
             reader.search(QUERIES[0])
+        with vecdb.open_codes(tmp_path / "codes") as there:
+            check_same(there, docs)
+
+
+def test_an_export_that_is_cut_short_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """At any write: readers see the old manifest, and its objects are there; the next export completes it."""
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM, index=MIB(rotation="none")))
+        docs.upsert(ids=range(500), vectors=drawn(500, 11))
+        docs.export_codes(tmp_path / "codes")
+        before = docs.search(QUERIES[0])
+        docs.delete(before.ids[:5])
+        write, left = Files.write, 0
+
+        def fail(self: Files, fd: int, data: Any, path: Path) -> None:
+            nonlocal left
+            left -= 1
+            write(self, fd, bytes(data)[: len(data) // 2] if left < 0 else data, path)
+            if left < 0:
+                raise StorageError("the disk went away")
+
+        with monkeypatch.context() as patch:
+            left = 1000
+            patch.setattr(Files, "write", fail)
+            docs.export_codes(tmp_path / "elsewhere")
+        taken, there_before = 1000 - left, set((tmp_path / "codes").iterdir())
+        assert taken > 6
+        for writes in range(taken):  # the last of which is that of the manifest
+            left = writes
+            with monkeypatch.context() as patch, pytest.raises(StorageError, match="went away"):
+                patch.setattr(Files, "write", fail)
+                docs.export_codes(tmp_path / "codes", overwrite=True)
+            with vecdb.open_codes(tmp_path / "codes") as there:
+                assert there.search(QUERIES[0]).ids == before.ids
+            if writes < taken - 1:
+                for new in set((tmp_path / "codes").iterdir()) - there_before:
+                    new.unlink()  # what of it is complete would not be written again
+        docs.export_codes(tmp_path / "codes", overwrite=True)
         with vecdb.open_codes(tmp_path / "codes") as there:
             check_same(there, docs)
 

@@ -27,7 +27,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -525,10 +524,3 @@ def _short(where: str, part: str, size: int, asked: int) -> StorageError:
 
 def _replaced(where: str, part: str) -> StorageError:
     return StorageError(f"{where}, {part}: the file is being replaced while it is read; open it again", file=where)
-
-
-def local_path(where: str) -> Path | None:
-    """The directory that is meant, if it is one of this machine."""
-    if where.startswith("file://"):
-        return Path(unquote(urlsplit(where).path))
-    return None if "://" in where else Path(where)
