@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from vecdb_index.contract import Cancelled, DeadlineReached, Queries
+from vecdb_index.contract import Overloaded as TooMany
 from vecdb_storage.ahead import Ahead
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import parse, prepare
@@ -899,6 +900,8 @@ class Collection:
             raise DeadlineExceeded(f"the search took longer{after}; give it more time, or ask for less recall") from None
         except Cancelled:
             raise errors.Cancelled("the search was cancelled") from None
+        except TooMany as error:
+            raise errors.Overloaded(f"{error}; search from fewer threads, or ask for several queries together") from None
         if self._prober is not None:
             self._prober.offer(self._uuid, snapshot, wanted, vectors, found)
         if told is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vecdb_index.cores import usable
 from vecdb_storage.backup import Backup, restore
 from vecdb_storage.metrics import Metrics
 from vecdb_storage.registry import open_store, temporary_store
@@ -58,8 +59,7 @@ def open_database(
     if sys.platform not in ("linux", "darwin"):
         raise Unsupported(f"vecdb runs on Linux and macOS, not on {sys.platform}; under Windows use WSL")
     if threads is None:
-        affinity = getattr(os, "sched_getaffinity", None)
-        threads = len(affinity(0)) if affinity else os.cpu_count() or 1
+        threads = usable()
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise InvalidInput(f"threads must be a whole number from 1 up, not {threads!r}")
     if memory_limit is not None and (isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1):

@@ -22,7 +22,7 @@
     ├── EncoderFailed                    a model's server cannot be reached, or its reply is not a vector for each text
     ├── Unauthenticated                  a server wants a key, or refuses the one that it was given
     ├── PermissionDenied                 the key's role or collections do not reach so far
-    ├── Overloaded                       a server has no room, after several tries
+    ├── Overloaded                       a server has no room, after several tries, or too many searches wait for their turn
     ├── Unavailable                      a server cannot be reached, or went away
     ├── CursorExpired                    a scroll over the wire was left unread for too long
     ├── Cancelled                        the caller no longer wanted it
@@ -112,7 +112,10 @@ class PermissionDenied(VecdbError):
 
 
 class Overloaded(VecdbError):
-    """A server has no room for what was asked, after several tries. retry_after: seconds, if it said so."""
+    """A server has no room for what was asked, after several tries; or too many threads search at once.
+
+    retry_after: seconds, if it said so.
+    """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)

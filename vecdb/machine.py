@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vecdb_index import cores
+
 _SYNCS = 15
 _BYTES = 128 << 20  # written to measure the disk
 _SLOW_SYNC = 0.02  # seconds
@@ -54,8 +56,7 @@ def examine(database: str | None = None) -> Examination:
 
 
 def _processor(found: Examination) -> None:
-    affinity = getattr(os, "sched_getaffinity", None)
-    usable, all_cores = len(affinity(0)) if affinity else os.cpu_count() or 1, os.cpu_count() or 1
+    usable, all_cores = cores.usable(), os.cpu_count() or 1
     found.facts += [
         Fact("vecdb", _version()),
         Fact("python", platform.python_version()),

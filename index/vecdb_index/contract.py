@@ -99,6 +99,14 @@ class DeadlineReached(Exception):
     """The work ran past the deadline of its Control."""
 
 
+class Overloaded(Exception):
+    """Too many searches wait for their turn. waiting: so many."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting:,} searches wait for their turn")
+        self.waiting = waiting
+
+
 class NeedsMemory(Exception):
     """A build would exceed its memory limit. needed, limit: bytes. Raised before any work is done."""
 

@@ -42,10 +42,10 @@ def warmup() -> None:
 
 def _bits(few: Rows) -> None:
     """By its parts: so few rows would be searched exactly."""
-    for rotation in ("none", "itq"):
-        params = MIB(rotation)
+    for rotation, bits in (("none", 1), ("itq", 2)):
+        params = MIB(rotation, bits)
         searcher = MIBSearcher(BITS.build(few, {}, params, Budget(), lambda share: None), {}, few, params)
-        searcher.look(read_only(np.ones((1, 4), np.float32)), 2, 2)
+        searcher.look(read_only(np.ones((1, 4), np.float32)), 2, 8)
 
 
 def _sparse() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 BENEATH: dict[str, str] = {
     "test_points_that_go_and_come_again_are_found_as_in_a_new_collection": "asks indexes by their effort",
+    "test_what_a_backend_trained_comes_back_and_one_that_is_not_registered_costs_no_answer": "a server keeps its indexes open",
     "test_indexes_outlive_a_reopen_and_serve_readers": "opens read-only",
     "test_a_damaged_index_costs_no_answer_and_is_built_again": "damages files of a closed database",
     "test_a_calibration_on_own_queries_is_outgrown_and_measured_again": "looks at what is known inside",

@@ -11,12 +11,12 @@ import pytest
 from calls import in_threads
 from served import fill, soon
 from vecdb_index import contract
+from vecdb_index.coalesce import LARGEST, Coalescer, Shared
 from vecdb_index.contract import Control
 
 from vecdb import errors
 from vecdb.collection import Collection
-from vecdb.search.stopping import Shared, control_for
-from vecdb.server.coalesce import LARGEST, Coalescer
+from vecdb.search.stopping import control_for
 from vecdb.wire import messages
 
 
@@ -103,6 +103,20 @@ def test_a_batch_is_bounded() -> None:
     assert sorted(map(len, kernel.calls)) == [1, 49, LARGEST]
 
 
+def test_more_than_may_wait_are_told_so() -> None:
+    coalescer, kernel = Coalescer[int, int](1, limit=2), Kernel(held=True)
+    asked = [Asked(coalescer, 0, kernel)]
+    assert soon(lambda: kernel.calls == [[0]])
+    for n in (1, 2):
+        asked.append(Asked(coalescer, n, kernel))
+        assert soon(lambda n=n: waiting(coalescer) == n)
+    with pytest.raises(contract.Overloaded, match="2 searches wait"):
+        coalescer.search("same", 3, None, kernel)
+    assert coalescer.search("another", 4, None, Kernel()) == 40
+    kernel.free.set()
+    assert [each.end() for each in asked] == [0, 10, 20] and not coalescer._lines
+
+
 def test_as_many_calls_run_side_by_side_as_the_width_says() -> None:
     coalescer, kernel = Coalescer[int, int](3), Kernel(held=True)
     asked = [Asked(coalescer, n, kernel) for n in range(5)]
@@ -127,7 +141,7 @@ def test_a_deadline_ends_the_wait_and_nobody_elses() -> None:
     assert soon(lambda: kernel.calls)
     late = Asked(coalescer, 2, kernel, deadline=time.monotonic() + 0.1)
     patient = Asked(coalescer, 3, kernel)
-    assert isinstance(late.end(), errors.DeadlineExceeded)
+    assert isinstance(late.end(), contract.DeadlineReached)
     kernel.free.set()
     assert (first.end(), patient.end()) == (10, 30)
     assert [2] not in kernel.calls

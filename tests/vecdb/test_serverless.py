@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import xxhash
 from vecdb_index.mib.params import MIB
-from vecdb_index.mib.search import MIBSearcher
+from vecdb_index.mib.search import ShortLists
 from vecdb_storage.files import Files
 
 import vecdb
@@ -56,6 +56,7 @@ from vecdb.serverless.cache import RangeCache
 from vecdb.serverless.reader import GAP, RANGE, runs_of
 
 DIM, ROWS = 64, 6000
+PAYS = ShortLists.pays
 
 
 class RangesServer:
@@ -169,15 +170,16 @@ def serving(folder: Path) -> Iterator[RangesServer]:
         server.close()
 
 
-@pytest.fixture(autouse=True)
-def _by_index(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _by_index() -> Iterator[None]:
     """At home, too, the bits: these collections are so small that the clock would decide otherwise. And no long pauses."""
-    monkeypatch.setattr(Calibration, "exact_seconds", lambda *_: 1e3)
-    monkeypatch.setattr(MIBSearcher, "_pays", lambda self, k, short: True)
-    monkeypatch.setattr(segment, "pays", lambda *_: True)
-    monkeypatch.setattr(calibrate, "_HOPELESS", 1e9)
-    monkeypatch.setattr(whole, "_HOPELESS", 1e9)
-    monkeypatch.setattr(transport, "PAUSE", 0.001)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Calibration, "exact_seconds", lambda *_: 1e3)
+        patch.setattr(ShortLists, "pays", lambda *_: True)
+        patch.setattr(calibrate, "_HOPELESS", 1e9)
+        patch.setattr(whole, "_HOPELESS", 1e9)
+        patch.setattr(transport, "PAUSE", 0.001)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -198,10 +200,10 @@ QUERIES = drawn(40, 2)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[vecdb.Collection]:
+def home(_by_index: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[vecdb.Collection]:
     """A collection of one segment with deleted rows, which no test changes."""
     with vecdb.open(tmp_path_factory.mktemp("home") / "db") as db:
-        docs = db.create_collection("docs", Dense(DIM, index=MIB()))
+        docs = db.create_collection("docs", Dense(DIM, index=MIB(bits=1)))
         payloads = [{"n": i, "secret": f"of {i}"} for i in range(ROWS)]
         docs.upsert(ids=range(ROWS), vectors=drawn(ROWS, 1), payloads=payloads)
         docs.flush()
@@ -299,6 +301,38 @@ def test_metrics_and_dtypes(tmp_path: Path, metric: Any, dtype: Any) -> None:
             )
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_several_bits_a_dimension_cut_the_short_list_first(
+    tmp_path: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM, metric="l2", index=MIB(rotation="hadamard", bits=bits)))
+        docs.upsert(ids=range(4000), vectors=np.repeat(drawn(2000, 3), 2, axis=0), payloads=[{"n": i} for i in range(4000)])
+        docs.flush()
+        docs.delete(range(0, 4000, 9))
+        docs.export_codes(tmp_path / "codes")
+        with serving(tmp_path / "codes") as server, vecdb.open_codes(server.url) as there:
+            for how in ({}, {"recall": 0.8, "k": 1}, {"recall": 0.99}):
+                check_same(there, docs, **how)
+            mine, right = (each.search(QUERIES[0], recall=0.99, explain=True).plan.parts[0] for each in (there, docs))
+            assert mine.seen["rows looked at by all bits"] > mine.seen["rows in short lists"] >= 10
+            assert {name: mine.seen[name] for name in right.seen} == right.seen
+            monkeypatch.setattr(segment, "_MEMORY", 1 << 16)  # a few queries at a time
+            check_same(there, docs)
+        path = the_object(tmp_path / "codes")
+        section = header_of(path).sections["planes:vector"]
+        data, found = path.read_bytes(), list[str]()
+        expected = docs.search_batch(QUERIES)
+        for place in np.random.default_rng(0).integers(section.offset, section.offset + section.length, 15).tolist():
+            path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+            with vecdb.open_codes(tmp_path / "codes") as there:
+                try:
+                    assert np.array_equal(there.search_batch(QUERIES).ids, expected.ids)
+                except Corruption as error:
+                    found.append(str(error))
+        assert len(found) > 5 and all("planes:vector" in each for each in found)
+
+
 def test_several_segments_and_two_fields_one_of_which_some_points_lack(tmp_path: Path) -> None:
     """Fields of their own metric and width; ids are texts, and one is not ASCII."""
     first, second = drawn(2400, 5), drawn(2400, 6, 33)
@@ -363,8 +397,8 @@ def test_ties_are_settled_as_at_home(tmp_path: Path, duplicates: int) -> None:
 
 
 def test_tiny_collections_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As at home, where codes save no time; with the rules that are in force outside these tests."""
-    monkeypatch.undo()
+    """As at home, where codes save no time; with the rule that is in force outside these tests."""
+    monkeypatch.setattr(ShortLists, "pays", PAYS)
     with vecdb.open(tmp_path / "db") as db:
         docs = db.create_collection("docs", Dense(3, index=MIB()))
         docs.export_codes(tmp_path / "empty")
@@ -413,7 +447,7 @@ def test_arrival_in_any_order_changes_nothing(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[vecdb.Collection, Path]]:
+def large(_by_index: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[vecdb.Collection, Path]]:
     """Rows that are long beside their codes: 60,000 of 512 numbers, of which the codes are 4 MiB."""
     folder = tmp_path_factory.mktemp("large")
     with vecdb.open(folder / "db") as db:
@@ -743,7 +777,8 @@ def test_flipped_bits_are_found_in_every_section(
             except Corruption as error:
                 found += 1
                 said.append(str(error))
-    assert found == 25 if section in ("header", "encoder:vector", "live:vector", "codes:vector") else found > 0
+    everywhere = section in ("header", "encoder:vector", "live:vector", "codes:vector")
+    assert found == 25 if everywhere else found > 0
     assert all(section in each and path.name in each and "upload" in each for each in said)
     counted("bits flipped in exported codes", 25)
 
@@ -805,6 +840,7 @@ def described(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
         lambda said: said["fields"]["vector"].update(dim=DIM + 1), lambda said: said["fields"]["vector"].update(dtype="f16"),
         lambda said: said["fields"]["vector"].update(encoder=1), lambda said: said["fields"]["vector"].update(allowed=10**9),
         lambda said: said["fields"]["vector"].update(allowed=7), lambda said: said["fields"]["vector"].update(metric="l2"),
+        lambda said: said["fields"]["vector"].update(bits=4), lambda said: said["fields"]["vector"].update(power=0),
         lambda said: said["sections"].pop(), lambda said: said["sections"].pop(0), lambda said: said.update(ids="bytes"),
         lambda said: said["sections"][2].update(offset=1 << 50), lambda said: said["sections"][2].update(length=1),
         lambda said: said["sections"][2].update(sums=[]), lambda said: said["sections"][3].update(piece=0),
@@ -918,8 +954,8 @@ def test_a_folder_that_cannot_be_written_or_is_full_is_told_of_once(
 
 _ASK = """
 import sys, numpy as np, vecdb
-from vecdb.serverless import segment
-segment.pays = lambda *_: True
+from vecdb_index.mib.search import ShortLists
+ShortLists.pays = lambda *_: True
 with vecdb.open_codes(sys.argv[1], cache=sys.argv[2]) as there:
     for query in np.load(sys.argv[3]):
         print(*there.search(query, explain=True).ids)

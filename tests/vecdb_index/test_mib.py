@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vecdb_index.coalesce import Coalescer
 from vecdb_index.codec.bits import LEVELS, TERMS, report, unpacked
+from vecdb_index.codec.planes import refine, values
 from vecdb_index.conformance import CASES, bitmap, check, drawn, recall, same, stored
-from vecdb_index.contract import Budget, Control, Damaged, Part
+from vecdb_index.contract import Budget, Cancelled, Control, Damaged, DeadlineReached, NeedsMemory, Part
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import METRICS
 from vecdb_index.mib.backend import BACKEND
-from vecdb_index.mib.gate import RECALLS, UNMEASURED, lists_of, measured, verdict_of
+from vecdb_index.mib.gate import RECALLS, best_of, lists_of, measured, verdict_of
 from vecdb_index.mib.params import MIB
 from vecdb_index.mib.scan import fast_sums, plain_scan, plain_sums, scan
 from vecdb_index.mib.search import MIBSearcher
@@ -23,8 +29,8 @@ METRIC = pytest.mark.parametrize("metric", METRICS)
 NONE = np.zeros(0, np.uint64)
 
 
-def opened(rows: Any, rotation: str = "hadamard") -> MIBSearcher:
-    params = MIB(rotation)
+def opened(rows: Any, rotation: str = "hadamard", bits: int | str = 1) -> MIBSearcher:
+    params = MIB(rotation, bits)
     return MIBSearcher(BACKEND.build(rows, {}, params, Budget(), lambda share: None), {}, rows, params)
 
 
@@ -185,14 +191,15 @@ def test_auto_tries_rotations_and_keeps_its_table() -> None:
 
 @pytest.mark.parametrize("rotation", ["none", "hadamard", "dense", "pca", "itq", "auto"])
 def test_threads_change_no_byte(rotation: str) -> None:
-    rows = stored(drawn(9000, 96), "cosine")
-    one, two = (BACKEND.build(rows, {}, MIB(rotation), Budget(threads=t), lambda share: None) for t in (1, 2))
+    rows, params = stored(drawn(9000, 96), "cosine"), MIB(rotation, 3)
+    one, two = (BACKEND.build(rows, {}, params, Budget(threads=t), lambda share: None) for t in (1, 2))
     assert all(one[name].tobytes() == two[name].tobytes() for name in one) and one.keys() == two.keys()
 
 
-def test_merged_codes_are_copied_where_one_encoder_made_them() -> None:
+@pytest.mark.parametrize("bits", [1, 3])
+def test_merged_codes_are_copied_where_one_encoder_made_them(bits: int) -> None:
     vectors = drawn(1500, 65)
-    whole, params = stored(vectors, "l2"), MIB("hadamard")
+    whole, params = stored(vectors, "l2"), MIB("hadamard", bits)
     trained = BACKEND.train(whole, params, Budget())
     kept = np.random.default_rng(0).random(1500) < 0.8
     to = np.where(kept, np.cumsum(kept) - 1, -1)
@@ -206,7 +213,9 @@ def test_merged_codes_are_copied_where_one_encoder_made_them() -> None:
     anew = BACKEND.build(rows, trained, params, Budget(), lambda share: None)
     assert merged is not None and merged.keys() == anew.keys()
     assert all(merged[name].tobytes() == anew[name].tobytes() for name in anew)
-    other = BACKEND.train(rows, MIB("dense"), Budget())
+    deeper = BACKEND.train(whole, MIB("hadamard", 4), Budget())
+    assert BACKEND.merge(parts, rows, deeper, params, Budget()) is None
+    other = BACKEND.train(rows, MIB("dense", bits), Budget())
     assert BACKEND.merge(parts, rows, other, params, Budget()) is None
     with pytest.raises(Damaged, match="another encoder"):
         BACKEND.open(merged, other, rows, params)
@@ -222,10 +231,16 @@ def test_bits_are_bought_only_where_they_pay() -> None:
     assert searcher.listed(10, 0.0) == 10 and searcher.listed(10, 1.0) == 10_000 and searcher.listed(30_000, 0.5) == 30_000
 
 
-@pytest.mark.parametrize("wrong", [{"rotation": "sideways"}, {"rotation": ""}, {"rotation": None}])
-def test_parameters_are_checked(wrong: Any) -> None:
+@pytest.mark.parametrize("wrong", ["sideways", "", None])
+def test_rotations_are_checked(wrong: Any) -> None:
     with pytest.raises(ValueError, match="rotation must be one of auto, none"):
-        MIB(**wrong)
+        MIB(wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, 9, -1, 1.5, "2", None])
+def test_numbers_of_bits_are_checked(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="bits must be auto, or 1 to 8"):
+        MIB(bits=wrong)
 
 
 def test_terms_have_their_places() -> None:
@@ -268,7 +283,7 @@ def test_the_gate_tells_texts_from_images() -> None:
 def test_the_short_list_that_the_gate_says_is_long_enough(made: np.ndarray) -> None:
     """On four times the rows of the sample, and queries that nobody has seen; it is no more than a few times what it takes."""
     rows, queries = stored(made[:23_700], "l2"), made[23_700:]
-    gate, searcher = opened(stored(made[:6000], "l2")).gate, opened(rows)
+    gate, searcher = opened(stored(made[:6000], "l2")).gate[1], opened(rows)
     for wanted, short in zip(RECALLS, lists_of(gate, len(rows)), strict=True):
         found = recall(searcher.look(queries, 10, short), rows, queries, 10)
         assert found >= wanted - 0.03
@@ -286,15 +301,22 @@ def test_lengths_grow_with_the_rows_as_they_did_in_the_sample() -> None:
 def test_verdicts() -> None:
     def says(low: float, high: float, rows: int = 100_000, d: int = 256) -> str | None:
         lengths = np.array([rows / 4, rows / 2, rows])
-        verdict = verdict_of(np.c_[lengths, [[low, high]] * 3], rows, d, 4 * d)
+        verdict = verdict_of({1: np.c_[lengths, [[low, high]] * 3]}, 1, rows, d, 4 * d)
         return None if verdict is None else verdict.says
 
     assert says(100, 1000) == "ok" and says(100, 1001) == "more bits" and says(1001, 1001) == "other backend"
     assert says(100, 200, 10_000) == "ok", "a list that is short is no burden, whatever its share"
     assert says(10, 10, 100_000, 16) == "other backend", "codes of 64 bits and 8 bytes for 16 bytes"
-    assert verdict_of(UNMEASURED, 100_000, 256, 1024) is None
-    more = verdict_of(np.c_[[25e3, 5e4, 1e5], [[100, 2000]] * 3], 100_000, 256, 1024)
-    assert more is not None and more.later == (317, 6325) and "0.99 takes short lists of 2,000 rows (2.0%)" in more.advice
+    assert verdict_of({}, 1, 100_000, 256, 1024) is None
+    sizes = [25e3, 5e4, 1e5]
+    gate = {1: np.c_[sizes, [[100, 2000]] * 3], 4: np.c_[sizes, [[12, 20]] * 3]}
+    one, four = (verdict_of(gate, bits, 100_000, 256, 1024) for bits in (1, 4))
+    assert one is not None and one.says == "more bits" and one.later == (317, 6325)
+    assert "0.99 takes short lists of 2,000 rows (2.0%)" in one.advice(4) and "MIB(bits=4)" in one.advice(4)
+    assert "MIB" not in one.advice(None) and "hnsw" in one.advice(None)
+    assert four is not None and four.says == "ok" and four.advice(None) == ""
+    assert four.read[1] == 100_000 * (32 + 8) + 2000 * (4 * 32 + 4) + 20 * 1024
+    assert best_of([one, four]) is four and best_of([None, one]) is one and best_of([None]) is None
 
 
 def test_ranks_in_a_part_are_those_of_its_rows() -> None:
@@ -329,10 +351,175 @@ def test_figures_say_what_the_bits_are_like(monkeypatch: pytest.MonkeyPatch) -> 
     assert "entropy of a bit" not in opened(empty).figures
 
 
-@pytest.mark.parametrize("name", ["trial", "gate"])
-def test_damaged_trials_are_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["trial", "gate", "depths", "planes", "scales", "of"])
+def test_damaged_trials_and_codes_are_refused(name: str) -> None:
     rows = stored(drawn(3000, 64), "l2")
-    arrays = BACKEND.build(rows, {}, MIB(), Budget(), lambda share: None)
+    arrays = BACKEND.build(rows, {}, MIB(bits=2), Budget(), lambda share: None)
     for wrong in (arrays[name][:1], arrays[name] * np.nan, arrays[name].astype(np.int64)):
         with pytest.raises(Damaged):
             BACKEND.open({**arrays, name: wrong}, {}, rows, MIB())
+
+
+# -- more bits than one ------------------------------------------------------------------------------------------
+
+
+@METRIC
+@pytest.mark.parametrize("d", [1, 63, 65, 384])
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_more_bits_order_a_list_as_their_estimates_do(metric: Any, d: int, bits: int) -> None:
+    """In float64, by unpacked codes; the first bit is that of the scan."""
+    rows, queries = stored(drawn(500, d) + 0.1, metric), drawn(4, d, seed=1)
+    searcher = opened(rows, bits=bits)
+    codes = values(searcher._planes, searcher.encoder.width)
+    assert np.array_equal(codes >= 1 << bits - 1, unpacked(searcher.bits.codes, 500))
+    _, _, terms, turned = searcher.encoder.ask(queries)
+    scale, add = searcher._scales.astype(np.float64), searcher.bits.factors[:, 1].reshape(-1)[:500].astype(np.float64)
+    exact = scale * (turned.astype(np.float64) @ (codes - (2**bits - 1) / 2).T) + terms[:, 2:3] * add
+    lists = np.tile(np.arange(500, dtype=np.uint64) << np.uint64(1), (4, 1))
+    sizes = np.full(4, 500)
+    assert refine(turned, terms, searcher._planes, searcher._scales, searcher.bits.factors, 500, 30, lists, sizes) == 2000
+    assert sizes.tolist() == [30] * 4
+    for mine, estimate in zip(lists, exact, strict=True):
+        found = (np.sort(mine[:30]) >> np.uint64(1)).astype(np.int64) & 0x7FFF_FFFF
+        near = 1e-5 * np.abs(estimate).max()
+        assert (np.abs(estimate[found] - np.sort(estimate)[::-1][:30]) <= near).all()
+
+
+@METRIC
+@pytest.mark.parametrize("rotation", ["none", "hadamard"])
+def test_each_bit_halves_the_error(metric: Any, rotation: str) -> None:
+    """Of normal numbers, for which a grid of B bits is best."""
+    rows, queries = stored(drawn(800, 128), metric), drawn(20, 128, seed=1)
+    errors = []
+    for bits in range(2, 9):
+        searcher = opened(rows, rotation, bits)
+        ready, _, terms, turned = searcher.encoder.ask(queries)
+        centred = values(searcher._planes, 128) - (2**bits - 1) / 2
+        estimate = searcher._scales * (turned @ centred.T) + terms[:, 2:3] * searcher.bits.factors[:, 1].reshape(-1)[:800]
+        keys = (ready[:, None] * rows.vectors).sum(axis=2) / (rows.norms if metric == "cosine" else 1)
+        if metric == "l2":
+            keys = -((ready[:, None] - rows.vectors) ** 2).sum(axis=2)
+        errors.append(float(np.std(estimate * terms[:, 3:4] + terms[:, 4:5] - keys) / np.std(keys)))
+    assert all(0.4 < after / before < 0.65 for before, after in itertools.pairwise(errors)) and errors[0] < 0.4
+
+
+@METRIC
+def test_more_bits_find_the_same_in_fewer_rows(metric: Any) -> None:
+    rows, queries = stored(drawn(8000, 48) + 1, metric), drawn(200, 48, seed=1) + 1
+    one, four = opened(rows), opened(rows, bits=4)
+    assert four.compared(10, 1000) < 400, "or there is nothing to compare"
+    every, few = (each.look(queries, 10, 1000) for each in (one, four))
+    assert few.seen["rows looked at by all bits"] == every.seen["rows in short lists"] == 200_000
+    assert few.seen["rows in short lists"] == 200 * four.compared(10, 1000)
+    assert recall(few, rows, queries, 10) >= recall(every, rows, queries, 10) - 0.01
+    assert recall(few, rows, queries, 10) > recall(one.look(queries, 10, four.compared(10, 1000)), rows, queries, 10)
+    for q in range(0, 200, 37):
+        alone = four.look(queries[q : q + 1], 10, 1000)
+        assert np.array_equal(alone.keys[0], few.keys[q]) and np.array_equal(alone.rows[0], few.rows[q])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "cost" not in case.__name__], ids=lambda case: case.__name__)
+def test_the_contract_is_kept_by_more_bits_too(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MIBSearcher, "_pays", lambda self, k, short: True)
+    monkeypatch.setattr(BACKEND, "params", lambda *given, **named: MIB(*given, **{"bits": 2, **named}), raising=False)
+    case(BACKEND)
+
+
+def test_bits_are_added_where_one_is_too_little() -> None:
+    """And not where it serves. What was looked at is kept."""
+    texts, images = stored(like_texts(6000, 256), "cosine"), stored(like_images(12_000, 5), "l2")
+    good, bad = (opened(rows, bits="auto") for rows in (texts, images))
+    assert good.depth == 1 and list(good.gate) == [1]
+    one = opened(images)
+    assert one.verdict is not None and one.verdict.says != "ok"
+    assert bad.depth > 1 and bad.verdict is not None and bad.verdict.says == "ok" and bad.advice == ""
+    assert f"MIB(bits={bad.depth})" in one.advice
+    assert opened(stored(drawn(300, 32), "l2"), bits="auto").depth == 1, "too few rows to say"
+
+
+def test_memory_of_more_bits_is_counted() -> None:
+    rows = stored(drawn(4000, 256), "l2")
+    with pytest.raises(NeedsMemory) as more:
+        BACKEND.build(rows, {}, MIB(bits=8), Budget(memory=1), lambda share: None)
+    with pytest.raises(NeedsMemory) as less:
+        BACKEND.build(rows, {}, MIB(bits=1), Budget(memory=1), lambda share: None)
+    assert more.value.needed - less.value.needed == 4000 * (8 * 32 + 4)
+
+
+# -- threads that search at once -----------------------------------------------------------------------------------
+
+
+class Held:
+    """Passes over the codes that wait until they may begin. sizes: of their queries."""
+
+    def __init__(self, searcher: MIBSearcher, monkeypatch: pytest.MonkeyPatch, width: int = 1) -> None:
+        self.sizes: list[int] = []
+        self.free = threading.Event()
+        self.company = searcher._company = Coalescer(width)
+        look = searcher.look
+
+        def held(queries: Any, *arguments: Any) -> Any:
+            self.sizes.append(len(queries))
+            assert self.free.wait(30)
+            return look(queries, *arguments)
+
+        monkeypatch.setattr(searcher, "look", held)
+
+    def waiting(self, count: int) -> bool:
+        for _ in range(3000):
+            if self.sizes and sum(len(line.waiting) for line in self.company._lines.values()) == count:
+                return True
+            time.sleep(0.01)
+        return False
+
+
+@METRIC
+def test_threads_that_search_at_once_share_a_pass(metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And get what they would have got alone, whatever their floors; a bitmap of its own is a pass of its own."""
+    monkeypatch.setattr(MIBSearcher, "_pays", lambda self, k, short: True)
+    rows, queries = stored(drawn(3000, 96), metric), drawn(20, 96, seed=1)
+    searcher = opened(rows, bits=2)
+    some = bitmap(np.arange(3000) % 2 == 0)
+    alone = [searcher.search(queries[q : q + 1], 5, 0.4) for q in range(20)]
+    floors = [each.keys[:, 2] if q % 3 else None for q, each in enumerate(alone)]
+    held = Held(searcher, monkeypatch)
+    with ThreadPoolExecutor(30) as pool:
+        first = pool.submit(searcher.search, queries[:1], 5, 0.4)
+        assert held.waiting(0)
+        others = [pool.submit(searcher.search, queries[q : q + 1], 5, 0.4, None, floors[q], Control()) for q in range(1, 20)]
+        assert held.waiting(19)
+        filtered = pool.submit(searcher.search, queries[:1], 5, 0.4, some)
+        while len(held.sizes) < 2:
+            time.sleep(0.01)
+        held.free.set()
+        found = [first.result(), *(each.result() for each in others)]
+        assert (filtered.result().rows % 2 == 0).all()
+    assert sorted(held.sizes) == [1, 1, 19] and not held.company._lines
+    for q, (mine, before) in enumerate(zip(found, alone, strict=True)):
+        length = 5 if floors[q] is None or q == 0 else int(mine.lengths[0])
+        assert length >= 3 and np.array_equal(mine.keys[0, :length], before.keys[0, :length])
+        assert np.array_equal(mine.rows[0, :length], before.rows[0, :length])
+        assert mine.scored == before.scored
+
+
+def test_who_has_left_stops_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MIBSearcher, "_pays", lambda self, k, short: True)
+    rows, queries = stored(drawn(3000, 96), "l2"), drawn(4, 96, seed=1)
+    searcher = opened(rows)
+    before = searcher.search(queries[1:2], 5, 0.4)
+    held, left = Held(searcher, monkeypatch), Control()
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(searcher.search, queries[:1], 5, 0.4)
+        assert held.waiting(0)
+        patient = pool.submit(searcher.search, queries[1:2], 5, 0.4, None, None, Control())
+        gone = pool.submit(searcher.search, queries[2:3], 5, 0.4, None, None, left)
+        late = pool.submit(searcher.search, queries[3:4], 5, 0.4, None, None, Control(time.monotonic() + 0.05))
+        with pytest.raises(DeadlineReached):
+            late.result()
+        assert held.waiting(2)
+        left.cancel()
+        held.free.set()
+        first.result()
+        with pytest.raises(Cancelled):
+            gone.result()
+        assert same(patient.result(), before)

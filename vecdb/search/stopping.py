@@ -6,32 +6,13 @@ A server sets it around what it calls; searches in that thread are then under it
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from vecdb_index.contract import Cancelled, Control, DeadlineReached
+from vecdb_index.contract import Control
 
 _current: ContextVar[Control | None] = ContextVar("vecdb_search_control", default=None)
-
-
-class Shared(Control):
-    """Of work that is done for several callers: it stops when all of them are stopped."""
-
-    def __init__(self, callers: Sequence[Control]) -> None:
-        super().__init__()
-        self._callers = callers
-
-    def poll(self) -> None:
-        super().poll()
-        stopped: Exception | None = None
-        for caller in self._callers:
-            try:
-                return caller.poll()
-            except (Cancelled, DeadlineReached) as error:
-                stopped = error
-        if stopped is not None:
-            raise stopped
 
 
 @contextmanager

@@ -345,6 +345,8 @@ def _typed(error: Exception) -> Exception:
         return Cancelled("the caller no longer wanted it")
     if isinstance(error, contract.DeadlineReached):
         return DeadlineExceeded("the call took longer than its caller would wait")
+    if isinstance(error, contract.Overloaded):
+        return Overloaded(f"the server has no room: {error}")
     if isinstance(error, NotImplementedError):  # of the health service, which has more methods than are needed
         return Unsupported("this server has no such method")
     return error

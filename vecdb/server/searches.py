@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from vecdb_index.coalesce import Shared
 from vecdb_index.contract import Control
 
 from ..collection import Collection
 from ..errors import InvalidInput, VecdbError
 from ..hits import Hits
 from ..search.plan import HybridPlan
-from ..search.stopping import Shared, stopped_by
+from ..search.stopping import stopped_by
 from ..sparse import SparseVector
 from ..wire import convert, failures, messages
 from .gate import Call

@@ -7,7 +7,6 @@ closes the database. Everything that was acknowledged was durable before, so a s
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
 import threading
@@ -20,12 +19,13 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from vecdb_index.coalesce import Coalescer
+from vecdb_index.cores import usable
 
 from ..database import Database, open_database
 from ..errors import StorageError
 from ..wire import messages
 from . import admin, collections, points, searches
-from .coalesce import Coalescer
 from .config import MIB, Config, check_exposure
 from .forward import Writer
 from .gate import PROBES, Gate
@@ -67,7 +67,7 @@ class Server:
         check_exposure(config, has_keys=bool(keys))
         self.config = config
         self._stopped, self._started = threading.Event(), False
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable()
         threads = config.threads or max(1, cores // config.workers)
         self.db: Database = open_database(
             config.db, read_only=writer is not None, threads=threads, recall_probe=config.recall_probe,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from vecdb_index.coalesce import Coalescer
 
 from ..collection import Collection
 from ..database import Database
@@ -19,7 +20,6 @@ from ..errors import InvalidInput, NotFound, PermissionDenied
 from ..schema import Dense, Field
 from ..search.stopping import stopped_by
 from ..wire import messages
-from .coalesce import Coalescer
 from .config import Config
 from .gate import Call
 

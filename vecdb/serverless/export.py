@@ -38,6 +38,7 @@ from .layout import (
     digest,
     piece_rows,
     pieces_of,
+    planes_of,
     read_manifest,
     record_of,
     seeded,
@@ -214,6 +215,8 @@ def _write(
     for each in fields:
         planned += _searched(each)
     for each in fields:
+        if each.searcher.depth > 1:
+            planned.append(_planes(each, seed))
         planned.append(_records(each, part.rows, seed, ids, texts))
     planned.append(Planned("texts", int(texts.lengths.sum()), PIECE, texts.each_text))
     size, seen, sums = max(1, sum(one.length for one in planned)), 0, list[list[int]]()
@@ -235,6 +238,8 @@ def _write(
                 "dtype": each.declared.dtype,
                 "encoder": each.searcher.encoder.check,
                 "allowed": int(each.flags.sum()),
+                "bits": each.searcher.lists.depth,
+                "power": each.searcher.lists.power,
             }
             for each in fields
         },
@@ -303,6 +308,30 @@ def _searched(field: _Field) -> list[Planned]:
     ]
 
 
+def _planes(field: _Field, seed: int) -> Planned:
+    """All bits of a dimension, of each row, with what else its estimate takes."""
+    searcher, rows = field.searcher, field.searcher.bits.n
+    dtype = planes_of(searcher.encoder.width, searcher.depth)
+
+    def records() -> Iterator[Any]:
+        for start in range(0, rows, _ROWS):
+            stop = min(rows, start + _ROWS)
+            found, mine = np.zeros(stop - start, dtype), np.flatnonzero(field.flags[start:stop])
+            at = start + mine
+            found["planes"][mine], found["scale"][mine] = searcher.planes[at], searcher.scales[at]
+            found["add"][mine] = searcher.bits.factors[at // BLOCK, 1, at % BLOCK]
+            yield _checked(found, seed + start)
+
+    return Planned(f"planes:{field.name}", rows * dtype.itemsize, piece_rows(dtype.itemsize) * dtype.itemsize, records)
+
+
+def _checked(records: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint8]:
+    """The bytes of records, each with its checksum. seed: of the first."""
+    for at, row in enumerate(records):
+        row["check"] = seeded(row.tobytes()[:-8], seed + at)
+    return records.view(np.uint8).reshape(-1)
+
+
 def _records(field: _Field, rows: int, seed: int, ids: str, texts: _Texts) -> Planned:
     dtype = record_of(field.declared.dim, field.declared.dtype)
 
@@ -319,9 +348,7 @@ def _records(field: _Field, rows: int, seed: int, ids: str, texts: _Texts) -> Pl
             for name, array in (("offset", texts.offsets), ("length", texts.lengths), ("named", texts.named)):
                 found[name] = array[start:stop]
             found["text"] = texts.sums[start:stop]
-            for at, row in enumerate(found):
-                row["check"] = seeded(row.tobytes()[:-8], seed + start + at)
-            yield found.view(np.uint8).reshape(-1)
+            yield _checked(found, seed + start)
 
     size = dtype.itemsize
     return Planned(f"rows:{field.name}", rows * size, piece_rows(size) * size, records)

@@ -5,7 +5,7 @@ An object is a header, then sections one after another, each at a multiple of 64
     0    magic b"VECDBMIB", u32 version, u32 zero, u64 length of the JSON, u64 length of the object, 24 zero bytes,
          u64 xxh3 of the 56 bytes before and of the JSON
     64   JSON: {"segment", "rows", "seed", "ids": "int" | "str", "fields": {name: {"dim", "metric", "dtype", "encoder",
-         "allowed"}}, "sections": [{"name", "offset", "length", "piece", "sums"}, …]}
+         "allowed", "bits", "power"}}, "sections": [{"name", "offset", "length", "piece", "sums"}, …]}
 
 `offset` counts from the end of the header, rounded up to 64. `sums` has the xxh3 of each `piece` bytes of a section (1 MiB or
 less, the last piece shorter), so that whatever part is read can be checked before it is used. In this order there are, of each
@@ -18,6 +18,8 @@ field f with an index of bits,
 
 and then, which a search reads some rows of,
 
+    planes:f     where a dimension has several bits, a record for each row: these bits as in `codec.planes`, its f32 scale, the
+                 f32 add of its factors, u64 xxh3 of the record so far; `power` says how far lists are cut by them
     rows:f       a record for each row: its vector as stored, f32 norm, i64 id (0 where ids are texts), u64 offset and u32
                  length of its text, u16 how much of that is its id, u16 zero, u64 xxh3 of the text, u64 xxh3 of the record so
                  far; both seeded with `seed` + the row
@@ -53,6 +55,8 @@ import orjson
 import xxhash
 from vecdb_index.codec.bits import BLOCK, WIDEST, width_of
 from vecdb_index.kernels.select import MAX_ROWS
+from vecdb_index.mib.params import MOST_BITS
+from vecdb_index.mib.search import ShortLists
 from vecdb_storage.arrayfile import checksum
 
 from ..errors import Corruption, NewerFormat
@@ -68,7 +72,7 @@ ALIGNMENT = 64
 _HEAD = struct.Struct("<8sIIQQ24xQ")
 _MAGIC = b"VECDBMIB"
 _LONGEST_JSON = 1 << 30
-DTYPES = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "i8": np.dtype("i1")}
+DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "i8": np.dtype("i1")}
 _STRANGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # what reading a description that is none raises
 
 
@@ -90,6 +94,11 @@ def record_of(dim: int, dtype: str) -> np.dtype[Any]:
             ("named", "<u2"), ("zero", "<u2"), ("text", "<u8"), ("check", "<u8"),
         ]
     )  # fmt: skip
+
+
+def planes_of(width: int, bits: int) -> np.dtype[Any]:
+    """A row, as it lies in `planes:f`."""
+    return np.dtype([("planes", "u1", (bits * width // 8,)), ("scale", "<f4"), ("add", "<f4"), ("check", "<u8")])
 
 
 def stripe_blocks(width: int) -> int:
@@ -129,12 +138,15 @@ class Section:
 
 @dataclass(frozen=True)
 class FieldLayout:
-    """A field of an object. encoder: the number of what made its codes. allowed: rows that are live and have it."""
+    """A field of an object. encoder: the number of what made its codes. allowed: rows that are live and have it. lists: how
+    long short lists are.
+    """
 
     name: str
     declared: Dense
     encoder: int
     allowed: int
+    lists: ShortLists
 
     @cached_property
     def record(self) -> np.dtype[Any]:
@@ -143,6 +155,10 @@ class FieldLayout:
     @cached_property
     def width(self) -> int:
         return width_of(self.declared.dim)
+
+    @cached_property
+    def planes(self) -> np.dtype[Any]:
+        return planes_of(self.width, self.lists.depth)
 
     @cached_property
     def stripe(self) -> int:
@@ -260,7 +276,11 @@ def _checked(said: Any, body: int, whole: int) -> Header:
         declared = field_from_json({"kind": "dense", **each})
         if not isinstance(declared, Dense) or declared.dim > WIDEST:
             raise ValueError(f"{name} is no field of dense vectors")
-        field = fields[name] = FieldLayout(name, declared, each["encoder"], each["allowed"])
+        bits, power = each["bits"], float(each["power"])
+        if type(bits) is not int or not 1 <= bits <= MOST_BITS or not 0 < power <= 1:
+            raise ValueError(f"{name} has strange bits")
+        lists = ShortLists(rows, declared.dim, declared.dim * DTYPES[declared.dtype].itemsize, bits, power)
+        field = fields[name] = FieldLayout(name, declared, each["encoder"], each["allowed"], lists)
         if type(field.encoder) is not int or type(field.allowed) is not int or not 0 <= field.allowed <= rows:
             raise ValueError(f"{name} has strange numbers")
         codes, live, records = (sections[f"{kind}:{name}"] for kind in ("codes", "live", "rows"))
@@ -272,6 +292,8 @@ def _checked(said: Any, body: int, whole: int) -> Header:
         size = field.record.itemsize
         if (records.length, records.piece) != (rows * size, piece_rows(size) * size):
             raise ValueError(f"the rows of {name} are not {rows:,} of {declared.dim:,} numbers")
+        if bits > 1 and sections[f"planes:{name}"].length != rows * field.planes.itemsize:
+            raise ValueError(f"the planes of {name} are not of {rows:,} rows in {bits} bits")
         sections[f"encoder:{name}"]
     sections["texts"]
     return Header(str(said["segment"]), rows, seed, ids, whole, body, fields, sections)

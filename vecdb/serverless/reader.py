@@ -130,10 +130,10 @@ class ObjectReader:
                 each.cancel()
 
     def records(
-        self, field: FieldLayout, rows: npt.NDArray[np.int64], tally: Tally, control: Control | None
-    ) -> npt.NDArray[Any]:  # fmt: skip
-        """Some rows, ascending, as `layout.record_of` has them, each compared with its checksum."""
-        dtype, section, seed = field.record, self._section(f"rows:{field.name}"), self._known.seed
+        self, name: str, dtype: np.dtype[Any], rows: npt.NDArray[np.int64], tally: Tally, control: Control | None
+    ) -> npt.NDArray[Any]:
+        """Some rows of a section of records, ascending, each compared with its checksum, which is its last eight bytes."""
+        section, seed = self._section(name), self._known.seed
         size = dtype.itemsize
         found = np.empty(len(rows), dtype)
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from vecdb_index.codec.bits import BLOCK
+from vecdb_index.codec.planes import refine
 from vecdb_index.contract import Control, Hits, Rows
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import METRICS, read_only
 from vecdb_index.kernels.select import settle
 from vecdb_index.mib.scan import rank, scan
-from vecdb_index.mib.search import listed_of, pays
 from vecdb_storage.ids import Id
 
 from ..errors import Corruption
@@ -65,13 +65,13 @@ class SegmentSearch:
     def listed(self, k: int, effort: float) -> int | None:
         """How long short lists are; None where all rows are read instead."""
         field = self._known
-        if effort >= 1 or field.allowed <= (short := listed_of(self.rows, k, effort)):
+        if effort >= 1 or field.allowed <= (short := field.lists.listed(k, effort)):
             return None
         d, dtype = field.declared.dim, field.record["vector"].base
         elsewhere = Rows(
             np.broadcast_to(np.zeros((1, d), dtype), (self.rows, d)), np.zeros(0, np.float32), field.declared.metric
         )
-        return short if pays(FlatSearcher(elsewhere), block_bytes(field.width), k, short) else None
+        return short if field.lists.pays(FlatSearcher(elsewhere), k, short) else None
 
     def search(self, queries: npt.NDArray[np.float32], k: int, effort: float) -> Hits:
         """The best k rows of each query. Raises as the transport does, and Corruption."""
@@ -86,7 +86,7 @@ class SegmentSearch:
         field, m = self._known, len(queries)
         encoder = self._reader.encoder(field, self._tally, self._control)
         live = self._reader.live(field, self._tally, self._control)
-        ready, tables, terms, _ = encoder.ask(queries)
+        ready, tables, terms, turned = encoder.ask(queries)
         best: list[npt.NDArray[np.uint64]] = [np.zeros(0, np.uint64)] * m
         worst = np.full(m, -np.inf, np.float32)  # estimates of the last ones of full lists
         room, blocks = short + max(_ROOM, short), self._header.blocks
@@ -109,12 +109,23 @@ class SegmentSearch:
                     worst[q] = _estimate(both[short - 1])
                 best[q] = both
             coded += len(codes)
-        scanned = coded * block_bytes(field.width)
-        together = max(1, min(_TOGETHER, _MEMORY // (short * field.record.itemsize)))
-        found = [self._ranked(ready, best, slice(at, at + together), k, short) for at in range(0, m, together)]
+        scanned, passed, last = coded * block_bytes(field.width), 0, field.lists.compared(k, short)
+        if last < short:
+            passed = sum(map(len, best))
+            scanned += passed * field.lists.plane_bytes
+            together = max(1, min(_TOGETHER, _MEMORY // (short * field.planes.itemsize)))
+            best = [
+                each
+                for at in range(0, m, together)
+                for each in self._refined(turned, terms, best, slice(at, at + together), short, last)
+            ]
+        together = max(1, min(_TOGETHER, _MEMORY // (last * field.record.itemsize)))
+        found = [self._ranked(ready, best, slice(at, at + together), k, last) for at in range(0, m, together)]
         hits = _stacked(found)
         looked = sum(map(len, best))
         seen = {"rows in short lists": looked, "bytes of codes": scanned}
+        if last < short:
+            seen["rows looked at by all bits"] = passed
         return Hits(hits.keys, hits.rows, hits.lengths, hits.tied, m * field.allowed, scanned + looked * self._row_bytes, seen)
 
     def _stripes(self, piece: int, data: bytes) -> tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
@@ -134,19 +145,32 @@ class SegmentSearch:
             raise Corruption("the factors of a row are no numbers", file=self._reader.file, array=f"codes:{field.name}")
         return first, read_only(codes), read_only(factors)
 
+    def _refined(
+        self, turned: npt.NDArray[np.float32], terms: npt.NDArray[np.float64], best: list[npt.NDArray[np.uint64]], some: slice,
+        short: int, last: int,
+    ) -> list[npt.NDArray[np.uint64]]:  # fmt: skip
+        """The lists of some queries, cut by all bits of a dimension. Raises Corruption."""
+        field = self._known
+        name = f"planes:{field.name}"
+        rows, lists, held = _lists_of(best[some], short)
+        records = self._reader.records(name, field.planes, rows, self._tally, self._control)
+        planes, scales = np.ascontiguousarray(records["planes"]), np.ascontiguousarray(records["scale"])
+        factors = np.zeros((-(-len(rows) // BLOCK), 2, BLOCK), np.float32)
+        at = np.arange(len(rows))
+        factors[at // BLOCK, 1, at % BLOCK] = records["add"]
+        if not (np.isfinite(scales).all() and np.isfinite(factors).all()) or np.abs(scales).max(initial=0) > _GREATEST:
+            raise Corruption("the scales of a row are no numbers", file=self._reader.file, array=name)
+        about = read_only(planes), read_only(scales), read_only(factors)
+        refine(turned[some], terms[some], *about, short, last, lists, held)
+        cut = [lists[q, : held[q]] for q in range(len(lists))]
+        return [(each & ~_ROW_BITS) | rows[_rows_in(each)].astype(np.uint64) << np.uint64(1) for each in cut]
+
     def _ranked(
         self, ready: npt.NDArray[np.float32], best: list[npt.NDArray[np.uint64]], some: slice, k: int, short: int
     ) -> Hits:
         """The best k rows in the short lists of some queries, by their vectors."""
-        lists_of = best[some]
-        rows = np.unique(np.concatenate([_rows_in(each) for each in lists_of]))
-        records = self._read(rows)
-        lists, held = np.zeros((len(lists_of), max(1, short)), np.uint64), np.array([len(each) for each in lists_of], np.int64)
-        for q, each in enumerate(lists_of):
-            # As rows of what was read, which are in the same order.
-            there = np.searchsorted(rows, _rows_in(each)).astype(np.uint64)
-            lists[q, : len(each)] = (each & ~_ROW_BITS) | there << np.uint64(1)
-        m = len(lists_of)
+        rows, lists, held = _lists_of(best[some], short)
+        records, m = self._read(rows), len(lists)
         keys, found = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
         taken = self._rows_of(records)
@@ -230,7 +254,7 @@ class SegmentSearch:
         return Rows(vectors, norms, self._known.declared.metric)
 
     def _read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        return self._reader.records(self._known, rows, self._tally, self._control)
+        return self._reader.records(f"rows:{self._known.name}", self._known.record, rows, self._tally, self._control)
 
     def _keep(self, at: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], records: npt.NDArray[Any]) -> None:
         """Of what was read, the places that may be hits."""
@@ -285,7 +309,8 @@ class SegmentSearch:
         if field is self._field:
             record = self._record(row)
         else:
-            record = self._reader.records(field, np.array([row]), self._tally, self._control)[0]
+            name = f"rows:{field.name}"
+            record = self._reader.records(name, field.record, np.array([row]), self._tally, self._control)[0]
         found: npt.NDArray[Any] = np.array(record["vector"]).reshape(-1)
         return found
 
@@ -293,6 +318,21 @@ class SegmentSearch:
         if row not in self._records:
             self._keep(np.zeros(1, np.int64), np.array([row]), self._read(np.array([row])))
         return self._records[row]
+
+
+def _lists_of(
+    best: list[npt.NDArray[np.uint64]], most: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """(rows of all lists, ascending; the lists, of up to `most` entries, with the places of their rows among these; sizes).
+
+    Places are in the order of rows, so that ties are settled alike.
+    """
+    rows = np.unique(np.concatenate([_rows_in(each) for each in best]))
+    lists, sizes = np.zeros((len(best), max(1, most)), np.uint64), np.array([len(each) for each in best], np.int64)
+    for q, each in enumerate(best):
+        there = np.searchsorted(rows, _rows_in(each)).astype(np.uint64)
+        lists[q, : len(each)] = (each & ~_ROW_BITS) | there << np.uint64(1)
+    return rows, lists, sizes
 
 
 def _stacked(found: list[Hits]) -> Hits:

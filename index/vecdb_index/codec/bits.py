@@ -60,7 +60,7 @@ WIDEST = 1 << 18  # dimensions for which a sum of rounded numbers is surely no g
 TERMS = 5  # of a query: step, B, t; factor and constant that make an estimate a key
 ROTATIONS = ("none", "hadamard", "dense", "pca", "itq")
 E0 = 1.9
-_NONE, _HADAMARD = 0, 1
+HADAMARD = 1  # the last rotation that has no matrix
 _ROUNDS = 4
 _TURNS = 30  # of itq
 _LONGEST = 1e15  # of a query of l2, in units: rows are ranked likewise by all that are as far
@@ -340,37 +340,49 @@ def _times_four(typing: Any, matrix: Any, row: Any, flat: Any, lane: Any, out: A
 
 
 @kernel
+def turn(vectors, norms, metric, unit, centre, rotation, signs, matrix, block, stop, row, tile, turned, square, along):
+    """turned = P(x - c) of the rows of a block, side by side; square = |x - c|^2, along = <x - c, c>.
+
+    row: (d,) float32, tile: (D, 32) float32, room to work in; under no rotation and hadamard `turned` is the tile.
+    """
+    d = np.int64(vectors.shape[1])
+    width = len(tile)
+    tile[d:] = 0
+    for lane in range(BLOCK):
+        at = block * BLOCK + lane
+        if at >= stop:
+            tile[:, lane] = 0
+            continue
+        length = np.float64(norms[at]) if metric == COSINE else np.float64(unit)
+        factor = 1 / length if length > 0 else np.float64(0)
+        widen(vectors, at * d, d, row, 0)
+        for i in range(d):
+            tile[i, lane] = np.float32(row[i] * factor) - centre[i]
+    square[:], along[:] = 0, 0
+    for i in range(d):
+        middle = np.float64(centre[i])
+        for lane in range(BLOCK):
+            value = np.float64(tile[i, lane])
+            square[lane] += value * value
+            along[lane] += value * middle
+    if rotation == HADAMARD:
+        _hadamard(tile.reshape(width * BLOCK), width, BLOCK, signs)
+    elif rotation > HADAMARD:
+        for j in range(0, width, 4):
+            _times_four(matrix, j, tile, 0, turned)
+            _times_four(matrix, j, tile, BLOCK // 2, turned)
+
+
+@kernel
 def _fill(vectors, norms, metric, unit, centre, rotation, signs, matrix, codes, factors, start, stop):
     d, width = np.int64(vectors.shape[1]), codes.shape[1] * 8
     row, tile = np.empty(d, np.float32), np.zeros((width, BLOCK), np.float32)
-    turned = tile if rotation <= _HADAMARD else np.zeros((width, BLOCK), np.float32)
+    turned = tile if rotation <= HADAMARD else np.zeros((width, BLOCK), np.float32)
     square, along, size = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
     byte = np.empty(BLOCK, np.uint8)
     for block in range(start // BLOCK, (stop + BLOCK - 1) // BLOCK):
-        tile[d:] = 0
-        for lane in range(BLOCK):
-            at = block * BLOCK + lane
-            if at >= stop:
-                tile[:, lane] = 0
-                continue
-            length = np.float64(norms[at]) if metric == COSINE else np.float64(unit)
-            factor = 1 / length if length > 0 else np.float64(0)
-            widen(vectors, at * d, d, row, 0)
-            for i in range(d):
-                tile[i, lane] = np.float32(row[i] * factor) - centre[i]
-        square[:], along[:], size[:] = 0, 0, 0
-        for i in range(d):
-            middle = np.float64(centre[i])
-            for lane in range(BLOCK):
-                value = np.float64(tile[i, lane])
-                square[lane] += value * value
-                along[lane] += value * middle
-        if rotation == _HADAMARD:
-            _hadamard(tile.reshape(width * BLOCK), width, BLOCK, signs)
-        elif rotation > _HADAMARD:
-            for j in range(0, width, 4):
-                _times_four(matrix, j, tile, 0, turned)
-                _times_four(matrix, j, tile, BLOCK // 2, turned)
+        turn(vectors, norms, metric, unit, centre, rotation, signs, matrix, block, stop, row, tile, turned, square, along)
+        size[:] = 0
         for j in range(width // 8):
             byte[:] = 0
             for bit in range(8):
@@ -386,12 +398,13 @@ def _fill(vectors, norms, metric, unit, centre, rotation, signs, matrix, codes, 
             there = block * BLOCK + lane < stop
             scale = square[lane] / size[lane] * (2 if metric == L2 else 1) if size[lane] > 0 else np.float64(0)
             add = -square[lane] if metric == L2 else along[lane]
-            factors[block, 0, lane] = _within(scale) if there else np.float32(0)
-            factors[block, 1, lane] = _within(add) if there else np.float32(0)
+            factors[block, 0, lane] = within(scale) if there else np.float32(0)
+            factors[block, 1, lane] = within(add) if there else np.float32(0)
 
 
 @kernel
-def _within(value):
+def within(value):
+    """A factor as it is stored: no estimate overflows."""
     return np.float32(min(np.float64(_GREATEST), max(-np.float64(_GREATEST), value)))
 
 
@@ -423,9 +436,9 @@ def _ask(queries, metric, unit, centre, rotation, signs, matrix, turned, tables,
             value = np.float64(queries[q, i])
             moved[i] = np.float32((value / unit - centre[i]) * share if metric == L2 else value * share - t * centre[i])
         mine = turned[q]
-        if rotation <= _HADAMARD:
+        if rotation <= HADAMARD:
             mine[:d] = moved
-            if rotation == _HADAMARD:
+            if rotation == HADAMARD:
                 _hadamard(mine, width, 1, signs)
         else:
             for j in range(width):

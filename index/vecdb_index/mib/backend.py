@@ -11,7 +11,7 @@ from .search import MIBSearcher
 
 
 class _MIBBackend:
-    name, version, kind, params = "mib", 1, "dense", MIB
+    name, version, kind, params = "mib", 2, "dense", MIB
 
     def train(self, sample: Rows, params: MIB, budget: Budget) -> Arrays:
         return train(sample, params, budget)

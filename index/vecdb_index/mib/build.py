@@ -3,7 +3,7 @@
 Which rotation serves a field best is measured, not believed: rows that are held out are queries against a sample of the others,
 and what share of their ten nearest are among the best estimates is told by `trial` (see `layout`). The cheapest rotation is
 kept whose mean over the lengths of short lists is within a hundredth of the best. From the same queries, `gate` tells whether
-bits serve at all.
+bits serve at all, and how many of a dimension it takes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..codec import planes as more
 from ..codec.bits import BLOCK, TERMS, Encoder, width_of
 from ..contract import Arrays, Budget, NeedsMemory, Part, Progress, Rows, Trial
 from ..flat.search import FlatSearcher
+from ..kernels.distances import read_only
 from ..kernels.select import MAX_ROWS
-from .gate import KNOWN, NEAREST, UNMEASURED, measured
-from .layout import LISTS, TRIED, opened
+from .gate import KNOWN, NEAREST, PARTS, RECALLS, Gate, Verdict, best_of, measured, verdict_of
+from .layout import LISTS, TRIED, more_bits_in, opened
 from .params import MIB
 from .scan import scan
 from .search import MIBSearcher
@@ -30,6 +32,7 @@ _PROBES = 200
 _LISTED = 4  # a short list may be such a part of a sample; beyond, bits surely do not serve
 _WIDEST_TRIED = 512  # dimensions up to which itq is tried: beyond, it takes longer to learn than all codes take
 _WITHIN = 0.01
+_DEEPER = (2, 4, 8)  # bits a dimension that are looked at where one is too little
 _TASK = 4096  # rows to a task
 _UNTRIED = np.zeros((0, len(LISTS)), np.float32)
 
@@ -40,7 +43,8 @@ def train(rows: Rows, params: MIB, budget: Budget) -> dict[str, npt.NDArray[Any]
     budget.control.poll()
     given = "hadamard" if params.rotation == "auto" else params.rotation
     if len(sample) < _LEAST_TRIED:
-        return {**Encoder.of(rows, sample, given, budget.seed).arrays(), "trial": _UNTRIED, "gate": UNMEASURED}
+        bits = 1 if params.bits == "auto" else int(params.bits)
+        return {**Encoder.of(rows, sample, given, budget.seed).arrays(), "trial": _UNTRIED, **_chosen({}, bits)}
     held = np.zeros(len(sample), np.bool_)
     held[np.linspace(0, len(sample) - 1, _PROBES).astype(np.int64)] = True
     others = sample[~held]
@@ -52,8 +56,33 @@ def train(rows: Rows, params: MIB, budget: Budget) -> dict[str, npt.NDArray[Any]
     else:
         encoder, trial = Encoder.of(rows, others, given, budget.seed), _UNTRIED
     budget.control.poll()
-    listed = short_lists(encoder, some, queries, len(some) // _LISTED)
-    return {**encoder.arrays(), "trial": trial, "gate": measured(near, listed, len(some))}
+    gate = {1: measured(near, short_lists(encoder, some, queries, len(some) // _LISTED), len(some))}
+    count, d, row_bytes = int(_flags(rows).sum()), rows.vectors.shape[1], rows.vectors[:1].nbytes
+
+    def verdict(depth: int) -> Verdict | None:
+        if depth not in gate:
+            budget.control.poll()
+            listed = short_lists(encoder, some, queries, len(some) // _LISTED, depth)
+            gate[depth] = measured(near, listed, len(some))
+        return verdict_of(gate, depth, count, d, row_bytes)
+
+    if params.bits not in ("auto", 1):
+        verdict(bits := int(params.bits))
+    else:
+        looked_at: list[Verdict | None] = []
+        for depth in (1, *_DEEPER):
+            looked_at.append(each := verdict(depth))
+            if each is None or each.says == "ok":
+                break
+        best = best_of(looked_at)
+        bits = best.bits if params.bits == "auto" and best is not None else 1
+    return {**encoder.arrays(), "trial": trial, **_chosen(gate, bits)}
+
+
+def _chosen(gate: Gate, bits: int) -> dict[str, npt.NDArray[Any]]:
+    shape = (0, len(PARTS), 1 + len(RECALLS))
+    tables = np.stack(list(gate.values())) if gate else np.zeros(shape, np.float64)
+    return {"bits": np.array([bits], np.uint32), "depths": np.array(list(gate), np.uint32), "gate": tables}
 
 
 def _sample(rows: Rows) -> npt.NDArray[np.int64]:
@@ -82,53 +111,66 @@ def _tried(
     return encoders[chosen], trial
 
 
-def short_lists(encoder: Encoder, rows: Rows, queries: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
-    """(m, count) rows by the estimates of their bits, the best first; there are more rows than that."""
+def short_lists(
+    encoder: Encoder, rows: Rows, queries: npt.NDArray[np.float32], count: int, depth: int = 1
+) -> npt.NDArray[np.int64]:
+    """(m, count) rows by the estimates of their bits, the best first; there are more rows than that. depth: bits by which those
+    that the first let through are ordered.
+    """
     codes, factors = encoder.room(len(rows))
     encoder.fill(rows, 0, len(rows), codes, factors)
-    _, tables, terms, _ = encoder.ask(queries)
+    _, tables, terms, turned = encoder.ask(queries)
     m = len(queries)
     lists, sizes, least = np.empty((m, 2 * count), np.uint64), np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
     for array in (codes, factors):
         array.flags.writeable = False
     scan(tables, terms, codes, factors, len(rows), np.zeros(0, np.uint64), 0, len(codes), count, lists, sizes, least)
+    if depth > 1:
+        planes, scales = more.room(encoder, len(rows), depth)
+        more.fill(encoder, rows, 0, len(rows), planes, scales)
+        more.refine(turned, terms, read_only(planes), read_only(scales), factors, count, count, lists, sizes)
     entries = np.array([np.sort(each[:size])[:count] for each, size in zip(lists, sizes, strict=True)])
     return (entries >> np.uint64(1)).astype(np.int64) & MAX_ROWS - 1
 
 
-def memory_of(rows: Rows, threads: int) -> int:
-    """About how many bytes a build takes beside its rows."""
+def memory_of(rows: Rows, threads: int, bits: int = 1) -> int:
+    """About how many bytes a build takes beside its rows; bits: a dimension."""
     n, d = rows.vectors.shape
     width = width_of(d)
     sampled = min(n, max(256, min(_LEARNED, _LEARNED_BYTES // (4 * max(1, d)))))
     learning = 40 * sampled * d + 24 * min(d, n, 4096) ** 2
-    needed: int = n * (width // 8 + 8) + threads * 8 * width * BLOCK + learning + 4 * TERMS * width * _PROBES + (1 << 20)
-    needed += _PROBES * (16 * sampled // _LISTED + 8 * KNOWN)
+    planes = bits * width // 8 + 4 if bits > 1 else 0
+    needed: int = n * (width // 8 + 8 + planes) + threads * 8 * width * BLOCK + learning + 4 * TERMS * width * _PROBES
+    needed += sampled * (width + 4) + _PROBES * (16 * sampled // _LISTED + 8 * KNOWN) + (1 << 20)
     return needed
 
 
 def build(rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Progress, trial: Trial | None = None) -> Arrays:
-    """See the module. Raises NeedsMemory, Cancelled, ValueError for 2^31 rows or more."""
+    """See the module. Raises NeedsMemory, which for bits="auto" may be when the sample was looked at, Cancelled, ValueError for
+    2^31 rows or more.
+    """
     n = len(rows)
     if n >= MAX_ROWS:
         raise ValueError(f"an index of bits holds fewer than {MAX_ROWS:,} rows; this segment has {n:,}")
-    needed = memory_of(rows, budget.threads)
-    if budget.memory is not None and needed > budget.memory:
-        raise NeedsMemory(needed, budget.memory)
+    _check_memory(rows, 1 if params.bits == "auto" else int(params.bits), budget)
     budget.control.poll()
     learned = {} if trained else train(rows, params, budget)
-    encoder = Encoder.opened(trained or learned, rows)
+    encoder, depth = Encoder.opened(trained or learned, rows), int((trained or learned)["bits"][0])
+    _check_memory(rows, depth, budget)
     progress(0.1)
     codes, factors = encoder.room(n)
+    deeper = more.room(encoder, n, depth) if depth > 1 else None
 
     def fill(start: int) -> None:
         budget.control.poll()
         encoder.fill(rows, start, min(n, start + _TASK), codes, factors)
+        if deeper is not None:
+            more.fill(encoder, rows, start, min(n, start + _TASK), *deeper)
 
     with ThreadPoolExecutor(budget.threads) as pool:
         for start, _ in zip(range(0, n, _TASK), pool.map(fill, range(0, n, _TASK)), strict=True):
             progress(0.1 + 0.8 * min(n, start + _TASK) / n)
-    arrays = {**learned, "codes": codes, "factors": factors, "of": np.array([encoder.check, n], np.uint32)}
+    arrays = {**learned, **_stored(encoder, codes, factors, deeper, n)}
     if trial is not None:  # where a row lies depends on no other
         others = trial.others(rows)
         trial.run(MIBSearcher(arrays, trained, others, params, held=len(trial.rows)), others)
@@ -136,15 +178,35 @@ def build(rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Pr
     return arrays
 
 
+def _check_memory(rows: Rows, bits: int, budget: Budget) -> None:
+    needed = memory_of(rows, budget.threads, bits)
+    if budget.memory is not None and needed > budget.memory:
+        raise NeedsMemory(needed, budget.memory)
+
+
+def _stored(
+    encoder: Encoder, codes: npt.NDArray[np.uint8], factors: npt.NDArray[np.float32],
+    deeper: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | None, rows: int,
+) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
+    depth = 1 if deeper is None else 8 * deeper[0].shape[1] // encoder.width
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "codes": codes,
+        "factors": factors,
+        "of": np.array([encoder.check, rows, depth], np.uint32),
+    }
+    return arrays if deeper is None else {**arrays, "planes": deeper[0], "scales": deeper[1]}
+
+
 def merge(parts: list[Part], rows: Rows, trained: Arrays, budget: Budget) -> Arrays | None:
     """The codes of the parts at their new places, if they are of the field's encoder; else None."""
     if not trained:
         return None
-    encoder = Encoder.opened(trained, rows)
+    encoder, depth = Encoder.opened(trained, rows), int(trained["bits"][0])
     codes, factors = encoder.room(len(rows))
+    deeper = more.room(encoder, len(rows), depth) if depth > 1 else None
     for part in parts:
         assert isinstance(part.rows, Rows)
-        if "encoder" in part.arrays or int(part.arrays["of"][0]) != encoder.check:
+        if "encoder" in part.arrays or part.arrays["of"][[0, 2]].tolist() != [encoder.check, depth]:
             return None
         budget.control.poll()
         _, bits = opened(part.arrays, trained, part.rows)
@@ -153,7 +215,10 @@ def merge(parts: list[Part], rows: Rows, trained: Arrays, budget: Budget) -> Arr
         a, b = old % BLOCK, new % BLOCK
         factors[new // BLOCK, :, b] = bits.factors[old // BLOCK, :, a]
         codes[new // BLOCK, :, _place(b)] = bits.codes[old // BLOCK, :, _place(a)]
-    return {"codes": codes, "factors": factors, "of": np.array([encoder.check, len(rows)], np.uint32)}
+        if deeper is not None:
+            _, planes, scales = more_bits_in(part.arrays, part.rows)
+            deeper[0][new], deeper[1][new] = planes[old], scales[old]
+    return _stored(encoder, codes, factors, deeper, len(rows))
 
 
 def _place(row: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -8,12 +8,14 @@ the segment, and for ten times as many.
 
 Bits serve where a short list is no more than a hundredth of the rows (or so short that it does not matter), and less is read
 than an exact search of int8 would read. Where that holds for a recall of 0.99, all is well; where it holds for 0.95 alone, it
-wants more bits of each dimension; and where not even for that, another backend.
+wants more bits of each dimension; and where not even for that, another backend. With more bits, the rows in short lists of one
+bit are looked at by all bits, and the rows that are compared themselves are those in short lists of all.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,41 +32,47 @@ _SHARE = 0.01  # of the rows, that a short list may be
 _SLOWEST = 0.5  # power: where clusters have few rows in a sample, slower growth, or none, is of the sample
 _SHORT = 200  # rows, of which a list always may be
 LATER = 10  # times the rows
-UNMEASURED = np.zeros((0, 1 + len(RECALLS)), np.float64)
+Gate = dict[int, npt.NDArray[np.float64]]  # by bits a dimension: see `measured`; empty where nothing was measured
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """says: "ok", "more bits" or "other backend". lists: rows in short lists for each of RECALLS; later: of LATER
-    times the rows. read: bytes for a query. exact: those that an exact search of int8 reads.
+    """bits: a dimension. says: "ok", "more bits" or "other backend". lists: rows that are compared themselves for each of
+    RECALLS, and later: of LATER times the rows. passed: rows that their first bits let through. read: bytes for a query.
+    exact: those that an exact search of int8 reads.
     """
 
+    bits: int
     says: Literal["ok", "more bits", "other backend"]
     rows: int
     lists: tuple[int, ...]
     later: tuple[int, ...]
+    passed: tuple[int, ...]
     read: tuple[int, ...]
     exact: int
 
-    @property
-    def advice(self) -> str:
-        """What to do, and why; nothing where all is well."""
+    def advice(self, better: int | None) -> str:
+        """What to do, and why; nothing where all is well. better: bits that would do."""
         if self.says == "ok":
             return ""
         at = 0 if self.says == "other backend" else 1
+        instead = "hnsw or flat" if better is None else f"MIB(bits={better}), hnsw or flat"
+        mine = "one bit" if self.bits == 1 else f"{self.bits} bits"
         if at == 0:
-            said = "bits serve these vectors badly, and hnsw or flat better"
+            said = f"{mine} of each number {'serves' if self.bits == 1 else 'serve'} these vectors badly"
         else:
-            said = f"one bit of each number is too little for a recall above {RECALLS[0]}, for which hnsw or flat is better"
+            said = f"{mine} of each number {'is' if self.bits == 1 else 'are'} too little for a recall above {RECALLS[0]}"
         share = self.lists[at] / self.rows
         return (
-            f"{said}: {RECALLS[at]} takes short lists of {self.lists[at]:,} rows ({share:.1%}), and {self.read[at]:,} bytes "
-            f"where an exact search of int8 reads {self.exact:,}"
+            f"{said}, {instead} would do better: {RECALLS[at]} takes short lists of {self.lists[at]:,} rows ({share:.1%}), and "
+            f"{self.read[at]:,} bytes where an exact search of int8 reads {self.exact:,}"
         )
 
 
 def measured(near: npt.NDArray[np.int64], listed: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.float64]:
-    """The array `gate` (see `layout`). near: (m, KNOWN), the nearest of so many rows; listed: rows by estimate; best first.
+    """How long short lists had to be, (3, 3): see `layout`.
+
+    near: (m, KNOWN), the nearest of so many rows; listed: rows by estimate; best first.
 
     A row that is not listed counts as the last of all.
     """
@@ -94,13 +102,21 @@ def lists_of(gate: npt.NDArray[np.float64], rows: int) -> tuple[int, ...]:
     return tuple(min(rows, max(NEAREST, math.ceil(each - 1e-6))) for each in grown)
 
 
-def verdict_of(gate: npt.NDArray[np.float64], rows: int, d: int, row_bytes: int) -> Verdict | None:
-    """None where nothing was measured. row_bytes: of one vector as it is stored."""
-    if not len(gate) or rows < 1:
+def verdict_of(gate: Gate, bits: int, rows: int, d: int, row_bytes: int) -> Verdict | None:
+    """Of an index of so many bits; None where nothing was measured. row_bytes: of one vector as it is stored."""
+    if bits not in gate or rows < 1:
         return None
-    lists, later = lists_of(gate, rows), lists_of(gate, LATER * rows)
-    read = tuple(rows * (width_of(d) // 8 + 8) + each * row_bytes for each in lists)
+    lists, later, passed = lists_of(gate[bits], rows), lists_of(gate[bits], LATER * rows), lists_of(gate[1], rows)
+    code = width_of(d) // 8
+    between = code * bits + 4 if bits > 1 else 0
+    read = tuple(rows * (code + 8) + first * between + last * row_bytes for first, last in zip(passed, lists, strict=True))
     exact = rows * d
     serves = [each <= max(_SHORT, _SHARE * rows) and mine < exact for each, mine in zip(lists, read, strict=True)]
     says: Literal["ok", "more bits", "other backend"] = "ok" if all(serves) else "more bits" if serves[0] else "other backend"
-    return Verdict(says, rows, lists, later, read, exact)
+    return Verdict(bits, says, rows, lists, later, passed, read, exact)
+
+
+def best_of(verdicts: Iterable[Verdict | None]) -> Verdict | None:
+    """The first that serves, or serves most."""
+    order = ("ok", "more bits", "other backend")
+    return min(filter(None, verdicts), key=lambda each: order.index(each.says), default=None)

@@ -2,7 +2,9 @@
 
     codes     u8 (blocks, D / 8, 32)    the bits of 32 rows side by side; D is the dimensions rounded up to 64
     factors   f32 (blocks, 2, 32)       scale and add of each row
-    of        u32 (2,)                  the number of the encoder that made them, and of rows
+    of        u32 (3,)                  the number of the encoder that made them, of rows, and of bits a dimension, B
+    planes    u8 (n, B D / 8)           where B is above 1: all bits of a row after the other; see `codec.planes`
+    scales    f32 (n,)                  likewise, of each row
 
 and what they were made with, which is kept apart where a field has one for all its segments:
 
@@ -13,10 +15,12 @@ and what they were made with, which is kept apart where a field has one for all 
     matrix    f32 (D, d)                of "dense", "pca" and "itq", else empty
     trial     f32 (3, 5)                what share of the ten nearest was in a short list of 10, 20, 50, 100, 200 under
                                         "none", "hadamard" and "itq"; -1 where one was not tried; empty where none was
-    gate      f64 (3, 3)                of a fourth, a half and all of a sample: its rows, and how long short lists had to be
-                                        for 0.95 and for 0.99 of the ten nearest; empty where there were too few rows
+    bits      u32 (1,)                  a dimension, that were chosen for the field
+    depths    u32 (t,)                  1, and other numbers of bits that were looked at; empty where there were too few rows
+    gate      f64 (t, 3, 3)             for each of them, of a fourth, a half and all of a sample: its rows, and how long short
+                                        lists had to be for 0.95 and for 0.99 of the ten nearest
 
-`codec.bits` says what they mean, and `gate` what follows from the last.
+`codec.bits` and `codec.planes` say what they mean, and `gate` what follows from the last.
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..codec.bits import BLOCK, Encoder, width_of
+from ..codec.planes import DEPTHS
 from ..contract import Arrays, Damaged, Rows
 from ..kernels.distances import read_only
-from .gate import PARTS, UNMEASURED
+from .gate import PARTS, RECALLS, Gate
 from .scan import Bits
 
 TRIED = ("none", "hadamard", "itq")  # the cheapest first
@@ -40,7 +45,7 @@ def opened(arrays: Arrays, trained: Arrays, rows: Rows) -> tuple[Encoder, Bits]:
     codes, factors, of = arrays["codes"], arrays["factors"], arrays["of"]
     n, d = rows.vectors.shape
     blocks = -(-n // BLOCK)
-    if of.shape != (2,) or of.dtype != np.uint32 or int(of[1]) != n:
+    if of.shape != (3,) or of.dtype != np.uint32 or int(of[1]) != n:
         raise Damaged(f"the codes are of other rows than the {n:,} of the segment")
     if int(of[0]) != encoder.check:
         raise Damaged("the codes were made by another encoder")
@@ -53,15 +58,33 @@ def opened(arrays: Arrays, trained: Arrays, rows: Rows) -> tuple[Encoder, Bits]:
     return encoder, Bits(read_only(codes), read_only(factors), n)
 
 
-def measured_in(arrays: Arrays, trained: Arrays) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """What is kept of trials: `trial` and `gate`. Raises Damaged."""
-    trial, gate = ((arrays if name in arrays else trained)[name] for name in ("trial", "gate"))
+def more_bits_in(arrays: Arrays, rows: Rows) -> tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """(B, planes, scales); 1 and none, where there is one bit a dimension. Of arrays that `opened` has seen. Raises Damaged."""
+    depth, (n, d) = int(arrays["of"][2]), rows.vectors.shape
+    if depth == 1:
+        return 1, read_only(np.zeros((0, 0), np.uint8)), read_only(np.zeros(0, np.float32))
+    if depth not in DEPTHS:
+        raise Damaged(f"the codes are of {depth} bits a dimension")
+    planes, scales = arrays["planes"], arrays["scales"]
+    if planes.dtype != np.uint8 or planes.shape != (n, depth * width_of(d) // 8) or not planes.flags.c_contiguous:
+        raise Damaged(f"the planes are {planes.shape}, of {n:,} rows of {d} numbers in {depth} bits")
+    if scales.dtype != np.float32 or scales.shape != (n,) or not (np.isfinite(scales) & (np.abs(scales) <= 1e31)).all():
+        raise Damaged("the scales of planes are no numbers that rows have")
+    return depth, read_only(planes), read_only(scales)
+
+
+def measured_in(arrays: Arrays, trained: Arrays) -> tuple[npt.NDArray[np.float32], Gate]:
+    """What is kept of trials: `trial`, and `gate` by `depths`. Raises Damaged."""
+    trial, depths, gate = ((arrays if name in arrays else trained)[name] for name in ("trial", "depths", "gate"))
     shapes = [(len(TRIED), len(LISTS)), (0, len(LISTS))]
     if trial.dtype != np.float32 or trial.shape not in shapes or not np.isfinite(trial).all():
         raise Damaged("the trial of rotations is no table of them")
-    shapes = [(len(PARTS), UNMEASURED.shape[1]), UNMEASURED.shape]
-    if gate.dtype != np.float64 or gate.shape not in shapes or not (np.isfinite(gate) & (gate >= 1)).all():
+    known = depths.tolist() if depths.dtype == np.uint32 and depths.ndim == 1 else [0]
+    if known and (known[0] != 1 or len({*known, *DEPTHS}) != len(DEPTHS) + 1 or len(set(known)) != len(known)):
+        raise Damaged("the lengths of short lists are of no numbers of bits")
+    shape = (len(known), len(PARTS), 1 + len(RECALLS))
+    if gate.dtype != np.float64 or gate.shape != shape or not (np.isfinite(gate) & (gate >= 1)).all():
         raise Damaged("the lengths of short lists are no such lengths")
-    if len(gate) and not (np.diff(gate[:, 0]) > 0).all():
+    if not (np.diff(gate[:, :, 0]) > 0).all():
         raise Damaged("the lengths of short lists are of samples that do not grow")
-    return trial, gate
+    return trial, dict(zip(known, gate, strict=True))

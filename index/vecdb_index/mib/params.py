@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+MOST_BITS = 8
 CHOICES = ("auto", "none", "hadamard", "dense", "pca", "itq")
 
 
@@ -13,13 +14,18 @@ class MIB:
     """Every row as one bit a dimension, all of which every search reads: cheap to build, and the same cost for any query.
 
     rotation: what makes bits say more: "none", "hadamard", "dense" (for comparison), "pca", "itq"; "auto" tries none, hadamard
-    and itq on rows that are held out, and keeps the cheapest that finds as much as the best.
+    and itq on rows that are held out, and keeps the cheapest that finds as much as the best. bits: kept of each dimension; the
+    first decides which rows are looked at, and where there are more, up to 8, all of them which are compared themselves. "auto"
+    keeps one, unless rows that are held out say that this is too little, and how many are enough.
     """
 
     backend: ClassVar[str] = "mib"
 
     rotation: str = "auto"
+    bits: int | str = "auto"
 
     def __post_init__(self) -> None:
         if self.rotation not in CHOICES:
             raise ValueError(f"rotation must be one of {', '.join(CHOICES)}, not {self.rotation!r}")
+        if self.bits != "auto" and (not isinstance(self.bits, int) or not 1 <= self.bits <= MOST_BITS):
+            raise ValueError(f"bits must be auto, or 1 to {MOST_BITS}, not {self.bits!r}")

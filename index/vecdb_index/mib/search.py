@@ -1,32 +1,42 @@
 """Searches the bits of one segment, then its rows.
 
 Every allowed row is estimated from its bits (`scan`); the rows of the C best estimates, the *short list*, are compared
-themselves, in their order in the segment, by the kernel of all keys. `effort` says how long the list is, on a logarithmic scale
-from k to a fourth of the rows; at 1 the search is the exact one, and wherever that is the quicker one. Where no more rows are
+themselves, in their order in the segment, by the kernel of all keys. Where a dimension has more bits than one, the list is cut
+first, by the estimates of all of them (`codec.planes.refine`): to k (C / k)^g, with the power g that made the lists of both
+stages as good as each other when the index was built. `effort` says how long the list is, on a logarithmic scale from k to a
+fourth of the rows; at 1 the search is the exact one, and wherever that is the quicker one. Where no more rows are
 allowed than a list would hold, they are searched exactly, which is the same answer. There is no chance in it: the same rows
-come for any batch, thread or division of the work.
+come for any batch, thread or division of the work. So single queries of several threads go together: those that find as
+many searches under way as there are cores wait for the next pass over the codes, and share it (`coalesce`).
 
 A MIBSearcher is safe in any thread: it holds views only, and a search its own lists (8 bytes for each of two short lists).
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.bits import BLOCK, report, unpacked
+from ..coalesce import Coalescer, Shared
+from ..codec.bits import BLOCK, report, unpacked, width_of
+from ..codec.planes import refine
 from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
+from ..cores import usable
 from ..flat.search import FlatSearcher
 from ..kernels.distances import METRICS, read_only
 from ..kernels.select import settle
-from .gate import LATER, RECALLS, verdict_of
-from .layout import LISTS, TRIED, measured_in, opened
+from .gate import LATER, NEAREST, RECALLS, Verdict, best_of, verdict_of
+from .layout import LISTS, TRIED, measured_in, more_bits_in, opened
 from .params import MIB
 from .scan import rank, scan
 
 _SHARE = 0.25  # of the rows: the longest short list
+_UNKNOWN, _LEAST_POWER, _SPARE = 0.5, 0.1, 1.2  # see `_power`: of few rows; at least; times what was measured
 _LEAST_ROOM = 256  # entries beyond the short list before it is cut
 STREAMED = 4  # queries up to which the codes come at the speed of memory
 _TILE = 64  # queries that pass over the codes together
@@ -35,21 +45,51 @@ _LOOKED_AT, _PAIRS = 1024, 2000  # rows whose bits are looked at for `figures`, 
 _NO_BITMAP = read_only(np.zeros(0, np.uint64))
 
 
-def listed_of(n: int, k: int, effort: float, rest: float = 1.0) -> int:
-    """How many of n rows are in the short list, if so many are allowed. rest: the share of the rows that is not held out."""
-    return max(k, round(rest * k * (max(k, n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort))))
+@dataclass(frozen=True)
+class ShortLists:
+    """How long the lists of n rows of d numbers are, and what they take, wherever these rows lie.
 
+    row_bytes: of a vector as stored. depth: bits a dimension. power: see `_power`. rest: share of rows that are not held out.
+    """
 
-def pays(exact: FlatSearcher, block_bytes: int, k: int, short: int) -> bool:
-    """Whether bits save time for one query. exact: of the rows, of which only the costs are asked."""
-    vectors = exact.rows.vectors
-    return _cost_of(len(vectors), block_bytes, vectors[:1].nbytes, short, 1.0, 1) < exact.cost(k, 1.0, 1.0)
+    n: int
+    d: int
+    row_bytes: int
+    depth: int
+    power: float
+    rest: float = 1.0
 
+    @property
+    def block_bytes(self) -> int:
+        """Of the codes and factors of a block."""
+        return BLOCK * (width_of(self.d) // 8 + 8)
 
-def _cost_of(n: int, block_bytes: int, row_bytes: int, short: int, selectivity: float, queries: int) -> float:
-    blocks = n / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK)
-    one = block_bytes / (16e9 if queries <= STREAMED else 30e9)
-    return 25e-6 + blocks * (one + 10e-9) + short * (90e-9 + row_bytes / 12e9)
+    @property
+    def plane_bytes(self) -> int:
+        """Of a row's further bits and their scale."""
+        return self.depth * width_of(self.d) // 8 + 4 if self.depth > 1 else 0
+
+    def listed(self, k: int, effort: float) -> int:
+        """How many rows are in the short list, if so many are allowed."""
+        return max(k, round(self.rest * k * (max(k, self.n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort))))
+
+    def compared(self, k: int, short: int) -> int:
+        """How many rows of such a list are compared themselves."""
+        return short if self.depth == 1 else min(short, max(k, math.ceil(k * (short / max(1, k)) ** self.power)))
+
+    def cost(self, k: int, short: int, selectivity: float, queries: int) -> float:
+        """Seconds of a query, about."""
+        blocks = self.n / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK)
+        one = self.block_bytes / (16e9 if queries <= STREAMED else 30e9)
+        last = self.compared(k, short)
+        between = short * (30e-9 + self.plane_bytes / 3e9) if last < short else 0.0
+        return 25e-6 + blocks * (one + 10e-9) + between + last * (90e-9 + self.row_bytes / 12e9)
+
+    def pays(self, exact: FlatSearcher, k: int, short: int) -> bool:
+        """Whether bits save time. It must not depend on what else is asked: answers would. exact: of these rows; costs alone
+        are asked of it.
+        """
+        return self.cost(k, short, 1.0, 1) < exact.cost(k, 1.0, 1.0)
 
 
 class MIBSearcher:
@@ -59,22 +99,48 @@ class MIBSearcher:
         """
         self.rows = rows
         self.encoder, self.bits = opened(arrays, trained, rows)
+        self.depth, self._planes, self._scales = more_bits_in(arrays, rows)
         self._trial, self.gate = measured_in(arrays, trained)
         self.exact = FlatSearcher(rows)
         self._metric = METRICS[rows.metric]
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
         self._vectors, self._norms = read_only(bits), read_only(rows.norms)
         self._row_bytes = rows.vectors[:1].nbytes
-        self._block_bytes = self.bits.codes[:1].nbytes + self.bits.factors[:1].nbytes
         self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
-        self._rest = self._count / (self._count + held) if held else 1.0
-        self.verdict = verdict_of(self.gate, self._count, rows.vectors.shape[1], self._row_bytes)
-        self.advice = "" if self.verdict is None else self.verdict.advice
+        self.verdict = self._verdict(self.depth)
+        self.lists = ShortLists(
+            len(rows), rows.vectors.shape[1], self._row_bytes, self.depth, _power(self.verdict),
+            self._count / (self._count + held) if held else 1.0,
+        )  # fmt: skip
+        self._company: Coalescer[_Asked, Hits] = Coalescer(usable())
+        self.advice = "" if self.verdict is None else self.verdict.advice(self._better())
+
+    @property
+    def planes(self) -> npt.NDArray[np.uint8]:
+        """All bits of rows; see `layout`."""
+        return self._planes
+
+    @property
+    def scales(self) -> npt.NDArray[np.float32]:
+        """Of `planes`."""
+        return self._scales
+
+    def _verdict(self, depth: int) -> Verdict | None:
+        return verdict_of(self.gate, depth, self._count, self.rows.vectors.shape[1], self._row_bytes)
+
+    def _better(self) -> int | None:
+        """How many bits a dimension would do, if others would."""
+        best = best_of(self._verdict(depth) for depth in self.gate)
+        return None if best is None or best.says != "ok" else best.bits
 
     @cached_property
     def figures(self) -> dict[str, float]:
         """See contract.Searcher. Found when they are first asked for: searches do without."""
-        found = {f"rotation: {self.encoder.rotation}": 1.0, "bytes a row": self._block_bytes / BLOCK}
+        found = {
+            f"rotation: {self.encoder.rotation}": 1.0,
+            "bytes a row": self.lists.block_bytes / BLOCK + self.lists.plane_bytes,
+        }
+        found["bits of a dimension"] = self.depth
         for name, shares in zip(TRIED, self._trial, strict=False):
             if shares[0] >= 0:
                 found[f"found in {LISTS[3]} by {name}"] = float(shares[3])
@@ -83,6 +149,8 @@ class MIBSearcher:
             for recall, short, later in zip(RECALLS, verdict.lists, verdict.later, strict=True):
                 found[f"short list for {recall}"] = short
                 found[f"short list for {recall} of {LATER} times the rows"] = later
+            if self.depth > 1:
+                found[f"rows that the first bits let through for {RECALLS[-1]}"] = verdict.passed[-1]
             found[f"bytes read for {RECALLS[-1]}"], found["bytes of an exact search of int8"] = verdict.read[-1], verdict.exact
         return found
 
@@ -114,7 +182,11 @@ class MIBSearcher:
 
     def listed(self, k: int, effort: float) -> int:
         """How many rows are in the short list, if so many are allowed."""
-        return listed_of(len(self.rows), k, effort, self._rest)
+        return self.lists.listed(k, effort)
+
+    def compared(self, k: int, short: int) -> int:
+        """How many rows of such a list are compared themselves."""
+        return self.lists.compared(k, short)
 
     def search(
         self,
@@ -131,7 +203,32 @@ class MIBSearcher:
         short = self.listed(k, effort)
         if effort >= 1 or count <= short or not (m and k and self._pays(k, short)):
             return self.exact.search(queries, k, 1.0, allowed, floor, control)
-        return self.look(queries, k, short, words, floor, control)
+        if len(queries) > 1:
+            return self.look(queries, k, short, words, floor, control)
+        return self._in_company(queries, k, short, allowed, words, floor, control)
+
+    def _in_company(
+        self, query: npt.NDArray[np.float32], k: int, short: int, allowed: Bitmap | None, words: Bitmap, floor: Keys | None,
+        control: Control | None,
+    ) -> Hits:  # fmt: skip
+        """A single query shares its pass over the codes with those of other threads."""
+        mine = _Asked(query, np.full(1, -np.inf, np.float32) if floor is None else floor, control)
+
+        def run(together: list[_Asked]) -> list[Hits]:
+            if len(together) == 1:
+                return [self.look(query, k, short, words, floor, control)]
+            controls = [each.control for each in together]
+            shared = None if None in controls else Shared([each for each in controls if each is not None])
+            queries = np.concatenate([each.query for each in together])
+            floors = np.concatenate([each.floor for each in together])
+            return _apart(self.look(queries, k, short, words, floors, shared))
+
+        # Whoever waits holds on to its bitmap, so no other has its number meanwhile.
+        same = k, short, None if allowed is None else id(allowed)
+        found = self._company.search(same, mine, None if control is None else control.deadline, run)
+        if control is not None:
+            control.poll()
+        return found
 
     def look(
         self,
@@ -147,23 +244,29 @@ class MIBSearcher:
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
         lowest = read_only(np.full(m, -np.inf, np.float32) if floor is None else floor)
-        blocks, looked = 0, 0
+        last = self.compared(k, short)
+        blocks, passed, looked = 0, 0, 0
         for start in range(0, m, _TILE):
             some = slice(start, min(m, start + _TILE))
-            more = self._tile(queries[some], short, words, keys[some], rows[some], sizes[some], dropped[some], control)
-            blocks, looked = blocks + more[0], looked + more[1]
+            heaps = keys[some], rows[some], sizes[some], dropped[some]
+            more = self._tile(queries[some], short, last, words, *heaps, control)
+            blocks, passed, looked = blocks + more[0], passed + more[1], looked + more[2]
         settle(keys, rows, sizes, dropped, lowest, tied)
-        coded, read = blocks * self._block_bytes, looked * self._row_bytes
+        coded, read = blocks * self.lists.block_bytes + passed * self.lists.plane_bytes, looked * self._row_bytes
         seen = {"rows in short lists": looked, "bytes of codes": coded}
+        if last < short:
+            seen["rows looked at by all bits"] = passed
         return Hits(keys, rows, sizes.astype(np.int32), tied, m * self._among(words), coded + read, seen)
 
     def _tile(
-        self, queries: npt.NDArray[np.float32], short: int, words: Bitmap, keys: Keys, rows: npt.NDArray[np.int64],
+        self, queries: npt.NDArray[np.float32], short: int, last: int, words: Bitmap, keys: Keys, rows: npt.NDArray[np.int64],
         sizes: npt.NDArray[np.int64], dropped: npt.NDArray[np.float32], control: Control | None,
-    ) -> tuple[int, int]:  # fmt: skip
-        """Fills the heaps of some queries. Returns how many blocks were read, for all together, and rows."""
+    ) -> tuple[int, int, int]:  # fmt: skip
+        """Fills the heaps of some queries. Returns how many blocks were read, for all together, rows looked at by all their
+        bits, and rows compared.
+        """
         m, blocks = len(queries), len(self.bits.codes)
-        ready, tables, terms, _ = self.encoder.ask(queries)
+        ready, tables, terms, turned = self.encoder.ask(queries)
         lists = np.empty((m, short + max(_LEAST_ROOM, short)), np.uint64)
         held, least = np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
         step = blocks if control is None else max(64, _POLL // (m * BLOCK))
@@ -171,12 +274,14 @@ class MIBSearcher:
         for first in range(0, blocks, step):
             if control is not None:
                 control.poll()
-            last = min(blocks, first + step)
-            read += scan(tables, terms, *self.bits, words, first, last, short, lists, held, least)
+            read += scan(tables, terms, *self.bits, words, first, min(blocks, first + step), short, lists, held, least)
         if control is not None:
             control.poll()
+        passed = 0
+        if last < short:
+            passed = refine(turned, terms, self._planes, self._scales, self.bits.factors, short, last, lists, held)
         about = self._vectors, self._norms, self._metric
-        return read, rank(ready, *about, short, lists, held, least, keys, rows, sizes, dropped)
+        return read, passed, rank(ready, *about, last, lists, held, least, keys, rows, sizes, dropped)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """See FlatSearcher."""
@@ -187,11 +292,10 @@ class MIBSearcher:
         short = self.listed(k, effort)
         if effort >= 1 or selectivity * len(self.rows) <= short or not self._pays(k, short):
             return self.exact.cost(k, 1.0, selectivity, queries)
-        return _cost_of(len(self.rows), self._block_bytes, self._row_bytes, short, selectivity, queries)
+        return self.lists.cost(k, short, selectivity, queries)
 
     def _pays(self, k: int, short: int) -> bool:
-        """Whether bits save time. It must not depend on what else is asked: answers would."""
-        return pays(self.exact, self._block_bytes, k, short)
+        return self.lists.pays(self.exact, k, short)
 
     def _among(self, words: Bitmap) -> int:
         """How many rows a bitmap has."""
@@ -204,3 +308,27 @@ class MIBSearcher:
             return (_NO_BITMAP if present is None else read_only(present)), self._count
         both = read_only(allowed if present is None else allowed & present)
         return both, self._among(both)
+
+
+class _Asked(NamedTuple):
+    """A query, (1, d), its floor, (1,), and what stops it."""
+
+    query: npt.NDArray[np.float32]
+    floor: Keys
+    control: Control | None
+
+
+def _apart(hits: Hits) -> list[Hits]:
+    """The hits of each query. What was read for all is told of in equal shares."""
+    m = len(hits.keys)
+    scored, bytes_, seen = hits.scored // m, hits.bytes // m, {name: count // m for name, count in hits.seen.items()}
+    one = [slice(q, q + 1) for q in range(m)]
+    return [Hits(hits.keys[q], hits.rows[q], hits.lengths[q], hits.tied[q], scored, bytes_, seen) for q in one]
+
+
+def _power(verdict: Verdict | None) -> float:
+    """Of the length of a list, by which the rows grow that are compared themselves. See the module."""
+    if verdict is None:
+        return _UNKNOWN
+    passed, last = max(2.0, verdict.passed[-1] / NEAREST), max(1.0, verdict.lists[-1] / NEAREST)
+    return min(1.0, max(_LEAST_POWER, math.log(_SPARE * last) / math.log(passed)))

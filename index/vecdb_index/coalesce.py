@@ -2,22 +2,45 @@
 
 Nobody waits for company: a search that finds the way free goes at once, alone. Those that arrive while it runs, and ask for the
 same thing of the same collection, go together next, led by the first of them. So a batch is as large as the load makes
-it, the wait is at most that of the call before, and nothing is on when the server is idle. One `Coalescer` for a process,
-safe in any thread.
+it, the wait is at most that of the call before, and nothing is on when nobody else searches. A server has one for its requests;
+an index whose searches read every row has one of its own, so that threads that search at once share what is read. Safe in any
+thread.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
-from ..errors import DeadlineExceeded
+from .contract import Cancelled, Control, DeadlineReached, Overloaded
 
 Query = TypeVar("Query")
 Reply = TypeVar("Reply")
 LARGEST = 256  # queries in a call
+LIMIT = 4096  # queries that wait for their turn
+
+
+class Shared(Control):
+    """Of work that is done for several callers: it stops when all of them are stopped."""
+
+    __slots__ = ("_callers",)
+
+    def __init__(self, callers: Sequence[Control]) -> None:
+        super().__init__()
+        self._callers = callers
+
+    def poll(self) -> None:
+        super().poll()
+        stopped: Exception | None = None
+        for caller in self._callers:
+            try:
+                return caller.poll()
+            except (Cancelled, DeadlineReached) as error:
+                stopped = error
+        if stopped is not None:
+            raise stopped
 
 
 class _Waiting(Generic[Query, Reply]):
@@ -44,9 +67,9 @@ class _Line:
 class Coalescer(Generic[Query, Reply]):
     """width: calls for the same thing that may run side by side: as many as there are kernel threads."""
 
-    def __init__(self, width: int, seen: Callable[[int], None] = lambda size: None) -> None:
-        """seen: told the size of each call."""
-        self._width, self._seen = width, seen
+    def __init__(self, width: int, seen: Callable[[int], None] = lambda size: None, limit: int = LIMIT) -> None:
+        """seen: told the size of each call. limit: queries that may wait for a call of their kind."""
+        self._width, self._seen, self._limit = width, seen, limit
         self._lock = threading.Lock()
         self._lines: dict[Hashable, _Line] = {}
 
@@ -60,7 +83,7 @@ class Coalescer(Generic[Query, Reply]):
         """The reply to one query. same: what must be equal for queries to go together.
 
         deadline: a time.monotonic() value until which it waits for its turn, or None. run: answers some queries; what it
-        raises is raised to each of them. Raises DeadlineExceeded.
+        raises is raised to each of them. Raises DeadlineReached, and Overloaded where too many wait already.
         """
         with self._lock:
             line = self._lines.get(same)
@@ -69,6 +92,8 @@ class Coalescer(Generic[Query, Reply]):
             if line.running < self._width:
                 line.running += 1
                 mine = None
+            elif len(line.waiting) >= self._limit:
+                raise Overloaded(self._limit)
             else:
                 mine = _Waiting[Query, Reply](query)
                 line.waiting.append(mine)
@@ -84,7 +109,7 @@ class Coalescer(Generic[Query, Reply]):
                     line.waiting.remove(mine)
                 left = mine.led is None
             if left:
-                raise DeadlineExceeded("the search waited for others until its time was up")
+                raise DeadlineReached
         if mine.led is not None:
             self._lead(same, line, mine.led, run)
         if mine.error is not None:
