@@ -4,12 +4,14 @@ Codes: random ones, more than a processor keeps at hand: how fast they are scann
 (of codes alone, and with the factors) are read, and beside faiss `IndexBinaryFlat`, which compares bits with bits. Texts: the
 least short list of those tried whose recall of the ten nearest is 0.99, beside exact searches and faiss `IndexRaBitQFastScan`
 with rows compared exactly after it, its own list chosen likewise. Parameters of both are chosen on queries that are not measured.
-Through the API: recall asked and delivered, filters that allow some rows, drawn at random or one after another, and two threads.
+Exported codes: bytes and requests of a query. Through the API: recall asked and delivered, filters that allow some rows, drawn at random or one after another, and two threads.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -61,6 +63,9 @@ def main() -> None:
     print("\n## Through the API\n")
     for each in data_sets(["text"], rows):
         _api(each, rounds)
+    print("\n## Exported codes, searched from afar: what a query reads, counted\n")
+    for each in data_sets(["text"], rows):
+        _afar(each)
 
 
 def _codes(faiss: Any, n: int, d: int, rounds: int) -> None:
@@ -191,6 +196,34 @@ def _api(each: Any, rounds: int) -> None:
                 assert (found.lengths == right.lengths).all()
                 cells += [ratio(times["some"], times["all"]), f"{_recall(found.ids, right.ids):.4f}"]
             row(f"{share:.1%}", *cells)
+
+
+def _afar(each: Any) -> None:
+    """Bytes and requests of queries without a cache, each beside what the bound allows; nothing here is a time."""
+    queries, n = np.ascontiguousarray(each.queries[:64], np.float32), len(each.base)
+    with tempfile.TemporaryDirectory() as folder, vecdb.open(":memory:", threads=1) as db:
+        docs = db.create_collection("docs", vecdb.Dense(each.base.shape[1], index=MIB()))
+        docs.upsert(ids=np.arange(n), vectors=each.base, payloads=[{"at": i} for i in range(n)])
+        docs.flush()
+        docs.merge()  # one object
+        done = docs.export_codes(folder)
+        exact = docs.search_batch(queries, K, exact=True, with_payload=False).ids
+        print(
+            f"{each.name}: {n:,} x {each.base.shape[1]}, {done.bytes / 1e6:.1f} MB of files, {each.base.nbytes / 1e6:.1f} MB of vectors\n"
+        )
+        head("recall asked", "delivered", "opening: bytes", "requests", "a query: bytes", "requests", "rows in its short list")
+        for asked in (0.9, 0.95, 0.99):
+            with vecdb.open_codes(folder) as there:
+                search = functools.partial(there.search, k=K, recall=asked, with_payload=False, explain=True)
+                first, again = search(queries[0]).plan, search(queries[0]).plan
+                hits = [search(query) for query in queries]
+                read = [hit.plan.transfer for hit in hits]
+                row(
+                    asked, f"{_recall(np.array([hit.ids for hit in hits]), exact):.4f}",
+                    f"{first.transfer.bytes - again.transfer.bytes:,}", first.transfer.requests - again.transfer.requests,
+                    f"{np.mean([one.bytes for one in read]):,.0f}", f"{np.mean([one.requests for one in read]):.1f}",
+                    f"{np.mean([sum(part.seen.get('rows in short lists', 0) for part in hit.plan.parts) for hit in hits]):.0f}",
+                )  # fmt: skip
 
 
 if __name__ == "__main__":

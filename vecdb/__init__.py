@@ -29,15 +29,17 @@ if TYPE_CHECKING:
     from .info import IndexInfo, Info
     from .points import Point
     from .schema import Dense, Sparse
+    from .serverless.collection import CodesCollection, open_codes
     from .sparse import SparseVector
 
 __all__ = [
-    "BatchHits", "Collection", "Database", "Dense", "F", "Group", "Hit", "Hits", "IndexInfo", "Info", "Point", "Sparse",
-    "SparseVector", "aio", "connect", "errors", "open", "restore",
+    "BatchHits", "CodesCollection", "Collection", "Database", "Dense", "F", "Group", "Hit", "Hits", "IndexInfo", "Info",
+    "Point", "Sparse", "SparseVector", "aio", "connect", "errors", "open", "open_codes", "restore",
 ]  # fmt: skip
 
 _HOME = {
     "BatchHits": "hits",
+    "CodesCollection": "serverless.collection",
     "Collection": "collection",
     "Database": "database",
     "Dense": "schema",
@@ -52,6 +54,7 @@ _HOME = {
     "SparseVector": "sparse",
     "connect": "client.blocking",
     "open": "database",
+    "open_codes": "serverless.collection",
     "restore": "database",
 }
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .schema import Dtype, Field, Metric
     from .search.calibrate import Report as RecallReport
     from .search.fuse import How
+    from .serverless.export import Exported
 
     Id = int | str
     Where = Expression | Mapping[str, Any] | str | None
@@ -91,6 +92,10 @@ class Collection(Protocol):
     def verify(self, *, repair: bool = False, progress: Told | None = None) -> Report: ...
     def set_index(self, index: Any, field: str | None = None, *, token: bytes | None = None) -> None: ...
     def rebuild_index(self, field: str | None = None) -> None: ...
+    def export_codes(
+        self, folder: Path, *, field: str | None = None, overwrite: bool = False, options: Mapping[str, Any] | None = None,
+        progress: Told | None = None,
+    ) -> Exported: ...  # fmt: skip
 
     def get(self, ids: Any, *, with_vectors: bool = True, with_payload: bool = True) -> list[Point | None]: ...
     def count(self, where: Where = None) -> int: ...

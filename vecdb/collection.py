@@ -6,6 +6,7 @@ commit and never wait for writers; a write has reached the disk when its call re
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections import Counter
@@ -15,7 +16,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from vecdb_index.contract import Cancelled, DeadlineReached, Queries
 from vecdb_index.contract import Overloaded as TooMany
 from vecdb_storage.ahead import Ahead
@@ -74,6 +74,7 @@ from .search import bitmaps, stopping, whole
 from .search.calibrate import Report as RecallReport
 from .search.fuse import How, depth, fused
 from .search.indexes import advice_of, figures_of, why_auto
+from .search.keys import score_of, scores_of, within
 from .search.plan import Explained, HybridPlan, Plan
 from .search.planner import Asked
 from .sparse import SparseVector, centred, one_of
@@ -82,6 +83,7 @@ from .upkeep.verifying import index_problems
 if TYPE_CHECKING:
     from .embed import Embedding
     from .search.executor import Answer, Executor, Found
+    from .serverless.export import Exported
     from .upkeep.indexing import Indexer
     from .upkeep.probing import Prober
 
@@ -398,6 +400,38 @@ class Collection:
         assert self._indexer is not None
         self._indexer.rebuild(self._uuid, name)
 
+    def export_codes(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        field: str | None = None,
+        overwrite: bool = False,
+        options: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Exported:
+        """Writes the codes, vectors and payloads of all points to a folder that any web server or bucket can hold; search it
+        there by `vecdb.open_codes(url)`.
+
+        folder: a directory, or a URL for fsspec, as in `Database.backup`. field: left out, all that have an index of bits. Rows
+        in memory are flushed first and indexes waited for; in a database opened read-only they must have been. overwrite:
+        replace an export that is there; what both have is kept. options: for fsspec. progress: called with bytes of segments
+        done, of all.
+
+        Raises InvalidInput (no such index), Unsupported (an index is not there, or a server is asked), AlreadyExists, DiskFull,
+        StorageError, Corruption.
+        """
+        from .serverless.export import export_codes
+
+        store = self._open_store()
+        if self._indexer is not None:
+            self.flush()
+        snapshot = self._snapshot()
+        return export_codes(
+            snapshot, store.state(self._uuid).name, self._uuid, self._fields(snapshot.schema),
+            lambda name: self._measured(snapshot, name), folder,
+            field=field, overwrite=overwrite, options=options, progress=progress,
+        )  # fmt: skip
+
     # -- reading ------------------------------------------------------------------------------------
 
     def get(self, ids: Any, *, with_vectors: bool = True, with_payload: WithPayload = True) -> list[Point | None]:
@@ -555,7 +589,7 @@ class Collection:
         ids, scores = np.full((len(vectors), k), None, object), np.full((len(vectors), k), np.nan, np.float32)
         width = found.keys.shape[1]
         kept = found.keys > -np.inf
-        scores[:, :width][kept] = _scores(found.keys[kept], declared) if found.reported is None else found.reported[kept]
+        scores[:, :width][kept] = scores_of(found.keys[kept], declared) if found.reported is None else found.reported[kept]
         if score_threshold is not None and found.reported is None:
             kept &= scores[:, :width] <= score_threshold if declared.metric == "l2" else scores[:, :width] >= score_threshold
             scores[:, :width][~kept] = np.nan
@@ -907,13 +941,13 @@ class Collection:
     ) -> Hits:
         reported = bool(found) and found[0].reported is not None
         if threshold is not None and not reported:  # of those that are, what is below was left out
-            found = _within(found, declared, threshold)
+            found = within(found, declared, threshold)
         if reported:
             hits = [Hit(each.id, each.reported or 0.0, label=each.label) for each in found]
-        elif declared.metric == "cosine":  # the usual metric, without a call for each hit; see _score
+        elif declared.metric == "cosine":  # the usual metric, without a call for each hit; see score_of
             hits = [Hit(each.id, min(1.0, max(-1.0, each.key))) for each in found]
         else:
-            hits = [Hit(each.id, _score(each.key, declared)) for each in found]
+            hits = [Hit(each.id, score_of(each.key, declared)) for each in found]
         for hit, each in zip(hits, found, strict=True):
             self._hit(hit, each, with_payload, with_vectors)
         return Hits(hits)
@@ -997,27 +1031,6 @@ def _vector(part: Part, row: int, name: str) -> Any:
         return None
     vector = stored.vectors[row]
     return SparseVector.of(vector) if isinstance(vector, SparseVectors) else vector.copy()
-
-
-def _score(key: float, declared: Field) -> float:
-    if declared.metric == "l2":  # as a float32, which the scores of batches are
-        return float(np.float32(max(0.0, -key) ** 0.5))
-    # Rounding may leave a cosine a last bit outside its range.
-    return max(-1.0, min(1.0, key)) if declared.metric == "cosine" else key
-
-
-def _scores(keys: npt.NDArray[np.float32], declared: Field) -> npt.NDArray[np.float32]:
-    """`_score` of many."""
-    if declared.metric == "l2":
-        distances: npt.NDArray[np.float32] = np.sqrt(np.maximum(-keys, 0).astype(np.float64)).astype(np.float32)
-        return distances
-    return np.clip(keys, -1, 1) if declared.metric == "cosine" else keys
-
-
-def _within(found: list[Found], declared: Field, threshold: float) -> list[Found]:
-    if declared.metric == "l2":
-        return [hit for hit in found if _score(hit.key, declared) <= threshold]
-    return [hit for hit in found if hit.key >= threshold]
 
 
 def _call(insert: bool) -> str:

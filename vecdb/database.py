@@ -73,6 +73,11 @@ def open_database(
     elif not os.fspath(path):
         raise InvalidInput('the path is empty; give a directory, or ":memory:"')
     else:
+        if "://" in os.fspath(path):
+            said = os.fspath(path).partition("?")[0]
+            raise InvalidInput(
+                f"{said} is a URL: vecdb.connect takes a server's (grpc://), vecdb.open_codes that of exported codes"
+            )
         if os.path.isfile(path):
             raise InvalidInput(f"{os.fspath(path)} is a file; a database is a directory")
         store = open_store(path, read_only=read_only)

@@ -28,6 +28,12 @@ class Place(Protocol):
     def read(self, path: str) -> Iterator[bytes]:
         """The bytes of a file, in pieces. Raises NotFound, StorageError."""
 
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises NotFound, StorageError."""
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Bytes start..stop of a file; fewer where it ends before. Raises NotFound, StorageError."""
+
     def write(self, path: str, pieces: Iterable[Buffer]) -> None:
         """A whole file anew."""
 
@@ -65,6 +71,17 @@ class Folder:
             while piece := self._files.read_at(fd, offset, PIECE, file):
                 yield piece
                 offset += len(piece)
+        finally:
+            self._files.close(fd)
+
+    def size(self, path: str) -> int:
+        return self._files.size(self.path / path)
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        file = self.path / path
+        fd = self._files.open(file)
+        try:
+            return self._files.read_at(fd, start, stop - start, file)
         finally:
             self._files.close(fd)
 
@@ -142,6 +159,15 @@ class Remote:
         with _typed(f"{self.location}/{path}", "read"), self._system.open(f"{self._root}/{path}", "rb") as file:
             while piece := file.read(PIECE):
                 yield piece
+
+    def size(self, path: str) -> int:
+        with _typed(f"{self.location}/{path}", "read"):
+            self._system.invalidate_cache()
+            return int(self._system.size(f"{self._root}/{path}"))
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        with _typed(f"{self.location}/{path}", "read"):
+            return bytes(self._system.cat_file(f"{self._root}/{path}", start=start, end=stop))
 
     def write(self, path: str, pieces: Iterable[Buffer]) -> None:
         with _typed(f"{self.location}/{path}", "write"):

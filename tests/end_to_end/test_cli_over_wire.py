@@ -201,6 +201,12 @@ def test_warmup_takes_no_database(place: Path, server: Any) -> None:
     assert serving.run("warmup", "--db", server.url, check=False).returncode == 2
 
 
+def test_codes_are_exported_where_the_database_is(place: Path, there: Callable[..., Any]) -> None:
+    refused = there("export", "docs", "--codes", "codes", check=False)
+    assert refused.returncode == 8 and "where the database is" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert not (place / "codes").exists()
+
+
 def test_bench_is_measured_through_the_client(there: Callable[..., Any]) -> None:
     rows = json.loads(there("bench", "docs", "--queries", "20", "--json").stdout)
     assert [row["delivered"] for row in rows][-1] == 1.0

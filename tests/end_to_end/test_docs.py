@@ -103,7 +103,16 @@ def commands_of(group: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "example", ["quickstart.py", "own_encoder.py", "how_near.py", "nightly.py", "load_files.py", "serve_and_search.py"]
+    "example",
+    [
+        "quickstart.py",
+        "own_encoder.py",
+        "how_near.py",
+        "nightly.py",
+        "load_files.py",
+        "serve_and_search.py",
+        "search_a_web_server.py",
+    ],
 )
 def test_examples_run(example: str, tmp_path: Path) -> None:
     done = subprocess.run(

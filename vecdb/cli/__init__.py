@@ -46,7 +46,8 @@ def app() -> Any:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # its formatter takes twice as long to import as all else here
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="A vector database. Commands take --db PATH or --db grpc://host:port, or the environment's VECDB_DB.",
+        help="A vector database. Commands take --db PATH or --db grpc://host:port, or the environment's VECDB_DB; "
+        "searches also exported codes, --db https://….",
     )
 
     @made.callback()

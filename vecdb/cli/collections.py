@@ -173,7 +173,12 @@ def info(
 
 def _expected(collection: Any, field: str) -> float | None:
     """The recall that a search which asks for 0.95 can expect now, by the calibration."""
-    some = [point.vectors[field] for point in collection.sample(1, with_payload=False) if field in point.vectors]
+    from vecdb.errors import Unsupported
+
+    try:
+        some = [point.vectors[field] for point in collection.sample(1, with_payload=False) if field in point.vectors]
+    except Unsupported:  # of exported codes, which would be read for it
+        return None
     if not some:
         return None
     expected: float | None = collection.search(some[0], field=field, explain=True, with_payload=False).plan.recall_expected

@@ -396,22 +396,58 @@ def export(
     name: Name,
     db: Db,
     out: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--out", "-o", help="A file that ends in .parquet, .jsonl or .npy; - for JSON lines on stdout.", show_default=False
         ),
-    ],
+    ] = None,
+    codes: Annotated[
+        str | None,
+        typer.Option(
+            "--codes", help="A folder or URL, for an index of bits: search it from any web server by --db https://…",
+            show_default=False,
+        ),
+    ] = None,
     where: Where = None,
     field: Field = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file or the codes, if they are there.")] = False,
     json: Json = False,
-) -> None:
-    """Write points to a file: Parquet or JSON lines with ids, vectors and payloads; NPY with vectors, and ids beside them."""
+) -> None:  # fmt: skip
+    """Write points to a file: Parquet or JSON lines with ids, vectors and payloads; NPY with vectors, and ids beside them. Or
+    their codes to a folder, to be searched where it lies."""
+    from vecdb.errors import InvalidInput
     from vecdb.ingest.export import export as write
 
+    if (out is None) == (codes is None):
+        raise InvalidInput("say --out FILE, or --codes FOLDER, one of them")
+    if codes is not None:
+        if where is not None:
+            raise InvalidInput("--codes has all points: --where goes with --out")
+        return _export_codes(name, db, codes, field, overwrite, json)
+    assert out is not None
     with output.opened(db) as database:
         written = write(database[name], out, where=where, field=field, overwrite=overwrite)
     if json:
         output.print_json({"points": written, "file": out})
     elif out != "-":
         output.say(f"{written:,} points in {out}")
+
+
+def _export_codes(name: str, db: str, folder: str, field: str | None, overwrite: bool, json: bool) -> None:
+    from vecdb.errors import Locked
+
+    def run(write: bool) -> Any:
+        with output.opened(db, write=write) as database, output.progress("export") as report:
+            return database[name].export_codes(folder, field=field, overwrite=overwrite, progress=report)
+
+    try:
+        done = run(write=True)  # so that rows in memory get their codes
+    except Locked:
+        done = run(write=False)
+    if json:
+        output.print_json(done)
+        return
+    output.say(
+        f"{done.points:,} points in {done.objects:,} objects and a manifest, {output.bytes_shown(done.bytes)}, are in "
+        f"{done.folder}: upload the folder whole, the manifest last"
+    )

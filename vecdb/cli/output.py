@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -25,7 +25,7 @@ Db = Annotated[
     typer.Option(
         "--db",
         envvar="VECDB_DB",
-        help="The database: a directory, or a server (grpc://host:port, grpcs://…).",
+        help="The database: a directory, a server (grpc://host:port, grpcs://…), or exported codes (https://…, s3://…).",
         show_default=False,
     ),
 ]
@@ -49,8 +49,19 @@ def opened(path: str, *, write: bool = False, create: bool = False, **options: A
     VECDB_KEY.
     """
     import vecdb
-    from vecdb.errors import NotFound, Unsupported
+    from vecdb.errors import NotFound, ReadOnly, Unsupported
 
+    if is_codes(path):
+        if write:
+            raise ReadOnly("exported codes are searched, and not written to: use the database that they are from")
+        from vecdb.serverless.collection import CodesDatabase
+
+        codes = CodesDatabase(vecdb.open_codes(path))
+        try:
+            yield cast("Any", codes)
+        finally:
+            codes.close()
+        return
     if is_server(path):
         if options:
             raise Unsupported(f"{path}: the server was told its own {', '.join(options)} when it was started")
@@ -68,6 +79,13 @@ def opened(path: str, *, write: bool = False, create: bool = False, **options: A
 
 def is_server(path: str) -> bool:
     return path.startswith(("grpc://", "grpcs://"))
+
+
+def is_codes(path: str) -> bool:
+    """Whether this is a URL that is no server's, or a directory of exported codes."""
+    if "://" in path:
+        return not is_server(path)
+    return os.path.exists(os.path.join(path, "manifest.json")) and not os.path.exists(os.path.join(path, "VECDB"))
 
 
 def ids_of(collection: Collection, ids: Sequence[str]) -> list[Any]:

@@ -106,6 +106,9 @@ def search(
         ),
     ] = None,
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="Print vectors, too.")] = False,
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Say on stderr how the search was done, and of exported codes what was read.")
+    ] = False,
     encoder: _Encoder = None,
     timeout: _Timeout = None,
     json: Json = False,
@@ -116,10 +119,12 @@ def search(
         asked, left_out = _asked(collection, query, vector, like, field)
         hits = collection.search(
             asked, k if left_out is None else k + 1, where=where, field=field, recall=recall, exact=exact,
-            score_threshold=score_threshold, score=score, with_vectors=with_vectors, timeout=timeout,
+            score_threshold=score_threshold, score=score, with_vectors=with_vectors, explain=explained, timeout=timeout,
         )  # fmt: skip
         found = [hit for hit in hits if left_out is None or hit.id != left_out][:k]
         _print_hits(found, with_vectors, json)
+        if explained:
+            output.say(str(hits.plan))
 
 
 def _print_hits(hits: Any, with_vectors: bool, json: bool) -> None:

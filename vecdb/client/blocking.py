@@ -76,6 +76,7 @@ class RemoteCollection:
     verify = _blocking(AsyncCollection.verify)
     set_index = _blocking(AsyncCollection.set_index)
     rebuild_index = _blocking(AsyncCollection.rebuild_index)
+    export_codes = _blocking(AsyncCollection.export_codes)
     get = _blocking(AsyncCollection.get)
     count = _blocking(AsyncCollection.count)
     sample = _blocking(AsyncCollection.sample)

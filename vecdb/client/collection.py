@@ -7,6 +7,7 @@ travel as they are stored; and again by the server, which believes nobody.
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid as uuids
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from ..arguments import (
     checked_truth,
     is_texts,
 )
-from ..errors import InvalidInput, InvalidPayload, VecdbError
+from ..errors import InvalidInput, InvalidPayload, Unsupported, VecdbError
 from ..hits import BatchHits, Group, Hit, Hits, band, check_places
 from ..info import IndexInfo, Info
 from ..points import CHUNK_BYTES, Chunk, Point, batch_from_arrays, checked_ids, checked_queries, chunks_of, only_field
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from ..arguments import Where
     from ..search.calibrate import Report as RecallReport
     from ..search.fuse import How
+    from ..serverless.export import Exported
 
 Id = int | str
 _PIECE = 2 << 20  # bytes of a message, about, of a write that takes several
@@ -313,6 +315,18 @@ class AsyncCollection:
         """As `vecdb.Collection.rebuild_index`."""
         request = messages.RebuildIndexRequest(target=self.target, field=field or "")
         await self._channel.call("Collections/RebuildIndex", request, again=True)
+
+    async def export_codes(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        field: str | None = None,
+        overwrite: bool = False,
+        options: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Exported:
+        """Raises Unsupported: codes and rows are written from the files of the database, which are with its server."""
+        raise Unsupported("codes are exported where the database is: open it there by its path, beside the server if need be")
 
     # -- reading ------------------------------------------------------------------------------------
 

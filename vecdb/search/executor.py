@@ -54,7 +54,7 @@ class Found:
 
 
 @dataclass
-class _Task:
+class Task:
     """Some queries over some rows of one part. first: the first row. cost: seconds that it may take."""
 
     part: Part
@@ -88,19 +88,19 @@ class Answer:
         self._lists: dict[int, list[Found]] = {}
 
     @staticmethod
-    def of_one(tasks: list[_Task], queries: Queries, k: int) -> Answer:
+    def of_one(tasks: list[Task], queries: Queries, k: int) -> Answer:
         """Of a single query, without the arrays."""
         answer = Answer()
         answer._lists[0] = _merge(tasks, 0, queries, k)
         return answer
 
     @staticmethod
-    def of_many(tasks: list[_Task], queries: Queries, k: int) -> Answer:
+    def of_many(tasks: list[Task], queries: Queries, k: int) -> Answer:
         m = len(queries)
         answer = Answer()
         answer.keys, answer.ids = np.full((m, k), -np.inf, np.float32), np.full((m, k), None, object)
         answer._rows = answer._owner = np.zeros((m, k), np.int64)
-        groups: dict[tuple[int, int], list[_Task]] = {}
+        groups: dict[tuple[int, int], list[Task]] = {}
         for task in tasks:
             groups.setdefault((id(task.part), task.first), []).append(task)
         if not groups:
@@ -174,7 +174,7 @@ class Answer:
 class _Planned:
     part: Part
     way: Way | None
-    tasks: list[_Task] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
 
 
 class Executor:
@@ -207,7 +207,7 @@ class Executor:
         tasks = [task for each in planned for task in each.tasks]
         floors = _Floors(len(queries), asked.k) if len(tasks) > 1 else None
 
-        def work(task: _Task) -> FoundRows:
+        def work(task: Task) -> FoundRows:
             floor = None if floors is None else floors.of(task.queries)
             found = task.searcher.search(queries[task.queries], asked.k, task.effort, task.allowed, floor, asked.control)
             if floors is not None:
@@ -243,12 +243,12 @@ class Executor:
             return _Planned(part, way, self._split_rows(part, way, whole, words, queries))
         return _Planned(part, way, self._split_queries(part, way, whole, words, queries))
 
-    def _split_rows(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[_Task]:
+    def _split_rows(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[Task]:
         """An exact search as several row ranges, if it takes so long that threads are worth it."""
         pieces = self._pieces(way.seconds * queries)
         step = -(-part.rows // pieces // 64) * 64 or 64
         if step >= part.rows:
-            return [_Task(part, 0, whole, whole, words, 1.0, slice(0, queries), way.seconds * queries)]
+            return [Task(part, 0, whole, whole, words, 1.0, slice(0, queries), way.seconds * queries)]
         tasks = []
         for first in range(0, part.rows, step):
             last = min(first + step, part.rows)
@@ -256,22 +256,22 @@ class Executor:
             if mine is None or mine.any():
                 searcher = whole.part(first, last)
                 cost = way.seconds * queries * (last - first) / part.rows
-                tasks.append(_Task(part, first, searcher, searcher, mine, 1.0, slice(0, queries), cost))
+                tasks.append(Task(part, first, searcher, searcher, mine, 1.0, slice(0, queries), cost))
         return tasks
 
-    def _split_queries(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[_Task]:
+    def _split_queries(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[Task]:
         pieces = min(self._pieces(way.seconds * queries), max(1, queries // _FEWEST_QUERIES))
         step = -(-queries // pieces)
         ranges = [slice(start, min(queries, start + step)) for start in range(0, queries, step)]
         searcher, exact = (whole, whole) if way.searcher is None else (way.searcher, None)
         per = way.seconds
-        return [_Task(part, 0, searcher, exact, words, way.effort, some, per * (some.stop - some.start)) for some in ranges]
+        return [Task(part, 0, searcher, exact, words, way.effort, some, per * (some.stop - some.start)) for some in ranges]
 
     def _pieces(self, seconds: float) -> int:
         """Into how many tasks work of so many seconds is divided."""
         return min(self.threads, max(1, int(seconds / _WORTH)))
 
-    def _run(self, tasks: list[_Task], work: Callable[[_Task], FoundRows]) -> None:
+    def _run(self, tasks: list[Task], work: Callable[[Task], FoundRows]) -> None:
         """All tasks, by this thread and by as many others as are worth waking."""
         waiting = iter(tasks)  # one for all: whoever is free takes the next
 
@@ -341,7 +341,7 @@ class _Floors:
             self._lowest[queries] = both[:, self._k]
 
 
-def _merge(tasks: Sequence[_Task], query: int, queries: Queries, k: int) -> list[Found]:
+def _merge(tasks: Sequence[Task], query: int, queries: Queries, k: int) -> list[Found]:
     """The best k of one query over all tasks that it was in, by (key, id)."""
     if len(tasks) == 1:
         result, at = tasks[0].result, query - tasks[0].queries.start
@@ -353,7 +353,7 @@ def _merge(tasks: Sequence[_Task], query: int, queries: Queries, k: int) -> list
             rows = rows + tasks[0].first
             hits = zip(keys.tolist(), part.keys(rows), rows.tolist(), strict=True)
             return [Found(key, name, part, row) for key, name, row in hits]
-    candidates: list[tuple[float, _Task, int]] = []
+    candidates: list[tuple[float, Task, int]] = []
     tied = []
     for task in tasks:
         result, at = task.result, query - task.queries.start
@@ -384,7 +384,7 @@ def _by_key(candidate: tuple[float, Any, int]) -> float:
     return -candidate[0]
 
 
-def _certified(tasks: Sequence[_Task], asked: Asked, queries: Queries, answer: Answer) -> int | None:
+def _certified(tasks: Sequence[Task], asked: Asked, queries: Queries, answer: Answer) -> int | None:
     """Of how many queries no row that was left out has a greater key than the last hit; None where that would take long."""
     guessed = [task for task in tasks if task.exact is None]
     cost = 0.0

@@ -36,11 +36,31 @@ class Explained:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """What a search of published codes read. bytes, requests: over the network, also of requests that failed and were made
+    again (`retries`), and for the first search of opening the collection. hits, hit_bytes: of the local cache. cpu: ms of all
+    threads of this process, for each query.
+    """
+
+    bytes: int
+    requests: int
+    retries: int
+    hits: int
+    hit_bytes: int
+    cpu: float
+
+    def __str__(self) -> str:
+        again = f", {self.retries:,} of them again" if self.retries else ""
+        kept = f"; {self.hit_bytes:,} bytes in {self.hits:,} pieces from the cache" if self.hits else ""
+        return f"read {self.bytes:,} bytes in {self.requests:,} requests{again}{kept}; {self.cpu:.2f} ms of CPU a query"
+
+
+@dataclass(frozen=True)
 class Plan:
     """queries, k, field, metric and filter as asked; recall: asked, and expected of this plan; stages in ms.
 
     certified: for how many of the queries the answer was checked to be the exact one: nothing that was left out has a better
-    score than the last hit. None where that would have taken long.
+    score than the last hit. None where that would have taken long. transfer: of published codes.
     """
 
     field: str
@@ -53,6 +73,7 @@ class Plan:
     parts: list[PartPlan] = default(default_factory=list)
     stages: dict[str, float] = default(default_factory=dict)
     certified: int | None = None
+    transfer: Transfer | None = None
 
     @property
     def recall_expected(self) -> float | None:
@@ -83,6 +104,8 @@ class Plan:
                 lines.append("│  " + ", ".join(f"{count:,} {what}" for what, count in part.seen.items()))
         if self.certified is not None:
             lines.append(f"├─ exact, as a check has shown, for {self.certified:,} of {self.queries:,}")
+        if self.transfer is not None:
+            lines.append(f"├─ {self.transfer}")
         lines.append("└─ " + ", ".join(f"{stage} {spent:.2f} ms" for stage, spent in self.stages.items()))
         return "\n".join(lines)
 

@@ -77,8 +77,7 @@ def way_of(part: Part, asked: Asked, index: Index, exact: ExactSearcher, allowed
         return Way(index.searcher, asked.effort, None, allowed, "the effort was given", seconds)
     if why:
         return Way(None, 1.0, 1.0, allowed, why, exact.cost(asked.k, 1.0, selectivity, queries))
-    step = round(_STEPS * math.log(max(selectivity, 1e-9)))
-    share = math.ceil(100 * share) / 100
+    step, share = _rounded(selectivity, share)
     question = asked.k, asked.recall, step, share, queries > FEW, asked.whole, asked.outgrown
     decided = index.ways.get(question)
     if decided is None:
@@ -90,6 +89,17 @@ def way_of(part: Part, asked: Asked, index: Index, exact: ExactSearcher, allowed
     if by_index * (_DOUBT if selectivity < 1 else 1) < exactly:
         return Way(index.searcher, effort, expected, allowed, compared, by_index)
     return Way(None, 1.0, 1.0, allowed, compared, exactly)
+
+
+def effort_of(asked: Asked, measured: Calibration, selectivity: float, share: float) -> tuple[float, float | None]:
+    """The effort that an index gets under these, and the recall to expect, wherever its rows lie; see `way_of`."""
+    step, share = _rounded(selectivity, share)
+    return _effort(asked, measured, math.exp(step / _STEPS), share)
+
+
+def _rounded(selectivity: float, share: float) -> tuple[int, float]:
+    """What is told apart, so that decisions can be kept: a step of the selectivity, and the share."""
+    return round(_STEPS * math.log(max(selectivity, 1e-9))), math.ceil(100 * share) / 100
 
 
 def _decide(

@@ -15,6 +15,7 @@ A MIBSearcher is safe in any thread: it holds views only, and a search its own l
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..coalesce import Coalescer, Shared
-from ..codec.bits import BLOCK, report, unpacked
+from ..codec.bits import BLOCK, report, unpacked, width_of
 from ..codec.planes import refine
 from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
 from ..cores import usable
@@ -45,6 +46,53 @@ _LOOKED_AT, _PAIRS = 1024, 2000  # rows whose bits are looked at for `figures`, 
 _NO_BITMAP = read_only(np.zeros(0, np.uint64))
 
 
+@dataclass(frozen=True)
+class ShortLists:
+    """How long the lists of n rows of d numbers are, and what they take, wherever these rows lie.
+
+    row_bytes: of a vector as stored. depth: bits a dimension. power: see `_power`. rest: share of rows that are not held out.
+    """
+
+    n: int
+    d: int
+    row_bytes: int
+    depth: int
+    power: float
+    rest: float = 1.0
+
+    @property
+    def block_bytes(self) -> int:
+        """Of the codes and factors of a block."""
+        return BLOCK * (width_of(self.d) // 8 + 8)
+
+    @property
+    def plane_bytes(self) -> int:
+        """Of a row's further bits and their scale."""
+        return self.depth * width_of(self.d) // 8 + 4 if self.depth > 1 else 0
+
+    def listed(self, k: int, effort: float) -> int:
+        """How many rows are in the short list, if so many are allowed."""
+        return max(k, round(self.rest * k * (max(k, self.n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort))))
+
+    def compared(self, k: int, short: int) -> int:
+        """How many rows of such a list are compared themselves."""
+        return short if self.depth == 1 else min(short, max(k, math.ceil(k * (short / max(1, k)) ** self.power)))
+
+    def cost(self, k: int, short: int, selectivity: float, queries: int) -> float:
+        """Seconds of a query, about."""
+        blocks = self.n / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK)
+        one = self.block_bytes / (16e9 if queries <= STREAMED else 30e9)
+        last = self.compared(k, short)
+        between = short * (30e-9 + self.plane_bytes / 3e9) if last < short else 0.0
+        return 25e-6 + blocks * (one + 10e-9) + between + last * (90e-9 + self.row_bytes / 12e9)
+
+    def pays(self, exact: FlatSearcher, k: int, short: int) -> bool:
+        """Whether bits save time. It must not depend on what else is asked: answers would. exact: of these rows; costs alone
+        are asked of it.
+        """
+        return self.cost(k, short, 1.0, 1) < exact.cost(k, 1.0, 1.0)
+
+
 class MIBSearcher:
     def __init__(self, arrays: Arrays, trained: Arrays, rows: Rows, params: MIB, held: int = 0) -> None:
         """held: rows that are left out while recall is measured. Short lists are shorter by their share then: among all rows
@@ -61,14 +109,24 @@ class MIBSearcher:
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
         self._vectors, self._norms = read_only(bits), read_only(rows.norms)
         self._row_bytes = rows.vectors[:1].nbytes
-        self._plane_bytes = self._planes.shape[1] + 4 if self.depth > 1 else 0
-        self._block_bytes = self.bits.codes[:1].nbytes + self.bits.factors[:1].nbytes
         self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
-        self._rest = self._count / (self._count + held) if held else 1.0
         self.verdict = self._verdict(self.depth)
-        self._power = _power(self.verdict)
+        self.lists = ShortLists(
+            len(rows), rows.vectors.shape[1], self._row_bytes, self.depth, _power(self.verdict),
+            self._count / (self._count + held) if held else 1.0,
+        )  # fmt: skip
         self._company: Coalescer[_Asked, Hits] = Coalescer(usable())
         self.advice = "" if self.verdict is None else self.verdict.advice(self._better())
+
+    @property
+    def planes(self) -> npt.NDArray[np.uint8]:
+        """All bits of rows; see `layout`."""
+        return self._planes
+
+    @property
+    def scales(self) -> npt.NDArray[np.float32]:
+        """Of `planes`."""
+        return self._scales
 
     def _verdict(self, depth: int) -> Verdict | None:
         return verdict_of(self.gate, depth, self._count, self.rows.vectors.shape[1], self._row_bytes)
@@ -81,7 +139,10 @@ class MIBSearcher:
     @cached_property
     def figures(self) -> dict[str, float]:
         """See contract.Searcher. Found when they are first asked for: searches do without."""
-        found = {f"rotation: {self.encoder.rotation}": 1.0, "bytes a row": self._block_bytes / BLOCK + self._plane_bytes}
+        found = {
+            f"rotation: {self.encoder.rotation}": 1.0,
+            "bytes a row": self.lists.block_bytes / BLOCK + self.lists.plane_bytes,
+        }
         found["bits of a dimension"] = self.depth
         for name, shares in zip(TRIED, self._trial, strict=False):
             if shares[0] >= 0:
@@ -123,12 +184,11 @@ class MIBSearcher:
 
     def listed(self, k: int, effort: float) -> int:
         """How many rows are in the short list, if so many are allowed."""
-        n = len(self.rows)
-        return max(k, round(self._rest * k * (max(k, n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort))))
+        return self.lists.listed(k, effort)
 
     def compared(self, k: int, short: int) -> int:
         """How many rows of such a list are compared themselves."""
-        return short if self.depth == 1 else min(short, max(k, math.ceil(k * (short / max(1, k)) ** self._power)))
+        return self.lists.compared(k, short)
 
     def search(
         self,
@@ -194,7 +254,7 @@ class MIBSearcher:
             more = self._tile(queries[some], short, last, words, *heaps, control)
             blocks, passed, looked = blocks + more[0], passed + more[1], looked + more[2]
         settle(keys, rows, sizes, dropped, lowest, tied)
-        coded, read = blocks * self._block_bytes + passed * self._plane_bytes, looked * self._row_bytes
+        coded, read = blocks * self.lists.block_bytes + passed * self.lists.plane_bytes, looked * self._row_bytes
         seen = {"rows in short lists": looked, "bytes of codes": coded}
         if last < short:
             seen["rows looked at by all bits"] = passed
@@ -234,18 +294,10 @@ class MIBSearcher:
         short = self.listed(k, effort)
         if effort >= 1 or selectivity * len(self.rows) <= short or not self._pays(k, short):
             return self.exact.cost(k, 1.0, selectivity, queries)
-        return self._coded(k, short, selectivity, queries)
-
-    def _coded(self, k: int, short: int, selectivity: float, queries: int) -> float:
-        blocks = len(self.rows) / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK)
-        one = self._block_bytes / (16e9 if queries <= STREAMED else 30e9)
-        last = self.compared(k, short)
-        between = short * (30e-9 + self._plane_bytes / 3e9) if last < short else 0.0
-        return 25e-6 + blocks * (one + 10e-9) + between + last * (90e-9 + self._row_bytes / 12e9)
+        return self.lists.cost(k, short, selectivity, queries)
 
     def _pays(self, k: int, short: int) -> bool:
-        """Whether bits save time. It must not depend on what else is asked: answers would."""
-        return self._coded(k, short, 1.0, 1) < self.exact.cost(k, 1.0, 1.0)
+        return self.lists.pays(self.exact, k, short)
 
     def _among(self, words: Bitmap) -> int:
         """How many rows a bitmap has."""
