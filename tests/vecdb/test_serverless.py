@@ -1128,6 +1128,7 @@ def test_what_exported_codes_cannot_do_is_said(codes: Path) -> None:
     for call, error in (
         (lambda: there.upsert([]), ReadOnly), (lambda: there.get([1]), Unsupported), (lambda: there.delete([1]), ReadOnly),
         (lambda: there.search(QUERIES[0], where=F("n") > 1), Unsupported), (lambda: there.search("text"), Unsupported),
+        (lambda: there.search(QUERIES[0], score="its"), Unsupported), (lambda: there.search_batch(QUERIES, score="its"), Unsupported),
         (lambda: there.search(QUERIES[0], group_by="n"), Unsupported), (lambda: there.count(F("n") > 1), Unsupported),
         (lambda: there.search([1, 2]), DimensionMismatch), (lambda: there.search(QUERIES[0], k=0), InvalidInput),
         (lambda: there.search(QUERIES[0], recall=2), InvalidInput), (lambda: there.search(QUERIES[0], field="b"), InvalidInput),

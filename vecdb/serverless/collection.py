@@ -216,6 +216,7 @@ class CodesCollection:
         with_payload: WithPayload = True,
         with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None,
+        score: str | None = None,
         group_by: str | None = None,
         group_size: int = 3,
         explain: bool = False,
@@ -226,11 +227,12 @@ class CodesCollection:
 
         All codes are read, then the rows of the short list and the hits' payloads. exact=True, and a recall above what the
         index was seen to reach, read all rows. with_vectors: of fields that were exported. explain: `hits.plan.transfer` says
-        what was read. Raises Unsupported for `where`, `group_by` and texts; DimensionMismatch, InvalidVector, InvalidInput,
-        DeadlineExceeded; and as `vecdb.open_codes`, Corruption naming file and section.
+        what was read. Raises Unsupported for `where`, `group_by`, `score` and texts; DimensionMismatch, InvalidVector,
+        InvalidInput, DeadlineExceeded; and as `vecdb.open_codes`, Corruption naming file and section.
         """
         if group_by is not None:
             raise Unsupported("group_by needs all payloads; search the database itself")
+        _check_score(score)
         asked = self._asked(k, where, field, recall, exact, with_vectors, score_threshold, timeout, batch=False)
         if isinstance(query, str):
             raise Unsupported("exported codes have no encoder: give the text's vector")
@@ -255,12 +257,14 @@ class CodesCollection:
         with_payload: WithPayload = True,
         with_vectors: bool | Sequence[str] = False,
         score_threshold: float | None = None,
+        score: str | None = None,
         explain: bool = False,
         timeout: float | None = None,
     ) -> BatchHits:
         """Like `search` for many queries at once, (m, d), which pass over the codes together. Payloads are read when a query's
         hits are asked for. Raises as `search`.
         """
+        _check_score(score)
         asked = self._asked(k, where, field, recall, exact, with_vectors, score_threshold, timeout, batch=True)
         if isinstance(queries, str) or is_texts(queries):
             raise Unsupported("exported codes have no encoder: give the texts' vectors")
@@ -482,3 +486,8 @@ class CodesDatabase:
 
     def __getattr__(self, name: str) -> Any:
         raise ReadOnly("exported codes are read-only, and for searches: use the database that they are from")
+
+
+def _check_score(score: str | None) -> None:
+    if score is not None:
+        raise Unsupported("exported codes report the metric's own score; search the database itself for another")

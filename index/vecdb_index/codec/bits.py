@@ -13,7 +13,7 @@ are 0.
 
 Of a query, q' = P(q - c) for l2; for similarities q is taken at length one, and what of it lies along c is known exactly:
 q' = P(q - t c) with t = <q, c> / |c|^2 (1 for l2). Its *table* has, for each four dimensions, the 16 sums that their signs can
-have, less the least, as whole multiples of a step: at most 31, so that eight add up in a byte, and 65,535 in all. With U the
+have, less the least, as whole multiples of a step: at most 15, so that sixteen add up in a byte, and 65,535 in all. With U the
 sum that a row's bits find there, and the bias B the sum of what was taken away, the estimate is
 
     scale (step U + B) + t add
@@ -54,7 +54,7 @@ from .int4 import by_lines
 
 BLOCK = 32  # rows
 WORD = 64  # dimensions are padded to multiples of it
-LEVELS = 31  # the greatest number in a table: fewer lose no recall that can be seen
+LEVELS = 15  # the greatest number in a table
 MOST = 65_535  # and the greatest sum
 WIDEST = 1 << 18  # dimensions for which a sum of rounded numbers is surely no greater
 TERMS = 5  # of a query: step, B, t; factor and constant that make an estimate a key

@@ -1,11 +1,12 @@
 """All codes of a segment, or of the blocks with allowed rows, against the tables of some queries: kernels.
 
 For each block of 32 rows, sixteen dimensions at a time: four bits of each row are looked up in a query's table by one byte
-shuffle, eight lookups are added as bytes and then as 16-bit numbers, of the even bytes and of the odd ones (Andre, Kermarrec
-and Le Scouarnec, VLDB 2015). Queries that go together share the loads and the splitting of bytes into halves. Estimates are
-compared with the least that counts as soon as a block is done, and only rows that reach it go to the query's *list*: entries as
-`kernels.select` has them. A list that is full is cut to the best; what is kept in the end are the `count` best of all rows by
-(estimate, row), whatever the order of the work. Blocks without an allowed row are not read.
+shuffle, and their sums are added as 16-bit numbers, of the even bytes and of the odd ones (Andre, Kermarrec and Le Scouarnec,
+VLDB 2015). Queries that go together share the loads and the splitting of bytes into halves; one alone, which waits for memory,
+asks for the codes a page ahead. Estimates are compared with the least that counts as soon as a block is done, and only rows
+that reach it go to the query's *list*: entries as `kernels.select` has them. A list that is full is cut to the best; what is
+kept in the end are the `count` best of all rows by (estimate, row), whatever the order of the work. Blocks without an allowed
+row are not read.
 
 Where there is no AVX2, a plain kernel finds the same sums. All are safe in any thread; lists are the caller's.
 """
@@ -22,15 +23,16 @@ from numba.core import cgutils
 
 from ..codec.bits import BLOCK, LEVELS
 from ..kernels.compile import intrinsic, kernel
-from ..kernels.distances import fma, key_of, load, pair, pointer, prefetch
+from ..kernels.distances import fetch, fma, key_of, load, pair, pointer, prefetch
 from ..kernels.product import AVX2
 from ..kernels.scan import lowest
 from ..kernels.select import keep_least, key_in, offer, packed, row_in
 
 TOGETHER = 4  # queries that share what is done for a block
-_NARROW = 768  # dimensions up to which four do; beyond, the tables of two fill the nearest cache
+_NARROW = 1536  # dimensions up to which four do; beyond, their tables fill the nearest cache
 _TILE_BYTES = 128 << 10  # of codes that stay in a core's own cache while all queries pass over them
 _BYTES_TOGETHER = 255 // LEVELS // 2  # of a code, whose lookups are added as bytes
+_AHEAD = 4096  # bytes of codes, of a single query
 _COMING = 6  # rows that are on their way while one is looked at
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BYTES, _SHORTS, _HALF = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I8, 16)
@@ -78,6 +80,9 @@ def _sums_of(together: int) -> Any:
             at = builder.phi(_I64)
             evens, odds = ([builder.phi(_SHORTS) for _ in range(together)] for _ in range(2))
             even, odd = list(evens), list(odds)
+            if together == 1:  # what comes next: the hardware's own prefetcher stops at pages
+                ahead = builder.gep(code, [builder.add(at, const(_AHEAD))])
+                fetch(builder, ahead, *range(64, 8 * BLOCK, 64))
             for start in range(0, 8, _BYTES_TOGETHER):
                 total: list[Any] = [None] * together
                 for byte in range(start, start + _BYTES_TOGETHER):
