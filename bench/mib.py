@@ -4,7 +4,8 @@ Codes: random ones, more than a processor keeps at hand: how fast they are scann
 (of codes alone, and with the factors) are read, and beside faiss `IndexBinaryFlat`, which compares bits with bits. Texts: the
 least short list of those tried whose recall of the ten nearest is 0.99, beside exact searches and faiss `IndexRaBitQFastScan`
 with rows compared exactly after it, its own list chosen likewise. Parameters of both are chosen on queries that are not measured.
-Exported codes: bytes and requests of a query. Through the API: recall asked and delivered, filters that allow some rows, drawn at random or one after another, and two threads.
+Encoding: rows a second. Through the API: recall asked and delivered, filters that allow some rows, drawn at random or one after
+another, and threads that search at once. Exported codes: bytes and requests of a query.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import functools
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from vecdb_index.codec import planes
 from vecdb_index.codec.bits import Encoder
 from vecdb_index.codec.int4 import by_lines
 from vecdb_index.contract import Budget, Rows
@@ -32,9 +35,9 @@ import vecdb
 
 from .__main__ import head, interleaved, ratio, row
 from .flat import read
-from .sets import data_sets
+from .sets import Judged, data_sets, judged
 
-K, BATCH, ASKED = 10, 64, 0.99
+K, BATCH, ASKED, CLIENTS = 10, 64, 0.99, 64
 LISTS = (10, 20, 30, 40, 50, 70, 100, 140, 200, 300, 500, 1000, 2000)
 
 
@@ -54,15 +57,25 @@ def main() -> None:
         "with factors",
         "one: times as fast as faiss binary",
         f"batch of {BATCH}: likewise",
+        "two threads: times one",
     )
     for n, d in ((2_000_000, 384), (1_000_000, 1024)):
         _codes(faiss, min(n, rows or n), d, rounds)
     print(f"\n## Texts, recall@{K} of at least {ASKED} on queries that chose nothing, one thread\n")
-    for each in data_sets(["text"], rows):
+    for each in data_sets(["text", "text200k", "minilm"], rows):
         _texts(faiss, each, rounds)
+    print("\n## nDCG@10 of judged texts: short lists of 50, then rows\n")
+    head("set", "exact", "one bit", "four bits")
+    for judgement in judged():
+        _judged(judgement)
+    print("\n## Encoding, factors included, one thread\n")
+    _encoding(rounds)
     print("\n## Through the API\n")
     for each in data_sets(["text"], rows):
         _api(each, rounds)
+    print(f"\n## {CLIENTS} threads that search at once, two of kernels\n")
+    for each in data_sets(["text", "text200k"], rows):
+        _clients(each, rounds)
     print("\n## Exported codes, searched from afar: what a query reads, counted\n")
     for each in data_sets(["text"], rows):
         _afar(each)
@@ -83,17 +96,98 @@ def _codes(faiss: Any, n: int, d: int, rounds: int) -> None:
     about = read_only(codes), read_only(factors), n, read_only(np.zeros(0, np.uint64)), 0, blocks, 100
 
     def ours(m: int) -> None:
-        lists, sizes = np.empty((m, 356), np.uint64), np.zeros(m, np.int64)
-        scan(tables[:m], terms[:m], *about, lists, sizes, np.full(m, -np.inf, np.float32))
+        scan(tables[:m], terms[:m], *about, np.empty((m, 356), np.uint64), *_started(m))
 
+    def divided() -> None:
+        halves = [
+            (tables[q : q + BATCH // 2], terms[q : q + BATCH // 2], np.empty((BATCH // 2, 356), np.uint64))
+            for q in (0, BATCH // 2)
+        ]
+        list(pool.map(lambda half: scan(*half[:2], *about, half[2], *_started(BATCH // 2)), halves))
+
+    pool = ThreadPoolExecutor(2)
     words, more = codes.reshape(-1).view(np.int64), factors.reshape(-1).view(np.int64)
     calls = {
         "read": lambda: read(words), "read all": lambda: (read(words), read(more)), "one": lambda: ours(1),
         "faiss": lambda: binary.search(bits[:1], K), "batch": lambda: ours(BATCH), "faiss batch": lambda: binary.search(bits, K),
+        "divided": divided,
     }  # fmt: skip
     times = interleaved(rounds, calls)
+    pool.shutdown()
     shares = ratio(times["read"], times["one"]), ratio(times["read all"], times["one"])
-    row(f"{n:,} x {d}", *shares, ratio(times["faiss"], times["one"]), ratio(times["faiss batch"], times["batch"]))
+    faster = ratio(times["faiss"], times["one"]), ratio(times["faiss batch"], times["batch"])
+    row(f"{n:,} x {d}", *shares, *faster, ratio(times["batch"], times["divided"]))
+
+
+def _started(m: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sizes of lists that are empty, and what counts then."""
+    return np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
+
+
+def _judged(each: Judged) -> None:
+    rows = Rows(np.ascontiguousarray(each.base), np.linalg.norm(each.base, axis=1), "cosine")
+    exact = each.ndcg(FlatSearcher(rows).search(each.queries, K).rows)
+    cells = [f"{exact:.4f}"]
+    for bits in (1, 4):
+        params = MIB(bits=bits)
+        searcher = MIBSearcher(BACKEND.build(rows, {}, params, Budget(), lambda share: None), {}, rows, params)
+        found = each.ndcg(searcher.look(each.queries, K, 50).rows)
+        cells.append(f"{found:.4f} ({found / exact:.2%}; {searcher.compared(K, 50)} rows compared)")
+    row(each.name, *cells)
+
+
+def _encoding(rounds: int) -> None:
+    """Codes of 100,000 rows of 384 numbers. Learning the encoder is apart."""
+    n, d = 100_000, 384
+    x = np.random.default_rng(0).standard_normal((n, d), np.float32)
+    rows = Rows(x, np.linalg.norm(x, axis=1), "cosine")
+    head("rotation", "one bit: rows/s", "four bits: rows/s", "learned in, s")
+    for rotation in ("none", "hadamard", "itq"):
+        started = time.perf_counter()
+        encoder = Encoder.of(rows, np.arange(0, n, 12), rotation)
+        learned = time.perf_counter() - started
+        one, four = encoder.room(n), planes.room(encoder, n, 4)
+        calls = {
+            "one": functools.partial(encoder.fill, rows, 0, n, *one),
+            "four": functools.partial(planes.fill, encoder, rows, 0, n, *four),
+        }
+        times = interleaved(rounds, calls)
+        row(rotation, f"{n / times['one']:,.0f}", f"{n / (times['one'] + times['four']):,.0f}", f"{learned:.1f}")
+
+
+def _clients(each: Any, rounds: int) -> None:
+    """Searches one by one from many threads, beside what as many together take."""
+    queries, n = np.ascontiguousarray(each.queries[: BATCH * 8], np.float32), len(each.base)
+    with vecdb.open(":memory:", threads=2) as db:
+        docs = db.create_collection("docs", vecdb.Dense(each.base.shape[1], index=MIB()))
+        docs.upsert(ids=np.arange(n), vectors=each.base)
+        docs.flush()
+        docs.merge()
+        alone = [docs.search(query, K).ids for query in queries]
+        waits: list[float] = []
+        same: list[bool] = []
+
+        def client(number: int) -> None:
+            for at in range(number, len(queries), CLIENTS):
+                started = time.perf_counter()
+                ids = docs.search(queries[at], K).ids
+                waits.append(time.perf_counter() - started)
+                same.append(ids == alone[at])
+
+        with vecdb.open(":memory:", threads=1) as other:
+            copy = other.create_collection("docs", vecdb.Dense(each.base.shape[1], index=MIB()))
+            copy.upsert(ids=np.arange(n), vectors=each.base)
+            copy.flush()
+            copy.merge()
+            together = interleaved(rounds, {"batch": lambda: copy.search_batch(queries[:CLIENTS], K)})["batch"]
+        for _ in range(rounds):
+            with ThreadPoolExecutor(CLIENTS) as pool:
+                list(pool.map(client, range(CLIENTS)))
+        p50, p99 = (1e3 * np.percentile(waits, at) for at in (50, 99))
+        print(
+            f"{each.name}: p50 {p50:.1f} ms, p99 {p99:.1f} ms; {CLIENTS} together take one thread {1e3 * together:.1f} ms, so p99 is "
+            f"{p99 / (500 * together):.2f} times what two threads would need; the same hits as alone: {np.mean(same):.2%}\n"
+        )
 
 
 def _recall(found: np.ndarray, true: np.ndarray) -> float:

@@ -6,6 +6,7 @@ Sets that cannot be made from a seed are read from `$VECDB_DATA` (default `~/.ca
 - `text-wordllama-100000/`: `base.npy`, `queries.npy`: passages of documentation, cosine; the queries are first sentences of
   documents, which are unlike the passages. 2,000 passages are held out as queries that are like the rows. Likewise
   `text-wordllama-200000/` (text200k) and `text-minilm-20480/` (minilm), of another encoder.
+- `judged-*/`: `base.npy`, `queries.npy`, and `grades.npy`, (n, 3): query, row, and how much this says about it, 0 where not listed.
 
 No query is ever used to choose anything: not to build an index, not to calibrate, not to set a parameter of vecdb.
 """
@@ -87,6 +88,37 @@ def _text(name: str = "text-wordllama-100000", kind: str = "text") -> DataSet | 
     base, queries = np.load(folder / "base.npy"), np.load(folder / "queries.npy")
     held = np.sort(np.random.default_rng(5).permutation(len(base))[:QUERIES])
     return DataSet(kind, np.delete(base, held, axis=0), queries[:QUERIES], "cosine", base[held])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows and queries of which people have said how much they have to do with each other. grades: by query, then row."""
+
+    name: str
+    base: np.ndarray
+    queries: np.ndarray
+    grades: list[dict[int, int]]
+
+    def ndcg(self, found: np.ndarray, k: int = 10) -> float:
+        """Mean over the queries, with gains of 2^grade - 1. found: (m, k) row numbers, the best first."""
+        discount = 1 / np.log2(np.arange(2, k + 2))
+        scores = []
+        for rows, grades in zip(found, self.grades, strict=True):
+            gains = np.array([2.0 ** grades.get(int(row), 0) - 1 for row in rows[:k]])
+            best = np.sort([2.0**grade - 1 for grade in grades.values()])[::-1][:k]
+            scores.append((gains * discount[: len(gains)]).sum() / (best * discount[: len(best)]).sum())
+        return float(np.mean(scores))
+
+
+def judged() -> Iterator[Judged]:
+    """Those that are at hand."""
+    root = Path(os.environ.get("VECDB_DATA", Path.home() / ".cache" / "vecdb-data"))
+    for folder in sorted(root.glob("judged-*")):
+        base, queries, listed = (np.load(folder / f"{name}.npy") for name in ("base", "queries", "grades"))
+        grades: list[dict[int, int]] = [{} for _ in queries]
+        for query, row, grade in listed.tolist():
+            grades[query][row] = grade
+        yield Judged(folder.name.removeprefix("judged-"), base, queries, grades)
 
 
 def synthetic(n: int = 50_000) -> DataSet:
