@@ -682,10 +682,10 @@ def test_a_merge_has_its_index_before_searches_find_it(
     built = indexing.Indexer._built
     seen: list[list[str]] = []
 
-    def looking(indexer: Any, job: Any, segment: Any, declared: Any, control: Any) -> Any:
+    def looking(indexer: Any, *about: Any) -> Any:
         seen.append(ways(docs, vectors[7]))
         docs.delete([11])  # while it is built
-        return built(indexer, job, segment, declared, control)
+        return built(indexer, *about)
 
     monkeypatch.setattr(indexing.Indexer, "_built", looking)
     docs.merge()

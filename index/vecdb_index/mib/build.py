@@ -35,6 +35,7 @@ _LOOKED_AT = 2000  # rows for the entropy of bits
 _LISTED = 4  # a short list may be such a part of a sample; beyond, bits surely do not serve
 _WIDEST_TRIED = 512  # dimensions up to which itq is tried: beyond, it takes longer to learn than all codes take
 _WITHIN = 0.01
+_FEW = 256  # rows, of which no encoder is learned where there is one
 _DRIFTED = 0.98  # of the entropy that bits had: below it, an encoder is learned anew
 _DEEPER = (2, 4, 8)  # bits a dimension that are looked at where one is too little
 _TASK = 4096  # rows to a task
@@ -90,8 +91,10 @@ def train(rows: Rows, params: MIB, budget: Budget, before: Arrays | None = None)
 
 
 def _kept(before: Arrays, rows: Rows, sample: npt.NDArray[np.int64]) -> Encoder | None:
-    """The encoder of other rows, if its bits say as much of these."""
+    """The encoder of other rows, if its bits say as much of these, or these are too few to tell."""
     encoder = Encoder.opened(before, rows)
+    if len(sample) < _FEW:
+        return encoder
     return encoder if _entropy(encoder, rows, sample) >= _DRIFTED * entropy_in({}, before) else None
 
 

@@ -27,5 +27,7 @@ class MIB:
     def __post_init__(self) -> None:
         if self.rotation not in CHOICES:
             raise ValueError(f"rotation must be one of {', '.join(CHOICES)}, not {self.rotation!r}")
-        if self.bits != "auto" and (not isinstance(self.bits, int) or not 1 <= self.bits <= MOST_BITS):
+        if self.bits != "auto" and (
+            isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= MOST_BITS
+        ):
             raise ValueError(f"bits must be auto, or 1 to {MOST_BITS}, not {self.bits!r}")
