@@ -858,10 +858,12 @@ def test_manifests_that_are_none(codes: Path, tmp_path: Path) -> None:
     path = folder / layout.MANIFEST
     data, said = path.read_bytes(), list[str]()
     for place in np.random.default_rng(0).integers(0, len(data), 60).tolist():
-        path.write_bytes(data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
+        changed = data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :]
+        path.write_bytes(changed)
         try:
             with vecdb.open_codes(folder) as there:
-                assert data[place : place + 1] in b" \n"  # what JSON may have for a space
+                # Of a space, or of the last digit of a number that is read as the same one.
+                assert json.loads(changed) == json.loads(data)
                 assert there.count() == 6000 - 858
         except (Corruption, NewerFormat) as error:
             said.append(str(error))
