@@ -234,6 +234,9 @@ def test_an_encoder_is_kept_until_its_bits_say_less() -> None:
     anew = BACKEND.train(moved, params, budget, known)
     assert all(np.array_equal(anew[name], each) for name, each in BACKEND.train(moved, params, budget).items())
     assert anew["encoder"][1] != known["encoder"][1] and np.abs(anew["centre"] - known["centre"]).max() > 0.05
+    little = BACKEND.train(stored(made[:1], "l2"), params, budget)
+    most = stored(made[:5000], "l2")
+    assert BACKEND.train(most, params, budget, little)["encoder"][1] == known["encoder"][1], "what knew one row is not kept"
     few = stored(made[5000:5001] - 2, "l2")
     assert BACKEND.train(few, params, budget, known)["encoder"][1] == known["encoder"][1], "one row says nothing"
 

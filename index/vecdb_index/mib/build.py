@@ -95,7 +95,10 @@ def _kept(before: Arrays, rows: Rows, sample: npt.NDArray[np.int64]) -> Encoder 
     encoder = Encoder.opened(before, rows)
     if len(sample) < _FEW:
         return encoder
-    return encoder if _entropy(encoder, rows, sample) >= _DRIFTED * entropy_in({}, before) else None
+    entropy, learned = entropy_in({}, before)
+    if learned < min(_LEAST_TRIED, len(sample)):  # of a first small segment, say: these tell more
+        return None
+    return encoder if _entropy(encoder, rows, sample) >= _DRIFTED * entropy else None
 
 
 def _of_others(before: Arrays) -> dict[str, npt.NDArray[Any]]:
@@ -106,7 +109,7 @@ def _of_others(before: Arrays) -> dict[str, npt.NDArray[Any]]:
 def _learned(
     encoder: Encoder, rows: Rows, sample: npt.NDArray[np.int64], trial: npt.NDArray[np.float32]
 ) -> dict[str, npt.NDArray[Any]]:
-    entropy = np.array([_entropy(encoder, rows, sample)], np.float64)
+    entropy = np.array([_entropy(encoder, rows, sample), len(sample)], np.float64)
     return {**encoder.arrays(), "entropy": entropy, "trial": trial}
 
 

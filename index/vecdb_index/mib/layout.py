@@ -16,7 +16,7 @@ and what they were made with, which is kept apart where a field has one for all 
     centre    f32 (d,)
     signs     bool (4, D)               of the rotation "hadamard", else empty
     matrix    f32 (D, d)                of "dense", "pca" and "itq", else empty
-    entropy   f64 (1,)                  of a bit, mean, of the rows of which the encoder was learned
+    entropy   f64 (2,)                  of a bit, mean, of the rows of which the encoder was learned; and how many these were
     trial     f32 (3, 5)                what share of the ten nearest was in a short list of 10, 20, 50, 100, 200 under
                                         "none", "hadamard" and "itq"; -1 where one was not tried; empty where none was
     bits      u32 (1,)                  a dimension, that were chosen for the field
@@ -77,12 +77,12 @@ def more_bits_in(arrays: Arrays, rows: Rows) -> tuple[int, npt.NDArray[np.uint8]
     return depth, read_only(planes), read_only(scales)
 
 
-def entropy_in(arrays: Arrays, trained: Arrays) -> float:
-    """Of a bit, of the rows of which the encoder was learned. Raises Damaged."""
+def entropy_in(arrays: Arrays, trained: Arrays) -> tuple[float, float]:
+    """Of a bit, of the rows of which the encoder was learned, and how many these were. Raises Damaged."""
     entropy = (arrays if "entropy" in arrays else trained)["entropy"]
-    if entropy.dtype != np.float64 or entropy.shape != (1,) or not 0 <= entropy[0] <= 1.000001:
+    if entropy.dtype != np.float64 or entropy.shape != (2,) or not (0 <= entropy[0] <= 1.000001 and entropy[1] >= 0):
         raise Damaged("the entropy of bits is no such number")
-    return float(entropy[0])
+    return float(entropy[0]), float(entropy[1])
 
 
 def measured_in(arrays: Arrays, trained: Arrays) -> tuple[npt.NDArray[np.float32], Gate]:

@@ -102,7 +102,7 @@ class MIBSearcher:
         self.encoder, self.bits = opened(arrays, trained, rows)
         self.depth, self._planes, self._scales = more_bits_in(arrays, rows)
         self._trial, self.gate = measured_in(arrays, trained)
-        self._entropy = entropy_in(arrays, trained)
+        self._entropy, _ = entropy_in(arrays, trained)
         self.likelihood = checked(arrays["likelihood"])
         self.exact = FlatSearcher(rows)
         self._metric = METRICS[rows.metric]
