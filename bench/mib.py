@@ -27,8 +27,9 @@ from vecdb_index.kernels.distances import read_only
 from vecdb_index.mib.backend import BACKEND
 from vecdb_index.mib.build import TRIED
 from vecdb_index.mib.params import MIB
-from vecdb_index.mib.scan import scan
+from vecdb_index.mib.scan import Lists, scan
 from vecdb_index.mib.search import MIBSearcher
+from vecdb_index.mib.tuning import tuned
 from vecdb_index.warmup import warmup
 
 import vecdb
@@ -93,17 +94,14 @@ def _codes(faiss: Any, n: int, d: int, rounds: int) -> None:
     none = Rows(np.zeros((0, d), np.float32), np.zeros(0, np.float32), "ip")
     _, tables, terms, _ = Encoder.of(none, np.arange(0), "none").ask(rng.standard_normal((BATCH, d)).astype(np.float32))
     bits = rng.integers(0, 256, (BATCH, d // 8), dtype=np.uint8)
-    about = read_only(codes), read_only(factors), n, read_only(np.zeros(0, np.uint64)), 0, blocks, 100
+    about = read_only(codes), read_only(factors), n, read_only(np.zeros(0, np.uint64)), 0, blocks, tuned(d)
 
     def ours(m: int) -> None:
-        scan(tables[:m], terms[:m], *about, np.empty((m, 356), np.uint64), *_started(m))
+        scan(tables[:m], terms[:m], *about, *Lists.of(m, 100))
 
     def divided() -> None:
-        halves = [
-            (tables[q : q + BATCH // 2], terms[q : q + BATCH // 2], np.empty((BATCH // 2, 356), np.uint64))
-            for q in (0, BATCH // 2)
-        ]
-        list(pool.map(lambda half: scan(*half[:2], *about, half[2], *_started(BATCH // 2)), halves))
+        halves = [(tables[q : q + BATCH // 2], terms[q : q + BATCH // 2]) for q in (0, BATCH // 2)]
+        list(pool.map(lambda half: scan(*half, *about, *Lists.of(BATCH // 2, 100)), halves))
 
     pool = ThreadPoolExecutor(2)
     words, more = codes.reshape(-1).view(np.int64), factors.reshape(-1).view(np.int64)
@@ -117,11 +115,6 @@ def _codes(faiss: Any, n: int, d: int, rounds: int) -> None:
     shares = ratio(times["read"], times["one"]), ratio(times["read all"], times["one"])
     faster = ratio(times["faiss"], times["one"]), ratio(times["faiss batch"], times["batch"])
     row(f"{n:,} x {d}", *shares, *faster, ratio(times["batch"], times["divided"]))
-
-
-def _started(m: int) -> tuple[np.ndarray, np.ndarray]:
-    """The sizes of lists that are empty, and what counts then."""
-    return np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
 
 
 def _judged(each: Judged) -> None:

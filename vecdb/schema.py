@@ -54,6 +54,8 @@ class Dense:
         if self.dtype not in ("f32", "f16", "i8"):
             raise InvalidInput(f'dtype must be "f32", "f16" or "i8", not {self.dtype!r}')
         object.__setattr__(self, "index", checked_index(self.index, "dense"))
+        if why := getattr(self.index, "misfit", lambda dim: "")(self.dim):
+            raise InvalidInput(f"index: {why}")
 
     @property
     def is_flat(self) -> bool:

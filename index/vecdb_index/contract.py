@@ -211,8 +211,13 @@ class Searcher(Protocol):
         exact: the same bits whatever the batch, the threads or the backend. Raises Cancelled, DeadlineReached.
         """
 
-    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
-        """About how many seconds a query takes, of so many asked together, when this share of the rows is allowed."""
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1, spread: float = 1.0) -> float:
+        """About how many seconds a query takes, of so many asked together, when this share of the rows is allowed, as `spread`
+        says.
+        """
+
+    def spread(self, allowed: Bitmap) -> float:
+        """Where allowed rows lie, as far as cost goes by that: 1 for anywhere, less where what is read of them is less."""
 
 
 class ExactSearcher(Searcher, Protocol):
@@ -237,7 +242,9 @@ class Backend(Protocol):
     name: str
     version: int  # of the arrays; others are built anew
     kind: Literal["dense", "sparse"]  # of the rows; the registry's `serves` says so without loading it
-    params: type[Any]  # a frozen dataclass of numbers and strings, all with defaults, and `backend`, a ClassVar: the name
+    # A frozen dataclass of numbers and strings, all with defaults, and `backend`, a ClassVar: the name. It may have
+    # `misfit(dim)`: why it is none for vectors of so many numbers, or "".
+    params: type[Any]
 
     def train(self, sample: Any, params: Any, budget: Budget, before: Arrays | None = None) -> Arrays:
         """What is learned of a segment's rows: rotations, codebooks; {} for most.

@@ -146,8 +146,12 @@ class Remote:
         self.location, self._options = url.rstrip("/"), options
         try:
             self._system, self._root = fsspec.core.url_to_fs(self.location, **options)
-        except (ValueError, ImportError) as error:
+        except ImportError as error:
+            raise Unsupported(f"{url}: {error}; pip install 'vecdb[cloud]' brings what buckets need") from error
+        except ValueError as error:
             raise InvalidInput(f"{url}: {error}") from error
+        except Exception as error:  # some connect at once, and raise whatever their library does
+            raise StorageError(f"cannot reach {url}: {error}", file=url) from error
 
     def names(self) -> list[str]:
         with _typed(self.location, "list"):

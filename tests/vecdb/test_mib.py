@@ -16,7 +16,7 @@ from vecdb_storage.snapshot import SegmentPart
 import vecdb
 from vecdb import Dense, F
 from vecdb.cli import main
-from vecdb.errors import PoorlyServed
+from vecdb.errors import InvalidInput, PoorlyServed
 from vecdb.search import calibrate, whole
 from vecdb.search.calibrate import Calibration
 
@@ -125,6 +125,11 @@ def test_figures_are_shown_and_last(
     _info(path)
     shown = capsys.readouterr().out
     assert "entropy of a bit" in shown and "short list for 0.99" in shown
+    assert "share of the 10 nearest in lists of" in shown and "█" in shown
+    shares = [value for name, value in figures.items() if name.startswith("share of bits of entropy")]
+    assert len(shares) == 4 and np.isclose(sum(shares), 1)
+    found = {name: value for name, value in figures.items() if name.startswith("share of the 10 nearest")}
+    assert len(found) > 3 and list(found.values()) == sorted(found.values()) and max(found.values()) > 0.95
 
 
 def test_vectors_that_bits_serve_badly_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,3 +208,34 @@ def test_rows_of_another_distribution_get_an_encoder_of_their_own(db: vecdb.Data
     assert len(encoders(docs)) == 1
     figures = docs.info().indexes["vector"].figures
     assert 0 < figures["entropy of a bit"] <= 1 and 0 < figures["entropy of a bit, of the rows that the encoder knew"] <= 1
+
+
+def test_an_index_that_cannot_be_of_such_vectors_is_refused(db: vecdb.Database) -> None:
+    with pytest.raises(InvalidInput, match="prefix=65 is more than the 64 numbers of a vector"):
+        Dense(64, index=MIB(prefix=65))
+    few = db.create_collection("few", Dense(64, index=MIB(prefix=64)))
+    with pytest.raises(InvalidInput, match="prefix=65"):
+        few.set_index(MIB(prefix=65))
+    few.set_index(MIB(prefix=10, centre="median"))
+    assert few.info().fields["vector"].index == MIB(prefix=10, centre="median")
+    for wrong in ({"prefix": -1}, {"prefix": True}, {"prefix": 1.5}, {"centre": "mode"}):
+        with pytest.raises(ValueError, match="prefix|centre"):
+            MIB(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("params", [MIB(prefix=40), MIB(centre="median"), MIB("itq", 2, "median", 60)], ids=str)
+def test_codes_of_a_prefix_or_about_a_median_answer_as_others(db: vecdb.Database, params: MIB) -> None:
+    """Found, merged and, where numbers after the prefix say little, to the recall that is asked."""
+    scale = np.float32(0.95) ** np.arange(DIM, dtype=np.float32)
+    made = np.random.default_rng(3).standard_normal((9000, DIM), np.float32) * scale
+    docs = db.create_collection("some", Dense(DIM, metric="l2", index=params))
+    for start in (0, 3000, 6000):
+        docs.upsert(ids=np.arange(start, start + 3000), vectors=made[start : start + 3000])
+        docs.flush()
+    queries = made[::450] + np.float32(0.01)
+    for _ in range(2):
+        exact = docs.search_batch(queries, k=10, exact=True)
+        found = docs.search_batch(queries, k=10, recall=0.95)
+        shares = [len(set(a) & set(b)) / 10 for a, b in zip(found.ids.tolist(), exact.ids.tolist(), strict=True)]
+        assert np.mean(shares) >= 0.9
+        docs.merge()

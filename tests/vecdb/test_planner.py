@@ -23,7 +23,10 @@ class Walk:
     def __init__(self, rows: Rows) -> None:
         self.rows, self.exact = rows, FlatSearcher(rows)
 
-    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
+    def spread(self, allowed: Any) -> float:
+        return 1.0
+
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1, spread: float = 1.0) -> float:
         return 100e-6 * (1 + 9 * effort) / selectivity
 
 
@@ -51,7 +54,7 @@ def calibration(pace: float, exact: tuple[tuple[float, int, float], ...] = ()) -
 def way(rows: Rows, measured: Calibration, share: float = 1.0, recall: float = 0.9, queries: int = 1) -> Any:
     walk = Walk(rows)
     asked = Asked("vector", Dense(16, metric="l2", index="hnsw"), 10, recall)
-    return way_of(Part(), asked, Index(walk, measured), walk.exact, round(share * N), 1.0, queries)  # type: ignore[arg-type]
+    return way_of(Part(), asked, Index(walk, measured), walk.exact, round(share * N), None, 1.0, queries)  # type: ignore[arg-type]
 
 
 def test_the_model_is_corrected_by_what_was_measured(rows: Rows) -> None:
@@ -92,11 +95,11 @@ def test_a_decision_is_kept_and_one_for_another_question_is_not_taken_for_it(row
     index = Index(walk, measured)  # type: ignore[arg-type]
     declared = Dense(16, metric="l2", index="hnsw")
     efforts = {
-        recall: way_of(Part(), Asked("vector", declared, 10, recall), index, walk.exact, N, 1.0, 1).effort  # type: ignore[arg-type]
+        recall: way_of(Part(), Asked("vector", declared, 10, recall), index, walk.exact, N, None, 1.0, 1).effort  # type: ignore[arg-type]
         for recall in (0.6, 0.8, 0.95)
     }
     assert efforts == {0.6: pytest.approx(0.2), 0.8: pytest.approx(0.6), 0.95: pytest.approx(0.9)}
-    again = way_of(Part(), Asked("vector", declared, 10, 0.6), index, walk.exact, N, 1.0, 1)  # type: ignore[arg-type]
+    again = way_of(Part(), Asked("vector", declared, 10, 0.6), index, walk.exact, N, None, 1.0, 1)  # type: ignore[arg-type]
     assert again.effort == pytest.approx(0.2)
     assert len(index.ways) == 3
 
@@ -107,3 +110,25 @@ def test_measurements_survive_being_stored() -> None:
     measured = calibration(2.0, ((1.0, 1, 1e-3), (1.0, 600, 1e-4)))
     again = Calibration.from_json(orjson.loads(orjson.dumps(measured.to_json())))
     assert (again.curves, again.exact) == (measured.curves, measured.exact)
+
+
+def test_rows_that_lie_together_cost_what_is_read_of_them(rows: Rows) -> None:
+    """An index whose cost goes by where allowed rows lie is preferred where these are together, and not where they are not."""
+
+    class Blocks(Walk):
+        def spread(self, allowed: Any) -> float:
+            return float(np.count_nonzero(allowed)) / len(allowed)
+
+        def cost(self, k: int, effort: float, selectivity: float, queries: int = 1, spread: float = 1.0) -> float:
+            return 1e-3 * spread
+
+    index = Blocks(rows)
+    asked = Asked("vector", Dense(16, metric="l2", index="hnsw"), 10, 0.9)
+    exact = index.exact.cost(10, 1.0, 0.05, 1)
+    known, words = Index(index, Calibration(())), np.zeros(-(-N // 64), np.uint64)  # type: ignore[arg-type]
+    assert 1e-3 * 0.05 * 1.3 < exact < 1e-3, "so that it is decided by that alone"
+    everywhere, together = words | np.uint64(7), words.copy()
+    together[: len(words) // 20] = ~np.uint64(0)
+    for _ in range(2):  # decisions are kept
+        assert way_of(Part(), asked, known, index.exact, N // 20, everywhere, 1.0, 1).searcher is None  # type: ignore[arg-type]
+        assert way_of(Part(), asked, known, index.exact, N // 20, together, 1.0, 1).searcher is index  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vecdb_index.codec.bits import (
     BLOCK,
+    CENTRES,
+    LENGTH,
     LEVELS,
     MOST,
     ROTATIONS,
@@ -22,7 +24,7 @@ from vecdb_index.codec.bits import (
     width_of,
 )
 from vecdb_index.conformance import drawn, stored, true_keys
-from vecdb_index.contract import Damaged
+from vecdb_index.contract import Damaged, Rows
 from vecdb_index.kernels.distances import METRICS
 
 METRIC = pytest.mark.parametrize("metric", METRICS)
@@ -107,7 +109,7 @@ def test_tables_give_estimates_of_keys(rotation: str, d: int, metric: Any) -> No
     rows, queries = stored(drawn(70, d) + 0.2, metric), drawn(6, d, seed=1)
     encoder, bits, scale, add = encoded(rows, rotation)
     _, tables, terms, turned = encoder.ask(queries)
-    step, bias, share, factor, constant = terms.T[:, :, None]
+    step, bias, share, factor, constant = terms.T[:5, :, None]
     columns = bits.reshape(len(bits), -1, 4) @ np.array([1, 2, 4, 8])
     sums = np.stack([table.astype(np.int64)[np.arange(len(table)), columns].sum(axis=1) for table in tables])
     assert tables.max() <= LEVELS and sums.max() <= MOST
@@ -135,7 +137,7 @@ def test_estimates_are_unbiased_and_within_their_bound(metric: Any) -> None:
     for seed in range(200):
         encoder, bits, scale, add = encoded(rows, "dense" if seed % 2 else "hadamard", seed)
         _, _, terms, turned = encoder.ask(queries)
-        share, factor, constant = terms.T[2:, :, None]
+        share, factor, constant = terms.T[2:5, :, None]
         found = (scale * (turned.astype(np.float64) @ np.where(bits, 1.0, -1.0).T) + share * add) * factor + constant
         errors.append(found - keys)
         twice = 2 if metric == "l2" else 1
@@ -204,3 +206,57 @@ def test_encoders_are_stored_and_known_apart(rotation: str) -> None:
                 Encoder.opened({**encoder.arrays(), name: other.reshape(damaged.shape)}, rows)
     with pytest.raises(Damaged):
         Encoder.opened(encoder.arrays(), stored(drawn(500, 71), "cosine"))
+
+
+@METRIC
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("d", [40, 64, 100])
+def test_a_median_for_a_centre_makes_bits_that_are_one_in_half_of_the_rows(rotation: str, d: int, metric: Any) -> None:
+    """Of skewed rows. Under hadamard as far as rows of d numbers, turned, fill D of them."""
+    skewed = np.random.default_rng(0).exponential(1, (4000, d)).astype(np.float32) ** 2
+    rows = stored(skewed, metric)
+    said = {}
+    for centre in CENTRES:
+        encoder = Encoder.of(rows, np.arange(4000), rotation, 1, centre)
+        codes, _ = encoder.coded(rows)
+        said[centre] = report(unpacked(codes, 4000)[:, : encoder.dimensions])
+    assert said["median"].entropy > said["mean"].entropy
+    if rotation != "hadamard" and (rotation, d) != ("dense", 100) and (rotation, d) != ("dense", 40):
+        assert said["median"].least > 0.9999
+    assert Encoder.of(rows, np.arange(0), rotation, 1, "median").check == Encoder.of(rows, np.arange(0), rotation, 1).check
+
+
+@METRIC
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize(("d", "prefix"), [(100, 64), (130, 65), (70, 1), (64, 64)])
+def test_bits_of_a_prefix_are_those_of_rows_that_are_cut(rotation: str, d: int, prefix: int, metric: Any) -> None:
+    """Relative to the whole length of a row, where the metric is by angles; and what is estimated are keys of what is left."""
+    rows = stored(drawn(500, d) + 0.1, metric)
+    cut = Rows(np.ascontiguousarray(rows.vectors[:, :prefix]), rows.norms, metric)
+    queries = drawn(3, d, seed=1)
+    whole, small = (Encoder.of(each, np.arange(500), rotation, 3, prefix=prefix) for each in (rows, cut))
+    assert (whole.dim, small.dim, whole.width) == (d, prefix, width_of(prefix))
+    for mine, other in zip(whole.coded(rows), small.coded(cut), strict=True):
+        assert np.array_equal(mine, other)
+    ready, *mine = whole.ask(queries)
+    assert ready.shape == queries.shape
+    tables, *numbers = small.ask(np.ascontiguousarray(queries[:, :prefix]))[1:]
+    if metric != "cosine":  # queries are made one long before, which rounds them
+        assert np.array_equal(mine[0], tables)
+        for one, other in zip(mine[1:], numbers, strict=True):
+            assert np.array_equal(one, other)
+    assert np.allclose(mine[2], numbers[1], rtol=1e-4, atol=1e-6)
+    again = Encoder.opened(whole.arrays(), rows)
+    assert again.check == whole.check and (prefix == d or whole.check != small.check)
+    if prefix < d:
+        with pytest.raises(Damaged):
+            Encoder.opened(whole.arrays(), cut)
+        with pytest.raises(Damaged):
+            Encoder.opened(small.arrays(), rows)
+
+
+def test_the_length_of_a_turned_query_is_among_its_terms() -> None:
+    rows = stored(drawn(300, 100), "l2")
+    for rotation in ROTATIONS:
+        _, _, terms, turned = Encoder.of(rows, np.arange(300), rotation).ask(drawn(5, 100, seed=1))
+        assert np.allclose(terms[:, LENGTH], np.linalg.norm(turned.astype(np.float64), axis=1), rtol=1e-12)

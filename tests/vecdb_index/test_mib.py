@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vecdb_index.coalesce import Coalescer
-from vecdb_index.codec.bits import LEVELS, TERMS, report, unpacked
+from vecdb_index.codec.bits import LEVELS, TERMS, report, unpacked, width_of
 from vecdb_index.codec.planes import refine, values
 from vecdb_index.conformance import CASES, bitmap, check, drawn, recall, same, stored
 from vecdb_index.contract import Budget, Cancelled, Control, Damaged, DeadlineReached, NeedsMemory, Part, Trial
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import METRICS
+from vecdb_index.kernels.select import read
 from vecdb_index.mib.backend import BACKEND
 from vecdb_index.mib.gate import RECALLS, best_of, lists_of, measured, verdict_of
+from vecdb_index.mib.margin import Decline
 from vecdb_index.mib.params import MIB
-from vecdb_index.mib.scan import fast_sums, plain_scan, plain_sums, scan
+from vecdb_index.mib.scan import Lists, Plan, fast_sums, plain_scan, plain_sums, scan, shorten
 from vecdb_index.mib.search import MIBSearcher
+from vecdb_index.mib.tuning import usual
 
 METRIC = pytest.mark.parametrize("metric", METRICS)
 NONE = np.zeros(0, np.uint64)
@@ -49,16 +53,19 @@ def estimates(searcher: MIBSearcher, queries: np.ndarray) -> np.ndarray:
 
 def listed(
     searcher: MIBSearcher, queries: np.ndarray, count: int, kernel: Any = scan, words: Any = NONE, step: int = 1 << 30,
-    room: int = 0,
+    room: int = 0, plan: Plan | None = None, **margin: Any,
 ) -> list[np.ndarray]:  # fmt: skip
     """The rows of each query's short list, the best first."""
     m, blocks = len(queries), len(searcher.bits.codes)
     _, tables, terms, _ = searcher.encoder.ask(queries)
-    lists = np.empty((m, room or 2 * count), np.uint64)
-    sizes, least = np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
+    lists = Lists.of(m, count, **margin)
+    if room:
+        lists = lists._replace(entries=np.empty((m, room), np.uint64), due=np.full(m, room))
+    plan = plan or usual(searcher.encoder.width)
     for first in range(0, blocks, step):
-        kernel(tables, terms, *searcher.bits, words, first, min(blocks, first + step), count, lists, sizes, least)
-    entries = [np.sort(each[:size])[:count] for each, size in zip(lists, sizes, strict=True)]
+        kernel(tables, terms, *searcher.bits, words, first, min(blocks, first + step), plan, *lists)
+    shorten(*lists)
+    entries = [np.sort(each[:size]) for each, size in zip(*lists[:2], strict=True)]
     return [((each >> np.uint64(1)) & np.uint64(0x7FFF_FFFF)).astype(np.int64) for each in entries]
 
 
@@ -79,6 +86,9 @@ def test_short_lists_are_the_best_of_the_full_ranking(
     for others in (
         listed(searcher, queries, count, plain_scan, words),
         listed(searcher, queries, count, words=words, step=1),
+        listed(searcher, queries, count, words=words, plan=Plan(1, 1, 0)),
+        listed(searcher, queries, count, words=words, plan=Plan(2, 1 << 12, 8192)),
+        listed(searcher, queries, count, words=words, plan=Plan(4, 1 << 13, 64)),
         listed(searcher, queries, count, words=words, step=3, room=count + 1),
         [listed(searcher, queries[q : q + 1], count, words=words)[0] for q in range(m)],
     ):
@@ -92,6 +102,39 @@ def test_short_lists_are_the_best_of_the_full_ranking(
         assert (np.abs(rank[mine] - best) <= near).all()
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), n=st.integers(1, 700), count=st.integers(2, 60), near=st.integers(1, 60),
+    reach=st.sampled_from([0.0, 0.01, 0.1, 1.0, 100.0]), step=st.integers(1, 9), room=st.integers(1, 40),
+)  # fmt: skip
+def test_short_lists_by_a_margin_are_what_lies_within_it(
+    seed: int, n: int, count: int, near: int, reach: float, step: int, room: int
+) -> None:
+    """Of the best `count`: the `near` first, and those whose estimates are less than `reach` below the last of these. There are
+    equal rows among them.
+    """
+    near, rows = min(near, count), drawn(n, 65, seed)
+    rows[: n // 3] = rows[n // 3 : 2 * (n // 3)]
+    searcher, queries = opened(stored(rows, "ip")), drawn(5, 65, seed + 1)
+    lists = Lists.of(5, n + 1)
+    _, tables, terms, _ = searcher.encoder.ask(queries)
+    scan(tables, terms, *searcher.bits, NONE, 0, len(searcher.bits.codes), usual(128), *lists)
+    margin = {"near": near, "reach": np.linspace(reach / 2, reach, 5, dtype=np.float32)}
+    found = listed(searcher, queries, count, **margin)
+    for q, mine in enumerate(found):
+        keys, order = read(np.sort(lists.entries[q, :n])[:count])
+        kept = keys > keys[min(near, len(keys)) - 1] - margin["reach"][q]
+        kept[:near] = True
+        assert mine.tolist() == order[kept].tolist()
+    for kernel, each in (
+        (plain_scan, {"step": step}),
+        (scan, {"step": step, "room": count + room}),
+        (scan, {"plan": Plan(2, 1, 0)}),
+    ):
+        again = listed(searcher, queries, count, kernel, **each, **margin)
+        assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+
+
 @pytest.mark.parametrize("width", [64, 384, 1024, 1536, 3072, 4160, 65_536])
 def test_the_greatest_sums_do_not_overflow(width: int) -> None:
     """All bits set, and tables with as much as they may have."""
@@ -101,8 +144,8 @@ def test_the_greatest_sums_do_not_overflow(width: int) -> None:
     tables[:, :, 15] = min(LEVELS, 65_535 // columns)
     for first, together in ((0, 1), (0, 2), (0, 4)):
         fast, plain = np.zeros((4, 32), np.uint16), np.zeros((4, 32), np.uint16)
-        fast_sums(codes, 0, tables, first, together, fast)
-        plain_sums(codes, 0, tables, first, together, plain)
+        fast_sums(codes, 0, tables, first, together, 0, fast)
+        plain_sums(codes, 0, tables, first, together, 4096, plain)
         assert (plain[:together] == columns * int(tables[0, 0, 15])).all()
         assert np.array_equal(fast, plain)
 
@@ -114,8 +157,8 @@ def test_both_kernels_find_the_same_sums() -> None:
         tables = rng.integers(0, LEVELS + 1, (5, width // 4, 16), dtype=np.uint8)
         for block, first, together in ((0, 0, 4), (1, 1, 4), (2, 3, 2), (2, 4, 1)):
             fast, plain = np.zeros((4, 32), np.uint16), np.zeros((4, 32), np.uint16)
-            fast_sums(codes, block, tables, first, together, fast)
-            plain_sums(codes, block, tables, first, together, plain)
+            fast_sums(codes, block, tables, first, together, 0, fast)
+            plain_sums(codes, block, tables, first, together, 4096, plain)
             assert np.array_equal(fast, plain)
 
 
@@ -173,8 +216,8 @@ def test_a_block_without_allowed_rows_is_not_read() -> None:
     flags[640:960] = True
     near = searcher.look(queries, 5, 20, bitmap(flags))
     each = everywhere.seen["bytes of codes"] // (20_000 // 32)
-    assert near.seen["bytes of codes"] == 10 * each and near.seen["rows in short lists"] == 20
-    assert near.bytes == near.seen["bytes of codes"] + 20 * rows.vectors[:1].nbytes
+    assert near.seen["bytes of codes"] == 10 * each and 5 <= near.seen["rows in short lists"] <= 80
+    assert near.bytes == near.seen["bytes of codes"] + near.seen["rows in short lists"] * rows.vectors[:1].nbytes
     assert searcher.search(queries, 5, 0.5, bitmap(np.zeros(20_000, np.bool_))).lengths[0] == 0
 
 
@@ -335,16 +378,16 @@ def test_lengths_grow_with_the_rows_as_they_did_in_the_sample() -> None:
 def test_verdicts() -> None:
     def says(low: float, high: float, rows: int = 100_000, d: int = 256) -> str | None:
         lengths = np.array([rows / 4, rows / 2, rows])
-        verdict = verdict_of({1: np.c_[lengths, [[low, high]] * 3]}, 1, rows, d, 4 * d)
+        verdict = verdict_of({1: np.c_[lengths, [[low, high]] * 3]}, 1, rows, width_of(d), d, 4 * d)
         return None if verdict is None else verdict.says
 
     assert says(100, 1000) == "ok" and says(100, 1001) == "more bits" and says(1001, 1001) == "other backend"
     assert says(100, 200, 10_000) == "ok", "a list that is short is no burden, whatever its share"
     assert says(10, 10, 100_000, 16) == "other backend", "codes of 64 bits and 8 bytes for 16 bytes"
-    assert verdict_of({}, 1, 100_000, 256, 1024) is None
+    assert verdict_of({}, 1, 100_000, 256, 256, 1024) is None
     sizes = [25e3, 5e4, 1e5]
     gate = {1: np.c_[sizes, [[100, 2000]] * 3], 4: np.c_[sizes, [[12, 20]] * 3]}
-    one, four = (verdict_of(gate, bits, 100_000, 256, 1024) for bits in (1, 4))
+    one, four = (verdict_of(gate, bits, 100_000, 256, 256, 1024) for bits in (1, 4))
     assert one is not None and one.says == "more bits" and one.later == (317, 6325)
     assert "0.99 takes short lists of 2,000 rows (2.0%)" in one.advice(4) and "MIB(bits=4)" in one.advice(4)
     assert "MIB" not in one.advice(None) and "hnsw" in one.advice(None)
@@ -411,7 +454,7 @@ def test_more_bits_order_a_list_as_their_estimates_do(metric: Any, d: int, bits:
     exact = scale * (turned.astype(np.float64) @ (codes - (2**bits - 1) / 2).T) + terms[:, 2:3] * add
     lists = np.tile(np.arange(500, dtype=np.uint64) << np.uint64(1), (4, 1))
     sizes = np.full(4, 500)
-    assert refine(turned, terms, searcher._planes, searcher._scales, searcher.bits.factors, 500, 30, lists, sizes) == 2000
+    assert refine(turned, terms, searcher._planes, searcher._scales, searcher.bits.factors, 30, lists, sizes) == 2000
     assert sizes.tolist() == [30] * 4
     for mine, estimate in zip(lists, exact, strict=True):
         found = (np.sort(mine[:30]) >> np.uint64(1)).astype(np.int64) & 0x7FFF_FFFF
@@ -443,7 +486,7 @@ def test_more_bits_find_the_same_in_fewer_rows(metric: Any) -> None:
     one, four = opened(rows), opened(rows, bits=4)
     assert four.compared(10, 1000) < 400, "or there is nothing to compare"
     every, few = (each.look(queries, 10, 1000) for each in (one, four))
-    assert few.seen["rows looked at by all bits"] == every.seen["rows in short lists"] == 200_000
+    assert few.seen["rows looked at by all bits"] == every.seen["rows in short lists"]
     assert few.seen["rows in short lists"] == 200 * four.compared(10, 1000)
     assert recall(few, rows, queries, 10) >= recall(every, rows, queries, 10) - 0.01
     assert recall(few, rows, queries, 10) > recall(one.look(queries, 10, four.compared(10, 1000)), rows, queries, 10)
@@ -557,3 +600,71 @@ def test_who_has_left_stops_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(Cancelled):
             gone.result()
         assert same(patient.result(), before)
+
+
+@METRIC
+@pytest.mark.parametrize("rotation", ["none", "hadamard", "itq"])
+@pytest.mark.parametrize("bits", [1, 3])
+def test_bits_of_a_prefix_let_whole_vectors_be_compared(metric: Any, rotation: str, bits: int) -> None:
+    """Of vectors that say most in their first numbers: keys are those of the whole, and short lists find nearly all."""
+    made = drawn(6000, 200) * np.float32(0.97) ** np.arange(200, dtype=np.float32)
+    rows, queries = stored(made, metric), made[::300] + np.float32(0.02) * drawn(20, 200, seed=1)
+    params = MIB(rotation, bits, prefix=100)
+    arrays = BACKEND.build(rows, {}, params, Budget(), lambda share: None)
+    searcher = BACKEND.open(arrays, {}, rows, params)
+    assert isinstance(searcher, MIBSearcher) and arrays["codes"].shape == (188, 16, 32)
+    assert searcher.lists.width == 128 and searcher.encoder.dimensions == (128 if rotation == "hadamard" else 100)
+    exact = FlatSearcher(rows).search(queries, 10)
+    hits = searcher.look(queries, 10, 200)
+    check(hits, rows, queries, 10)
+    assert recall(hits, rows, queries, 10) > 0.97 and same(searcher.search(queries, 10, 1.0), exact)
+    assert searcher.figures["bytes a row"] == 16 + 8 + (bits * 16 + 4 if bits > 1 else 0)
+    other = stored(drawn(6000, 100), metric)
+    with pytest.raises(Damaged):
+        BACKEND.open(arrays, {}, other, params)
+
+
+def of_many_sizes(n: int, d: int) -> np.ndarray:
+    """Clusters that are the smaller the later, as Zipf has it."""
+    rng, share = np.random.default_rng(0), 1 / np.arange(1, n // 100 + 1)
+    centres = rng.standard_normal((len(share), d))
+    return (centres[rng.choice(len(share), n, p=share / share.sum())] + 0.7 * rng.standard_normal((n, d))).astype(np.float32)
+
+
+def test_lists_by_a_margin_are_as_long_as_is_said_on_the_mean_and_find_more() -> None:
+    """Than lists that are all of one length, of queries like the rows; where a margin finds less, it is not gone by."""
+    made = of_many_sizes(12_500, 128)
+    rows, queries = stored(made[500:], "cosine"), made[:500]
+    searcher = opened(rows)
+    arrays = BACKEND.build(rows, {}, MIB("hadamard", 1), Budget(), lambda share: None)
+    fixed = BACKEND.open({**arrays, "decline": arrays["decline"][:0]}, {}, rows, MIB("hadamard", 1))
+    assert isinstance(fixed, MIBSearcher) and fixed.lists.most(100) == 100 and searcher.lists.most(100) == 400
+    for short in (100, 200, 400):
+        hits = searcher.look(queries, 10, short)
+        mean = hits.seen["rows in short lists"] / 500
+        assert 0.8 * short < mean < 1.3 * short
+        assert recall(hits, rows, queries, 10) > recall(fixed.look(queries, 10, round(mean)), rows, queries, 10) + 0.01
+    for k, short in ((1, 5), (10, 10), (20, 15), (10, 501), (10, searcher.lists.decline.least - 1)):
+        assert same(searcher.look(queries, k, short), fixed.look(queries, k, short)), "told by their length alone"
+    alike = opened(stored(like_images(12_000, 8), "l2"))
+    assert alike.lists.most(20) == 20 and alike.look(made[:1, :64], 10, 20).seen["rows in short lists"] == 20
+
+
+def test_the_decline_of_estimates_is_looked_at() -> None:
+    rows = stored(drawn(3000, 64), "l2")
+    arrays = BACKEND.build(rows, {}, MIB("none", 1), Budget(), lambda share: None)
+    table = arrays["decline"]
+    assert Decline.of(table).table().tolist() == table.tolist() and Decline.of(table[:0]) == Decline()
+    falls = replace(Decline.of(table), least=15)
+    assert falls.between(10, 500) > falls.between(10, 499) > falls.between(10, 40) > falls.between(20, 40) > 0  # type: ignore[operator]
+    assert falls.between(10, 10) is None and falls.between(9, 40) is None and Decline().between(10, 50) is None
+    assert falls.between(10, 501) is None and falls.between(10, 14) is None and Decline(falls.falls).between(10, 500) is None
+    assert falls.between(10, 20) == table[2] and falls.between(10, 500) == table[-2]
+    first, last = np.eye(1, len(table), 0)[0], np.eye(1, len(table), len(table) - 1)[0]
+    for wrong in (
+        table[:-1], table[None], table.astype(np.float32), table * np.nan, table[::-1], table + first, table + last, 0 * table,
+    ):  # fmt: skip
+        with pytest.raises(Damaged, match="decline"):
+            BACKEND.open({**arrays, "decline": wrong}, {}, rows, MIB("none", 1))
+    few = stored(drawn(500, 64), "l2")
+    assert BACKEND.build(few, {}, MIB("none", 1), Budget(), lambda share: None)["decline"].shape == (0,)

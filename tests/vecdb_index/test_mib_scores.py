@@ -330,8 +330,8 @@ def test_rows_without_a_vector_take_no_part() -> None:
     dense = stored(vectors[flags], "l2")
     encoder = with_holes.encoder
     codes, factors = encoder.coded(dense)
-    curve = scores.fitted(encoder, Bits(codes, factors, len(dense)), dense, np.arange(len(dense)), Budget(threads=2))
-    assert np.array_equal(curve, with_holes.likelihood)
+    curve, decline = scores.fitted(encoder, Bits(codes, factors, len(dense)), dense, np.arange(len(dense)), Budget(threads=2))
+    assert np.array_equal(curve, with_holes.likelihood) and decline == with_holes.lists.decline
 
 
 def test_a_query_at_the_centre_has_scores() -> None:

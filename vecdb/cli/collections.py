@@ -20,6 +20,8 @@ _Fields = Annotated[
     typer.Option("--field", help="A named field, NAME:DIM[:METRIC[:DTYPE[:INDEX]]]; may be repeated.", show_default=False),
 ]
 
+_WIDTH = 30  # of a bar of all
+
 
 def register(app: typer.Typer) -> None:
     for command in (create, list_collections, info, stats, drop):
@@ -164,10 +166,7 @@ def info(
     output.table(["field", "dim", "dtype", "metric", "backend", "indexed", "index size", "recall of 0.95", "measured"], rows)
     for field, index in found.indexes.items():
         if index.figures:
-            shown = {
-                what: f"{number:,.0f}" if float(number).is_integer() else f"{number:,.3f}"
-                for what, number in index.figures.items()
-            }
+            shown = {what: _figure(what, number) for what, number in index.figures.items()}
             output.facts({**shown, "advice": index.advice or None}, f"{field}, its index")
 
 
@@ -234,6 +233,13 @@ def _sparse_stats(collection: Any, field: str | None, sample: int, json: bool) -
         **{f"  {array}": output.bytes_shown(size) for array, size in sorted(index.arrays.items(), key=lambda each: -each[1])},
         **{f"index, {what}": f"{number:,.0f}" for what, number in index.figures.items()},
     })  # fmt: skip
+
+
+def _figure(what: str, number: float) -> str:
+    """A figure of an index; shares, which belong together, as bars, too."""
+    if what.startswith("share of "):
+        return f"{'█' * round(_WIDTH * number):·<{_WIDTH}} {number:.3f}"
+    return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.3f}"
 
 
 def drop(name: Name, db: Db, yes: Yes = False) -> None:

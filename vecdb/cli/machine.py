@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from . import output
-from .output import Db, Field, Json, Name, Where
+from .output import Field, Json, Where
 
 _FAR = 0.01  # seconds
+_KERNELS = "kernels"
 
 
 def register(app: typer.Typer) -> None:
@@ -77,20 +78,36 @@ def _way_to(server: str, found: Any) -> None:
 
 
 def bench(
-    name: Name,
-    db: Db,
+    name: Annotated[
+        str, typer.Argument(help="The collection; or `kernels`, and what this machine scans bits with is measured.")
+    ],
+    db: Annotated[
+        str | None, typer.Option("--db", envvar="VECDB_DB", help="The database, as for other commands.", show_default=False)
+    ] = None,
     queries: Annotated[int, typer.Option("--queries", help="So many of its own points are searched for.", min=20)] = 200,
     k: Annotated[int, typer.Option("-k", help="How many hits.", min=1)] = 10,
     where: Where = None,
     field: Field = None,
     threads: Annotated[int | None, typer.Option("--threads", help="Of kernels.", min=1, show_default=False)] = None,
+    widths: Annotated[
+        list[int] | None, typer.Option("--width", help="Of kernels: bits of a row; may be repeated.", min=1, show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """How fast this collection is here: latency and throughput at several recalls, and what recall was delivered."""
+    """How fast this collection is here: latency and throughput at several recalls, and what recall was delivered.
+
+    `vecdb bench kernels`, without a database or where that has no such collection, tries the plans by which codes of bits are
+    scanned, and keeps the fastest for this machine.
+    """
     import numpy as np
 
     from vecdb.errors import InvalidInput
 
+    if name == _KERNELS and (db is None or not _has(db, name)):
+        _kernels(widths or [256, 384, 768, 1024, 1536], json)
+        return
+    if db is None:
+        raise InvalidInput("which database? say --db, or set VECDB_DB")
     options: dict[str, Any] = {} if threads is None else {"threads": threads}
     with output.opened(db, **options) as database:
         collection = database[name]
@@ -130,3 +147,28 @@ def bench(
         output.print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         output.table(columns, rows, f"{name}, {len(matrix)} of its points, k={k}")
+
+
+def _has(db: str, name: str) -> bool:
+    with output.opened(db) as database:
+        return name in database.collections()
+
+
+def _kernels(widths: list[int], json: bool) -> None:
+    from vecdb_index.codec.bits import width_of
+    from vecdb_index.mib.tuning import measure, plan_of
+
+    columns = ["bits", "queries", "together", "KiB at a time", "asked for ahead, bytes", "million rows a second", "kept"]
+    rows = []
+    for width in dict.fromkeys(map(width_of, widths)):
+        tried = measure(width)
+        kept = plan_of(width)
+        for each in tried:
+            plan = each.plan
+            mine = plan.ahead == kept.ahead if each.queries == 1 else plan[:2] == kept[:2]
+            numbers = [width, each.queries, plan.together, plan.tile >> 10, plan.ahead, each.rate / 1e6]
+            rows.append([*numbers, mine if json else "yes" if mine else ""])
+    if json:
+        output.print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        output.table(columns, rows, "how bits are scanned here; queries that are several count each")

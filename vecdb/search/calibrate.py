@@ -105,14 +105,16 @@ class Calibration:
         curve = min(self.curves, key=lambda c: abs(math.log(c.k / k)) + abs(math.log(c.selectivity / max(selectivity, 1e-4))))
         return curve.effort_for(recall, share)
 
-    def seconds(self, searcher: Searcher, k: int, effort: float, selectivity: float, queries: int) -> float:
+    def seconds(
+        self, searcher: Searcher, k: int, effort: float, selectivity: float, queries: int, spread: float = 1.0
+    ) -> float:
         """What a query takes: the searcher's own model, at the pace that was measured for selectivities nearby."""
         near = min((curve.k for curve in self.curves), key=lambda one: abs(math.log(one / k)), default=0)
         if queries <= FEW and self.single:
             paces = [(at, spent / searcher.cost(_K, tried, at, 1)) for at, tried, spent in self.single]
-            return searcher.cost(k, effort, selectivity, queries) * _between(paces, selectivity)
-        paces = [(curve.selectivity, curve.pace(searcher, effort)) for curve in self.curves if curve.k == near]
-        return searcher.cost(k, effort, selectivity, queries) * _between(paces, selectivity)
+        else:
+            paces = [(curve.selectivity, curve.pace(searcher, effort)) for curve in self.curves if curve.k == near]
+        return searcher.cost(k, effort, selectivity, queries, spread) * _between(paces, selectivity)
 
     def exact_seconds(self, exact: ExactSearcher, k: int, selectivity: float, queries: int) -> float:
         """Likewise of an exact search."""

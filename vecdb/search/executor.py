@@ -238,7 +238,7 @@ class Executor:
         index, whole = _means(part, asked, stored)
         # Of the k best of all parts about so many are here, and these have to be found.
         share = part.live_rows / max(1, total)
-        way = way_of(part, asked, index, whole, allowed, share, queries)
+        way = way_of(part, asked, index, whole, allowed, words, share, queries)
         if way.searcher is None and whole.divides == "rows":
             return _Planned(part, way, self._split_rows(part, way, whole, words, queries))
         return _Planned(part, way, self._split_queries(part, way, whole, words, queries))

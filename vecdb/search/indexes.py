@@ -45,6 +45,8 @@ class Index:
 
 
 NOT_INDEXED = Index(None, Calibration(()), "in memory, not indexed")
+SHOWN = 10  # hits, of whose recall `figures_of` tells
+RECALL_OF_LISTS = f"share of the {SHOWN} nearest in lists of"
 _told: set[str] = set()  # files of indexes whose advice was logged
 _kept: WeakKeyDictionary[Segment, dict[str, tuple[str, Index]]] = WeakKeyDictionary()  # by field: its file, and that
 
@@ -129,7 +131,17 @@ def figures_of(part: SegmentPart, name: str) -> dict[str, float]:
     """What the backend tells of an index; nothing before its first search."""
     with _lock:
         file, found = _kept.get(part.segment, {}).get(name, (None, NOT_INDEXED))
-    return dict(getattr(found.searcher, "figures", {})) if file == part.indexes.get(name) else {}
+    if file != part.indexes.get(name):
+        return {}
+    figures, listed = dict(getattr(found.searcher, "figures", {})), getattr(found.searcher, "listed", None)
+    curve = next((each for each in found.calibration.curves if each.k == SHOWN and each.selectivity == 1), None)
+    if listed is not None and curve is not None:
+        figures |= {
+            f"{RECALL_OF_LISTS} {listed(SHOWN, effort):,}": recall
+            for effort, recall in zip(curve.efforts, curve.recalls, strict=True)
+            if effort < 1
+        }
+    return figures
 
 
 def advice_of(part: SegmentPart, name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vecdb_index.contract import Control, ExactSearcher, Searcher
+from vecdb_index.contract import Bitmap, Control, ExactSearcher, Searcher
 from vecdb_storage.snapshot import Part
 
 from ..filters import Expression
@@ -62,8 +62,12 @@ class Way:
         return "exact scan" if self.searcher is None else f"index, effort {self.effort:.2f}"
 
 
-def way_of(part: Part, asked: Asked, index: Index, exact: ExactSearcher, allowed: int, share: float, queries: int) -> Way:
-    """exact: the exact searcher of the part's field. allowed: rows, 1 or more. share: of all rows, that are in this part."""
+def way_of(
+    part: Part, asked: Asked, index: Index, exact: ExactSearcher, allowed: int, words: Bitmap | None, share: float, queries: int
+) -> Way:
+    """exact: the exact searcher of the part's field. allowed: rows, 1 or more; words: which these are, None for all. share: of
+    all rows, that are in this part.
+    """
     selectivity = allowed / max(1, part.rows)
     why = ""
     if asked.recall >= 1:
@@ -73,17 +77,20 @@ def way_of(part: Part, asked: Asked, index: Index, exact: ExactSearcher, allowed
     elif index.searcher is None:
         why = index.why
     elif asked.effort is not None:
-        seconds = index.searcher.cost(asked.k, asked.effort, selectivity, queries)
+        spread = 1.0 if words is None else index.searcher.spread(words)
+        seconds = index.searcher.cost(asked.k, asked.effort, selectivity, queries, spread)
         return Way(index.searcher, asked.effort, None, allowed, "the effort was given", seconds)
     if why:
         return Way(None, 1.0, 1.0, allowed, why, exact.cost(asked.k, 1.0, selectivity, queries))
+    assert index.searcher is not None
     step, share = _rounded(selectivity, share)
-    question = asked.k, asked.recall, step, share, queries > FEW, asked.whole, asked.outgrown
+    spread = 1.0 if words is None else _eighths(index.searcher.spread(words))
+    question = asked.k, asked.recall, step, share, spread, queries > FEW, asked.whole, asked.outgrown
     decided = index.ways.get(question)
     if decided is None:
         if len(index.ways) > _KEPT:
             index.ways.clear()
-        decided = index.ways[question] = _decide(asked, index, exact, math.exp(step / _STEPS), share, queries)
+        decided = index.ways[question] = _decide(asked, index, exact, math.exp(step / _STEPS), share, spread, queries)
     effort, expected, exactly, by_index, compared = decided
     # Allowed rows may lie elsewhere than the query; an exact search does not mind.
     if by_index * (_DOUBT if selectivity < 1 else 1) < exactly:
@@ -102,13 +109,18 @@ def _rounded(selectivity: float, share: float) -> tuple[int, float]:
     return round(_STEPS * math.log(max(selectivity, 1e-9))), math.ceil(100 * share) / 100
 
 
+def _eighths(spread: float) -> float:
+    """As `_rounded`: up, and on a logarithmic scale."""
+    return math.exp(math.ceil(_STEPS * math.log(max(spread, 1e-9))) / _STEPS)
+
+
 def _decide(
-    asked: Asked, index: Index, exact: ExactSearcher, selectivity: float, share: float, queries: int
+    asked: Asked, index: Index, exact: ExactSearcher, selectivity: float, share: float, spread: float, queries: int
 ) -> tuple[float, float | None, float, float, str]:
     """The effort to give the index and the recall to expect, the seconds of an exact search and of that, and both in words."""
     assert index.searcher is not None
     effort, expected = _effort(asked, index.calibration, selectivity, share)
-    by_index = index.calibration.seconds(index.searcher, asked.k, effort, selectivity, queries)
+    by_index = index.calibration.seconds(index.searcher, asked.k, effort, selectivity, queries, spread)
     exactly = index.calibration.exact_seconds(exact, asked.k, selectivity, queries)
     compared = f"estimated for a query: {1e6 * exactly:,.0f} µs exactly, {1e6 * by_index:,.0f} µs by the index"
     if expected is not None and expected < asked.recall:

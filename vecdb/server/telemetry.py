@@ -162,17 +162,24 @@ class _Watched:
         asked = of_field("vecdb_recall_asked", "Mean recall that probed queries asked.")
         had = of_field("vecdb_recall_delivered", "Mean recall that they had.")
         probes = of_field("vecdb_recall_probes", "Queries run again exactly.")
+        advised = of_field("vecdb_index_advised", "1 where an index serves its rows badly: see its advice in `vecdb info`.")
+        figures = GaugeMetricFamily(
+            "vecdb_index_figure", "What an index tells of itself, as in `vecdb info`.", labels=["collection", "field", "figure"]
+        )
         for info in infos:
             for field, index in info.indexes.items():
                 where = [info.name, field]
                 indexed.add_metric(where, index.rows)
                 building.add_metric(where, 1.0 if index.building is None else index.building)
                 failing.add_metric(where, float(index.error is not None))
+                advised.add_metric(where, float(bool(index.advice)))
+                for figure, value in index.figures.items():
+                    figures.add_metric([*where, figure], value)
                 if index.probed is not None:
                     asked.add_metric(where, index.probed.asked)
                     had.add_metric(where, index.probed.delivered)
                     probes.add_metric(where, index.probed.queries)
-        yield from (indexed, building, failing, asked, had, probes)
+        yield from (indexed, building, failing, asked, had, probes, advised, figures)
 
 
 def _resident(anonymous: bool = False) -> float:

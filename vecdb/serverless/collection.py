@@ -168,7 +168,8 @@ class CodesCollection:
 
     def _index_info(self, name: str) -> IndexInfo:
         mine = [each.rows for each in self._manifest.objects if name in each.calibration]
-        one = block_bytes(width_of(self._manifest.fields[name].dim))
+        index = self._manifest.fields[name].index
+        one = block_bytes(width_of(getattr(index, "prefix", 0) or self._manifest.fields[name].dim))
         return IndexInfo(
             why="mib, exported", segments=len(mine), rows=sum(mine), bytes=sum(-(-rows // BLOCK) * one for rows in mine),
             building=None, paused=False, error=None, calibrated=None, outgrown=self._whole.get(name, (None, False))[1],

@@ -240,6 +240,8 @@ def _write(
                 "allowed": int(each.flags.sum()),
                 "bits": each.searcher.lists.depth,
                 "power": each.searcher.lists.power,
+                "width": each.searcher.lists.width,
+                "decline": asdict(each.searcher.lists.decline),
             }
             for each in fields
         },

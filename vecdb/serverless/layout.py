@@ -5,7 +5,8 @@ An object is a header, then sections one after another, each at a multiple of 64
     0    magic b"VECDBMIB", u32 version, u32 zero, u64 length of the JSON, u64 length of the object, 24 zero bytes,
          u64 xxh3 of the 56 bytes before and of the JSON
     64   JSON: {"segment", "rows", "seed", "ids": "int" | "str", "fields": {name: {"dim", "metric", "dtype", "encoder",
-         "allowed", "bits", "power"}}, "sections": [{"name", "offset", "length", "piece", "sums"}, …]}
+         "allowed", "width": D, "bits", "power", "decline": {"falls", "least"}}}, "sections": [{"name", "offset", "length",
+         "piece", "sums"}, …]}
 
 `offset` counts from the end of the header, rounded up to 64. `sums` has the xxh3 of each `piece` bytes of a section (1 MiB or
 less, the last piece shorter), so that whatever part is read can be checked before it is used. In this order there are, of each
@@ -53,8 +54,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import xxhash
-from vecdb_index.codec.bits import BLOCK, WIDEST, width_of
+from vecdb_index.codec.bits import BLOCK, WIDEST, WORD, width_of
+from vecdb_index.contract import Damaged
 from vecdb_index.kernels.select import MAX_ROWS
+from vecdb_index.mib.margin import Decline
 from vecdb_index.mib.params import MOST_BITS
 from vecdb_index.mib.search import ShortLists
 from vecdb_storage.arrayfile import checksum
@@ -73,7 +76,8 @@ _HEAD = struct.Struct("<8sIIQQ24xQ")
 _MAGIC = b"VECDBMIB"
 _LONGEST_JSON = 1 << 30
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "i8": np.dtype("i1")}
-_STRANGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # what reading a description that is none raises
+# What reading a description that is none raises.
+_STRANGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Damaged)
 
 
 def digest(data: bytes) -> str:
@@ -152,9 +156,9 @@ class FieldLayout:
     def record(self) -> np.dtype[Any]:
         return record_of(self.declared.dim, self.declared.dtype)
 
-    @cached_property
+    @property
     def width(self) -> int:
-        return width_of(self.declared.dim)
+        return self.lists.width
 
     @cached_property
     def planes(self) -> np.dtype[Any]:
@@ -279,7 +283,11 @@ def _checked(said: Any, body: int, whole: int) -> Header:
         bits, power = each["bits"], float(each["power"])
         if type(bits) is not int or not 1 <= bits <= MOST_BITS or not 0 < power <= 1:
             raise ValueError(f"{name} has strange bits")
-        lists = ShortLists(rows, declared.dim, declared.dim * DTYPES[declared.dtype].itemsize, bits, power)
+        width, decline = each["width"], Decline(tuple(each["decline"]["falls"]), each["decline"]["least"])
+        if type(width) is not int or not 0 < width <= width_of(declared.dim) or width % WORD:
+            raise ValueError(f"{name} has codes of strange width")
+        Decline.of(decline.table())
+        lists = ShortLists(rows, width, declared.dim * DTYPES[declared.dtype].itemsize, bits, power, decline)
         field = fields[name] = FieldLayout(name, declared, each["encoder"], each["allowed"], lists)
         if type(field.encoder) is not int or type(field.allowed) is not int or not 0 <= field.allowed <= rows:
             raise ValueError(f"{name} has strange numbers")

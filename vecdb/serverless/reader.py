@@ -76,7 +76,7 @@ class ObjectReader:
                 found = Encoder.opened(unpack(data)[1], none)
             except (Damaged, KeyError, Corruption) as error:
                 raise Corruption(f"the encoder cannot be used: {error}", file=self.file, array=section.name) from error
-            if found.check != field.encoder:
+            if found.check != field.encoder or found.width != field.width:
                 raise Corruption("the codes were made by another encoder", file=self.file, array=section.name)
             with self._lock:
                 self._encoders[field.name] = found

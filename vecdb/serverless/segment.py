@@ -1,9 +1,9 @@
 """Searches the codes of one published object: as `vecdb_index.mib.search` does where they lie, with the same answers.
 
 Codes are scanned in stripes as they arrive, in whatever order that is: each range has lists of its own, and the best of all are
-kept by (estimate, row). Then the rows of the short lists are read and ranked by the kernel that ranks them at home, so that ids
-and scores are the same bits for the same effort. Where a list would hold all rows that count, or they are so few that codes
-save no time, all rows are read, range by range, and searched exactly.
+kept by (estimate, row), and cut by the margin in the end. Then the rows of the short lists are read and ranked by the kernel
+that ranks them at home, so that ids and scores are the same bits for the same effort. Where a list would hold all rows that
+count, or they are so few that codes save no time, all rows are read, range by range, and searched exactly.
 
 A SegmentSearch is of one search, and of the thread that makes it; threads of the reader fetch for it.
 """
@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_index.codec.bits import BLOCK
+from vecdb_index.codec.bits import BLOCK, LENGTH
 from vecdb_index.codec.planes import refine
 from vecdb_index.contract import Control, Hits, Rows
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import METRICS, read_only
 from vecdb_index.kernels.select import settle
-from vecdb_index.mib.scan import rank, scan
+from vecdb_index.mib.scan import rank, scan, shorten
+from vecdb_index.mib.tuning import plan_of
 from vecdb_storage.ids import Id
 
 from ..errors import Corruption
@@ -29,7 +30,6 @@ from .layout import FieldLayout, block_bytes
 from .reader import RANGE, ObjectReader
 from .transport import Tally
 
-_ROOM = 256  # entries of a list beyond the short list, before it is cut; as many again as it is long, where that is more
 _TOGETHER = 64  # queries whose short lists are read together, at most
 _MEMORY = 256 << 20  # bytes that lists of queries that share a pass may take, and rows that are ranked together
 _GREATEST = 1e31  # of factors, as in `mib.layout`
@@ -78,7 +78,7 @@ class SegmentSearch:
         short = self.listed(k, effort)
         if short is None:
             return self._exactly(queries, k)
-        step = max(1, _MEMORY // (16 * (short + max(_ROOM, short))))
+        step = max(1, _MEMORY // (24 * self._known.lists.most(short)))
         return _stacked([self._look(queries[at : at + step], k, short) for at in range(0, len(queries), step)])
 
     def _look(self, queries: npt.NDArray[np.float32], k: int, short: int) -> Hits:
@@ -89,38 +89,39 @@ class SegmentSearch:
         ready, tables, terms, turned = encoder.ask(queries)
         best: list[npt.NDArray[np.uint64]] = [np.zeros(0, np.uint64)] * m
         worst = np.full(m, -np.inf, np.float32)  # estimates of the last ones of full lists
-        room, blocks = short + max(_ROOM, short), self._header.blocks
+        blocks, plan, lengths = self._header.blocks, plan_of(field.width), terms[:, LENGTH]
+        *_, reach, most, near = field.lists.empty(k, short, lengths)
         pieces = -(-blocks // field.stripe)
         arrived = self._reader.pieces(f"codes:{field.name}", 0, pieces, self._tally, self._control, self._stripes)
         coded = 0
         for first, codes, factors in arrived:
-            lists, sizes = np.empty((m, room), np.uint64), np.zeros(m, np.int64)
             # Rows that come before those that are known win where estimates are the same.
-            least = np.nextafter(worst, np.float32(-np.inf))
+            lists = field.lists.empty(k, short, lengths)._replace(least=np.nextafter(worst, np.float32(-np.inf)))
             n = min(self.rows - first * BLOCK, len(codes) * BLOCK)
             words = read_only(live[first // 2 : first // 2 + -(-n // 64)]) if len(live) else _NONE
-            scan(tables, terms, codes, factors, n, words, 0, len(codes), short, lists, sizes, least)
+            scan(tables, terms, codes, factors, n, words, 0, len(codes), plan, *lists)
             moved = np.uint64(first * BLOCK << 1)
             for q in range(m):
-                both = np.concatenate([best[q], lists[q, : sizes[q]] + moved])
-                if len(both) >= short:
-                    both.partition(short - 1)
-                    both = both[:short]
-                    worst[q] = _estimate(both[short - 1])
+                both = np.concatenate([best[q], lists.entries[q, : lists.sizes[q]] + moved])
+                if len(both) >= most:
+                    both.partition(most - 1)
+                    both = both[:most]
+                    worst[q] = _estimate(both[most - 1])
                 best[q] = both
             coded += len(codes)
+        best = _shortened(best, reach, most, near)
         scanned, passed, last = coded * block_bytes(field.width), 0, field.lists.compared(k, short)
         if last < short:
             passed = sum(map(len, best))
             scanned += passed * field.lists.plane_bytes
-            together = max(1, min(_TOGETHER, _MEMORY // (short * field.planes.itemsize)))
+            together = max(1, min(_TOGETHER, _MEMORY // (most * field.planes.itemsize)))
             best = [
                 each
                 for at in range(0, m, together)
-                for each in self._refined(turned, terms, best, slice(at, at + together), short, last)
+                for each in self._refined(turned, terms, best, slice(at, at + together), last)
             ]
-        together = max(1, min(_TOGETHER, _MEMORY // (last * field.record.itemsize)))
-        found = [self._ranked(ready, best, slice(at, at + together), k, last) for at in range(0, m, together)]
+        together = max(1, min(_TOGETHER, _MEMORY // (max(map(len, best), default=1) * field.record.itemsize)))
+        found = [self._ranked(ready, best, slice(at, at + together), k) for at in range(0, m, together)]
         hits = _stacked(found)
         looked = sum(map(len, best))
         seen = {"rows in short lists": looked, "bytes of codes": scanned}
@@ -147,12 +148,12 @@ class SegmentSearch:
 
     def _refined(
         self, turned: npt.NDArray[np.float32], terms: npt.NDArray[np.float64], best: list[npt.NDArray[np.uint64]], some: slice,
-        short: int, last: int,
+        last: int,
     ) -> list[npt.NDArray[np.uint64]]:  # fmt: skip
         """The lists of some queries, cut by all bits of a dimension. Raises Corruption."""
         field = self._known
         name = f"planes:{field.name}"
-        rows, lists, held = _lists_of(best[some], short)
+        rows, lists, held = _lists_of(best[some])
         records = self._reader.records(name, field.planes, rows, self._tally, self._control)
         planes, scales = np.ascontiguousarray(records["planes"]), np.ascontiguousarray(records["scale"])
         factors = np.zeros((-(-len(rows) // BLOCK), 2, BLOCK), np.float32)
@@ -161,23 +162,20 @@ class SegmentSearch:
         if not (np.isfinite(scales).all() and np.isfinite(factors).all()) or np.abs(scales).max(initial=0) > _GREATEST:
             raise Corruption("the scales of a row are no numbers", file=self._reader.file, array=name)
         about = read_only(planes), read_only(scales), read_only(factors)
-        refine(turned[some], terms[some], *about, short, last, lists, held)
+        refine(turned[some], terms[some], *about, last, lists, held)
         cut = [lists[q, : held[q]] for q in range(len(lists))]
         return [(each & ~_ROW_BITS) | rows[_rows_in(each)].astype(np.uint64) << np.uint64(1) for each in cut]
 
-    def _ranked(
-        self, ready: npt.NDArray[np.float32], best: list[npt.NDArray[np.uint64]], some: slice, k: int, short: int
-    ) -> Hits:
+    def _ranked(self, ready: npt.NDArray[np.float32], best: list[npt.NDArray[np.uint64]], some: slice, k: int) -> Hits:
         """The best k rows in the short lists of some queries, by their vectors."""
-        rows, lists, held = _lists_of(best[some], short)
+        rows, lists, held = _lists_of(best[some])
         records, m = self._read(rows), len(lists)
         keys, found = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
         taken = self._rows_of(records)
         bits = taken.vectors.view(np.uint16) if taken.vectors.dtype == np.float16 else taken.vectors
         about = read_only(bits), read_only(taken.norms), METRICS[taken.metric]
-        least = np.full(m, -np.inf, np.float32)
-        rank(ready[some], *about, short, lists, held, least, keys, found, sizes, dropped)
+        rank(ready[some], *about, lists, held, keys, found, sizes, dropped)
         settle(keys, found, sizes, dropped, read_only(np.full(m, -np.inf, np.float32)), tied)
         hit = found >= 0
         self._keep(np.unique(found[hit]), rows, records)
@@ -321,18 +319,31 @@ class SegmentSearch:
 
 
 def _lists_of(
-    best: list[npt.NDArray[np.uint64]], most: int
+    best: list[npt.NDArray[np.uint64]],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """(rows of all lists, ascending; the lists, of up to `most` entries, with the places of their rows among these; sizes).
+    """(rows of all lists, ascending; the lists, with the places of their rows among these; sizes).
 
     Places are in the order of rows, so that ties are settled alike.
     """
     rows = np.unique(np.concatenate([_rows_in(each) for each in best]))
-    lists, sizes = np.zeros((len(best), max(1, most)), np.uint64), np.array([len(each) for each in best], np.int64)
+    sizes = np.array([len(each) for each in best], np.int64)
+    lists = np.zeros((len(best), max(1, sizes.max(initial=0))), np.uint64)
     for q, each in enumerate(best):
         there = np.searchsorted(rows, _rows_in(each)).astype(np.uint64)
         lists[q, : len(each)] = (each & ~_ROW_BITS) | there << np.uint64(1)
     return rows, lists, sizes
+
+
+def _shortened(
+    best: list[npt.NDArray[np.uint64]], reach: npt.NDArray[np.float32], most: int, near: int
+) -> list[npt.NDArray[np.uint64]]:
+    """What is kept of lists when all rows were offered; see `vecdb_index.mib.scan`."""
+    kept = []
+    for q, each in enumerate(best):
+        entries, sizes = each[None].copy(), np.array([len(each)], np.int64)
+        shorten(entries, sizes, np.full(1, -np.inf, np.float32), sizes.copy(), reach[q : q + 1], most, near)
+        kept.append(entries[0, : sizes[0]])
+    return kept
 
 
 def _stacked(found: list[Hits]) -> Hits:

@@ -1,8 +1,10 @@
 """Rows as one bit a dimension: which side of the centre they lie on, after a rotation; a thirty-second of what float32 takes.
 
-A row x, relative to the *unit* (its own length for cosine, else about the greatest length of all), is moved by the *centre* c
-(about the mean of the rows), padded with zeros to D, a multiple of 64, and rotated by P. Its bits are the signs s of P(x - c),
-of which zero counts as negative. With r = |x - c| and L the sum of |P(x - c)|, two numbers say how signs become an estimate:
+A row x, or the first m of its numbers where these say most of it (Matryoshka prefixes), relative to the *unit* (its own whole
+length for cosine, else about the greatest length of all), is moved by the *centre* c (about the mean of the rows, or what makes
+each bit one in half of them: the median), padded with zeros to D, a multiple of 64, and rotated by P. Its bits are the signs s
+of P(x - c), of which zero counts as negative. With r = |x - c| and L the sum of |P(x - c)|, two numbers say how signs become an
+estimate:
 
     scale   r^2 / L, for l2 twice that          add   <x - c, c>, for l2 -r^2
 
@@ -37,7 +39,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,12 +59,15 @@ WORD = 64  # dimensions are padded to multiples of it
 LEVELS = 15  # the greatest number in a table
 MOST = 65_535  # and the greatest sum
 WIDEST = 1 << 18  # dimensions for which a sum of rounded numbers is surely no greater
-TERMS = 5  # of a query: step, B, t; factor and constant that make an estimate a key
+TERMS = 6  # of a query: step, B, t; factor and constant that make an estimate a key; |q'|
+LENGTH = 5  # of these, the last
 ROTATIONS = ("none", "hadamard", "dense", "pca", "itq")
+CENTRES = ("mean", "median")
 E0 = 1.9
 HADAMARD = 1  # the last rotation that has no matrix
 _CORRELATED = 2048  # dimensions
 _ROUNDS = 4
+_MEDIANS = 1 << 23  # numbers of which medians are taken, about
 _TURNS = 30  # of itq
 _LONGEST = 1e15  # of a query of l2, in units: rows are ranked likewise by all that are as far
 _GREATEST = np.float32(1e30)  # of factors: no estimate overflows
@@ -88,29 +93,34 @@ class Report:
 class Encoder:
     """What rows of a field are turned into bits with. See the module.
 
-    centre: (d,) float32. signs: (4, D) float32, 1 or -1, for hadamard. matrix: (D, d) float32, for others than none.
+    dim: numbers of a row. centre: (m,) float32, of rows of m numbers or more. signs: (4, D) float32, 1 or -1, for hadamard.
+    matrix: (D, m) float32, for others than none.
     """
 
     rotation: str
     metric: str
+    dim: int
     unit: float
     centre: npt.NDArray[np.float32]
     signs: npt.NDArray[np.float32]
     matrix: npt.NDArray[np.float32]
 
     @staticmethod
-    def of(rows: Rows, sample: npt.NDArray[np.int64], rotation: str, seed: int = 0) -> Encoder:
-        """Learned from some of the rows, of which there may be none."""
-        d = rows.vectors.shape[1]
+    def of(
+        rows: Rows, sample: npt.NDArray[np.int64], rotation: str, seed: int = 0, centre: str = "mean", prefix: int = 0
+    ) -> Encoder:
+        """Learned from some of the rows, of which there may be none. centre: one of CENTRES. prefix: m; 0: all of a row."""
+        dim = rows.vectors.shape[1]
+        d = min(prefix or dim, dim)
         if d > WIDEST:
             raise ValueError(f"rows of {d:,} numbers are too long for bits; the most is {WIDEST:,}")
         width = width_of(d)
         longest = float(rows.norms[np.isfinite(rows.norms)].max(initial=0)) or 1.0
         unit = 1.0 if rows.metric == "cosine" else 2.0 ** math.frexp(longest)[1]
-        centre = np.zeros(d, np.float64)
+        middle = np.zeros(d, np.float64)
         for start in range(0, len(sample), 256):
-            centre += _relative(rows, sample[start : start + 256], unit).sum(axis=0)
-        centre /= max(1, len(sample))
+            middle += _relative(rows, sample[start : start + 256], unit)[:, :d].sum(axis=0)
+        middle /= max(1, len(sample))
         rng = np.random.default_rng(seed)
         signs, matrix = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
         if rotation == "hadamard":
@@ -119,10 +129,41 @@ class Encoder:
             matrix = _orthogonal(rng, width)[:, :d].astype(np.float32)
         elif rotation in ("pca", "itq"):
             matrix = np.zeros((width, d), np.float32)
-            matrix[:d] = _learned(_relative(rows, sample, unit) - centre, rotation == "itq", rng)
+            matrix[:d] = _learned(_relative(rows, sample, unit)[:, :d] - middle, rotation == "itq", rng)
         elif rotation != "none":
             raise ValueError(f"no rotation {rotation!r}; there are {', '.join(ROTATIONS)}")
-        return Encoder(rotation, rows.metric, unit, read_only(centre.astype(np.float32)), read_only(signs), read_only(matrix))
+        about = rotation, rows.metric, dim, unit
+        found = Encoder(*about, read_only(middle.astype(np.float32)), read_only(signs), read_only(matrix))
+        if centre == "mean" or not len(sample):
+            return found
+        if centre != "median":
+            raise ValueError(f"no centre {centre!r}; there are {', '.join(CENTRES)}")
+        some = sample[:: max(1, -(-len(sample) * found.width // _MEDIANS))]
+        middle += found.turned_back(np.median(found.turned(_relative(rows, some, unit)[:, :d] - middle), axis=0))
+        return replace(found, centre=read_only(middle.astype(np.float32)))
+
+    def turned(self, moved: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """(n, D): P of rows that were moved by the centre, (n, m), by NumPy's sums, whose last bits are those of no kernel."""
+        if self.rotation not in ("none", "hadamard"):
+            return np.asarray(moved.astype(np.float32) @ self.matrix.T, np.float32)
+        found = np.zeros((len(moved), self.width), np.float32)
+        found[:, : moved.shape[1]] = moved
+        if self.rotation == "hadamard":
+            turn_all(found, self.signs)
+        return found
+
+    def turned_back(self, place: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """(m,): what is turned to `place`, (D,), as nearly as rows of m numbers can be."""
+        d = len(self.centre)
+        if self.rotation == "none":
+            return place[:d]
+        if self.rotation != "hadamard":
+            return np.asarray(place @ self.matrix.astype(np.float64), np.float64)
+        found = np.empty(d, np.float64)
+        for start in range(0, d, 256):
+            axes = np.eye(min(256, d - start), d, start)
+            found[start : start + len(axes)] = self.turned(axes) @ place
+        return found
 
     @property
     def width(self) -> int:
@@ -137,7 +178,7 @@ class Encoder:
     @property
     def check(self) -> int:
         """A number that other encoders do not have."""
-        said = f"{self.rotation} {self.metric} {self.unit!r} {self.signs.shape} {self.matrix.shape}".encode()
+        said = f"{self.rotation} {self.metric} {self.dim} {self.unit!r} {self.signs.shape} {self.matrix.shape}".encode()
         for array in (self.centre, self.signs, self.matrix):
             said += zlib.crc32(array.tobytes()).to_bytes(4, "little")
         return zlib.crc32(said)
@@ -145,7 +186,7 @@ class Encoder:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """To be stored; `opened` reads them."""
         return {
-            "encoder": np.array([ROTATIONS.index(self.rotation), self.check], np.uint32),
+            "encoder": np.array([ROTATIONS.index(self.rotation), self.check, self.dim], np.uint32),
             "unit": np.array([self.unit], np.float64),
             "centre": self.centre,
             "signs": self.signs > 0,
@@ -155,18 +196,19 @@ class Encoder:
     @staticmethod
     def opened(arrays: Arrays, rows: Rows) -> Encoder:
         """Raises Damaged."""
-        d = rows.vectors.shape[1]
         about, unit, centre, signs, matrix = (arrays[name] for name in ("encoder", "unit", "centre", "signs", "matrix"))
-        if about.shape != (2,) or about.dtype != np.uint32 or int(about[0]) >= len(ROTATIONS) or unit.shape != (1,):
+        if about.shape != (3,) or about.dtype != np.uint32 or int(about[0]) >= len(ROTATIONS) or unit.shape != (1,):
             raise Damaged("its encoder is of no rotation that there is")
         rotation = ROTATIONS[int(about[0])]
+        dim = rows.vectors.shape[1]
+        d = len(centre) if centre.ndim == 1 and 0 < len(centre) <= dim else -1
         turned = {"none": ((0, 0), (0, 0)), "hadamard": ((_ROUNDS, width_of(d)), (0, 0))}
         shapes = turned.get(rotation, ((0, 0), (width_of(d), d)))
         kinds = [array.dtype for array in (centre, signs, matrix, unit)] == ["f4", "?", "f4", "f8"]
-        if not kinds or centre.shape != (d,) or (signs.shape, matrix.shape) != shapes:
-            raise Damaged(f"its encoder is of other rows than those of {d:,} numbers in the segment")
+        if not kinds or int(about[2]) != dim or centre.shape != (d,) or (signs.shape, matrix.shape) != shapes:
+            raise Damaged(f"its encoder is of other rows than those of {dim:,} numbers in the segment")
         turns = np.where(signs, 1, -1).astype(np.float32)
-        found = Encoder(rotation, rows.metric, float(unit[0]), read_only(centre), read_only(turns), read_only(matrix))
+        found = Encoder(rotation, rows.metric, dim, float(unit[0]), read_only(centre), read_only(turns), read_only(matrix))
         if found.check != int(about[1]):
             raise Damaged("its encoder is not the one that was stored")
         return found
@@ -387,7 +429,7 @@ def turn(vectors, norms, metric, unit, centre, rotation, signs, matrix, block, s
 
     row: (d,) float32, tile: (D, 32) float32, room to work in; under no rotation and hadamard `turned` is the tile.
     """
-    d = np.int64(vectors.shape[1])
+    d, stride = len(centre), np.int64(vectors.shape[1])
     width = len(tile)
     tile[d:] = 0
     for lane in range(BLOCK):
@@ -397,7 +439,7 @@ def turn(vectors, norms, metric, unit, centre, rotation, signs, matrix, block, s
             continue
         length = np.float64(norms[at]) if metric == COSINE else np.float64(unit)
         factor = 1 / length if length > 0 else np.float64(0)
-        widen(vectors, at * d, d, row, 0)
+        widen(vectors, at * stride, d, row, 0)
         for i in range(d):
             tile[i, lane] = np.float32(row[i] * factor) - centre[i]
     square[:], along[:] = 0, 0
@@ -417,7 +459,7 @@ def turn(vectors, norms, metric, unit, centre, rotation, signs, matrix, block, s
 
 @kernel
 def _fill(vectors, norms, metric, unit, centre, rotation, signs, matrix, codes, factors, start, stop):
-    d, width = np.int64(vectors.shape[1]), codes.shape[1] * 8
+    d, width = len(centre), codes.shape[1] * 8
     row, tile = np.empty(d, np.float32), np.zeros((width, BLOCK), np.float32)
     turned = tile if rotation <= HADAMARD else np.zeros((width, BLOCK), np.float32)
     square, along, size = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
@@ -452,7 +494,7 @@ def within(value):
 
 @kernel
 def _ask(queries, metric, unit, centre, rotation, signs, matrix, turned, tables, terms):
-    m, d = queries.shape
+    m, d = len(queries), len(centre)
     width = turned.shape[1]
     moved = np.empty(d, np.float32)
     for q in range(m):
@@ -487,6 +529,17 @@ def _ask(queries, metric, unit, centre, rotation, signs, matrix, turned, tables,
                 mine[j] = pair(matrix, j * d, moved, 0, d, IP, 0)
         terms[q, 0], terms[q, 1] = _table(mine, tables, q)
         terms[q, 2] = t
+        square = np.float64(0)
+        for j in range(width):
+            square += np.float64(mine[j]) ** 2
+        terms[q, LENGTH] = np.sqrt(square)
+
+
+@kernel
+def turn_all(rows, signs):
+    """Rotates (n, D) numbers in place by the random rotation."""
+    for row in range(len(rows)):
+        _hadamard(rows[row], rows.shape[1], 1, signs)
 
 
 @kernel
@@ -503,12 +556,15 @@ def _table(turned, tables, q):
     # Each number is rounded: by half a step more at most.
     step = np.float64(np.float32(max(widest / LEVELS, total / (MOST - columns)) * 1.0000002))
     inverse = 1 / step if step > 1e-37 else np.float64(0)
+    sums = np.empty(16, np.float64)
     for column in range(columns):
+        sums[0] = np.float64(0.5)
+        for j in range(4):
+            sums[0] += 2 * max(np.float64(0), -np.float64(turned[4 * column + j])) * inverse
+        for j in range(4):
+            more = 2 * np.float64(turned[4 * column + j]) * inverse
+            for n in range(1 << j):
+                sums[n | 1 << j] = sums[n] + more
         for n in range(16):
-            value = np.float64(0.5)
-            for j in range(4):
-                one = np.float64(turned[4 * column + j])
-                if (one > 0) == bool((n >> j) & 1):
-                    value += 2 * abs(one) * inverse
-            tables[q, column, n] = np.uint8(np.int64(value))
+            tables[q, column, n] = np.uint8(np.int64(sums[n]))
     return step, -total / 2

@@ -67,7 +67,7 @@ def values(planes: npt.NDArray[np.uint8], width: int) -> npt.NDArray[np.int64]:
 
 @kernel
 def _fill(vectors, norms, metric, unit, centre, rotation, signs, matrix, planes, scales, start, stop, depth, step):
-    d, width = np.int64(vectors.shape[1]), 8 * planes.shape[1] // depth
+    d, width = len(centre), 8 * planes.shape[1] // depth
     row, tile = np.empty(d, np.float32), np.zeros((width, BLOCK), np.float32)
     turned = tile if rotation <= HADAMARD else np.zeros((width, BLOCK), np.float32)
     square, along = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
@@ -163,8 +163,8 @@ def weigh(typing: Any, planes: Any, row: Any, depth: Any, query: Any, q: Any) ->
 
 
 @kernel
-def refine(turned, terms, planes, scales, factors, first, last, lists, sizes):
-    """Orders each list, of `first` rows at most, by the estimates of all bits, and leaves the `last` best.
+def refine(turned, terms, planes, scales, factors, last, lists, sizes):
+    """Orders each list by the estimates of all bits, and leaves the `last` best.
 
     Returns how many rows were looked at. turned: (m, D) q'. factors: those of `bits`, for add. lists: entries, which get the
     new estimate; sizes: of the lists.
@@ -175,9 +175,6 @@ def refine(turned, terms, planes, scales, factors, first, last, lists, sizes):
     middle = np.float32(((1 << depth) - 1) / 2)
     looked = 0
     for q in range(m):
-        if sizes[q] > first:
-            keep_least(lists[q], sizes[q], first)
-            sizes[q] = first
         size = sizes[q]
         total = np.float32(0)
         for i in range(width):

@@ -99,7 +99,11 @@ class FlatSearcher:
         some = Rows(rows.vectors[first:last], rows.norms[first:last], rows.metric, present)
         return FlatSearcher(some, None if self.codes is None else self.codes.part(first, last))
 
-    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
+    def spread(self, allowed: Bitmap) -> float:
+        """See contract.Searcher."""
+        return 1.0
+
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1, spread: float = 1.0) -> float:
         """By what memory delivers, or for many queries the arithmetic; where little is allowed, by rows here and there."""
         n, row_bytes = len(self.rows.vectors), self.rows.vectors[:1].nbytes
         allowed = selectivity * n

@@ -72,7 +72,11 @@ class SparseSearcher:
         """A searcher of some of the rows; first: a multiple of 64."""
         return self if (first, last) == (0, len(self.rows)) else SparseSearcher(self.rows[first:last])
 
-    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
+    def spread(self, allowed: Bitmap) -> float:
+        """See contract.Searcher."""
+        return 1.0
+
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1, spread: float = 1.0) -> float:
         """By the components that are looked up."""
         return 5e-6 + selectivity * len(self.rows) * (20e-9 + 1.5e-9 * self._mean)
 

@@ -149,7 +149,11 @@ class HNSWSearcher:
         """See FlatSearcher."""
         return self.exact.rows_at(query, key, allowed)
 
-    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
+    def spread(self, allowed: Bitmap) -> float:
+        """See contract.Searcher."""
+        return 1.0
+
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1, spread: float = 1.0) -> float:
         """By the records that a walk reads, each a miss of the cache, and the rows that are looked at in the end."""
         ef = min(ef_of(effort), len(self.rows))
         scored = self._walked(k, ef, selectivity)

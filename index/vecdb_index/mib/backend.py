@@ -11,7 +11,7 @@ from .search import MIBSearcher
 
 
 class _MIBBackend:
-    name, version, kind, params = "mib", 2, "dense", MIB
+    name, version, kind, params = "mib", 3, "dense", MIB
 
     def train(self, sample: Rows, params: MIB, budget: Budget, before: Arrays | None = None) -> Arrays:
         return train(sample, params, budget, before)

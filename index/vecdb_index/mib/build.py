@@ -24,9 +24,10 @@ from ..kernels.select import MAX_ROWS, read
 from .gate import KNOWN, NEAREST, PARTS, RECALLS, Gate, Verdict, best_of, measured, verdict_of
 from .layout import LISTS, TRIED, entropy_in, more_bits_in, opened
 from .params import MIB
-from .scan import Bits, scan
+from .scan import Bits, Lists, scan, shorten
 from .scores import fitted, fitting
 from .search import MIBSearcher
+from .tuning import WORTH, plan_of, tuned
 
 _LEARNED, _LEARNED_BYTES = 16_384, 32 << 20  # rows that an encoder is learned from, and their bytes as float32, at most
 _LEAST_TRIED = 2000  # rows; of fewer no rotation is the better one for sure
@@ -51,7 +52,8 @@ def train(rows: Rows, params: MIB, budget: Budget, before: Arrays | None = None)
     if len(sample) < _LEAST_TRIED:
         bits = 1 if params.bits == "auto" else int(params.bits)
         if known is None or before is None:
-            return {**_learned(Encoder.of(rows, sample, given, budget.seed), rows, sample, _UNTRIED), **_chosen({}, bits)}
+            encoder = Encoder.of(rows, sample, given, budget.seed, params.centre, params.prefix)
+            return {**_learned(encoder, rows, sample, _UNTRIED), **_chosen({}, bits)}
         return {**_of_others(before), **_chosen({}, int(before["bits"][0]))}
     held = np.zeros(len(sample), np.bool_)
     held[np.linspace(0, len(sample) - 1, _PROBES).astype(np.int64)] = True
@@ -62,9 +64,9 @@ def train(rows: Rows, params: MIB, budget: Budget, before: Arrays | None = None)
     if known is not None:
         encoder, trial = known, _UNTRIED
     elif params.rotation == "auto":
-        encoder, trial = _tried(rows, others, some, queries, near[:, :NEAREST], budget)
+        encoder, trial = _tried(rows, others, some, queries, near[:, :NEAREST], params, budget)
     else:
-        encoder, trial = Encoder.of(rows, others, given, budget.seed), _UNTRIED
+        encoder, trial = Encoder.of(rows, others, given, budget.seed, params.centre, params.prefix), _UNTRIED
     budget.control.poll()
     gate = {1: measured(near, short_lists(encoder, some, queries, len(some) // _LISTED), len(some))}
     count, d, row_bytes = int(_flags(rows).sum()), rows.vectors.shape[1], rows.vectors[:1].nbytes
@@ -74,7 +76,7 @@ def train(rows: Rows, params: MIB, budget: Budget, before: Arrays | None = None)
             budget.control.poll()
             listed = short_lists(encoder, some, queries, len(some) // _LISTED, depth)
             gate[depth] = measured(near, listed, len(some))
-        return verdict_of(gate, depth, count, d, row_bytes)
+        return verdict_of(gate, depth, count, encoder.width, d, row_bytes)
 
     if params.bits not in ("auto", 1):
         verdict(bits := int(params.bits))
@@ -139,15 +141,15 @@ def _sample(rows: Rows) -> npt.NDArray[np.int64]:
 
 def _tried(
     rows: Rows, others: npt.NDArray[np.int64], some: Rows, queries: npt.NDArray[np.float32], true: npt.NDArray[np.int64],
-    budget: Budget,
+    params: MIB, budget: Budget,
 ) -> tuple[Encoder, npt.NDArray[np.float32]]:  # fmt: skip
     """The encoder that is chosen, and how each one did. some: the others of the rows. true: the nearest of each query."""
     trial, encoders = np.full((len(TRIED), len(LISTS)), -1, np.float32), {}
     for i, rotation in enumerate(TRIED):
         budget.control.poll()
-        if rotation == "itq" and rows.vectors.shape[1] > _WIDEST_TRIED:
+        if rotation == "itq" and (params.prefix or rows.vectors.shape[1]) > _WIDEST_TRIED:
             continue
-        encoder = encoders[i] = Encoder.of(rows, others, rotation, budget.seed)
+        encoder = encoders[i] = Encoder.of(rows, others, rotation, budget.seed, params.centre, params.prefix)
         listed = short_lists(encoder, some, queries, LISTS[-1])
         for j, length in enumerate(LISTS):
             trial[i, j] = np.mean([np.isin(mine, best[:length]).mean() for mine, best in zip(true, listed, strict=True)])
@@ -164,14 +166,14 @@ def short_lists(
     """
     codes, factors = encoder.coded(rows)
     _, tables, terms, turned = encoder.ask(queries)
-    m = len(queries)
-    lists, sizes, least = np.empty((m, 2 * count), np.uint64), np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
-    scan(tables, terms, codes, factors, len(rows), np.zeros(0, np.uint64), 0, len(codes), count, lists, sizes, least)
+    lists, every = Lists.of(len(queries), count), read_only(np.zeros(0, np.uint64))
+    scan(tables, terms, codes, factors, len(rows), every, 0, len(codes), plan_of(encoder.width), *lists)
+    shorten(*lists)
     if depth > 1:
         planes, scales = more.room(encoder, len(rows), depth)
         more.fill(encoder, rows, 0, len(rows), planes, scales)
-        more.refine(turned, terms, read_only(planes), read_only(scales), factors, count, count, lists, sizes)
-    entries = np.array([np.sort(each[:size])[:count] for each, size in zip(lists, sizes, strict=True)])
+        more.refine(turned, terms, read_only(planes), read_only(scales), factors, count, *lists[:2])
+    entries = np.array([np.sort(each[:size]) for each, size in zip(*lists[:2], strict=True)])
     return read(entries)[1]
 
 
@@ -202,6 +204,8 @@ def build(rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Pr
     _check_memory(rows, depth, budget)
     progress(0.1)
     codes, factors = encoder.room(n)
+    if codes.nbytes >= WORTH and budget.memory is None:
+        tuned(encoder.width)
     deeper = more.room(encoder, n, depth) if depth > 1 else None
 
     def fill(start: int) -> None:
@@ -232,11 +236,13 @@ def _stored(
     """Codes of all rows, and what is measured of the first bits."""
     depth = 1 if deeper is None else 8 * deeper[0].shape[1] // encoder.width
     bits, there = Bits(read_only(codes), read_only(factors), len(rows)), np.flatnonzero(_flags(rows) & (rows.norms > 0))
+    likelihood, decline = fitted(encoder, bits, rows, there, budget)
     arrays: dict[str, npt.NDArray[Any]] = {
         "codes": codes,
         "factors": factors,
         "of": np.array([encoder.check, len(rows), depth], np.uint32),
-        "likelihood": fitted(encoder, bits, rows, there, budget),
+        "likelihood": likelihood,
+        "decline": decline.table(),
     }
     return arrays if deeper is None else {**arrays, "planes": deeper[0], "scales": deeper[1]}
 
@@ -261,7 +267,7 @@ def merge(
         new = part.moved[old]
         copy_rows(bits.codes, bits.factors, old, codes, factors, new)
         if deeper is not None:
-            _, planes, scales = more_bits_in(part.arrays, part.rows)
+            _, planes, scales = more_bits_in(part.arrays, part.rows, encoder)
             deeper[0][new], deeper[1][new] = planes[old], scales[old]
     arrays = _stored(encoder, rows, codes, factors, deeper, budget)
     _measure(arrays, trained, rows, params, trial)

@@ -22,8 +22,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.bits import width_of
-
 RECALLS = (0.95, 0.99)
 PARTS = (4, 2, 1)  # into how many the sample is divided
 NEAREST = 10
@@ -102,12 +100,12 @@ def lists_of(gate: npt.NDArray[np.float64], rows: int) -> tuple[int, ...]:
     return tuple(min(rows, max(NEAREST, math.ceil(each - 1e-6))) for each in grown)
 
 
-def verdict_of(gate: Gate, bits: int, rows: int, d: int, row_bytes: int) -> Verdict | None:
-    """Of an index of so many bits; None where nothing was measured. row_bytes: of one vector as it is stored."""
+def verdict_of(gate: Gate, bits: int, rows: int, width: int, d: int, row_bytes: int) -> Verdict | None:
+    """Of an index of so many bits; None where nothing was measured. width: D. row_bytes: of one vector as it is stored."""
     if bits not in gate or rows < 1:
         return None
     lists, later, passed = lists_of(gate[bits], rows), lists_of(gate[bits], LATER * rows), lists_of(gate[1], rows)
-    code = width_of(d) // 8
+    code = width // 8
     between = code * bits + 4 if bits > 1 else 0
     read = tuple(rows * (code + 8) + first * between + last * row_bytes for first, last in zip(passed, lists, strict=True))
     exact = rows * d

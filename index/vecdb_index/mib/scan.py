@@ -5,10 +5,11 @@ shuffle, and their sums are added as 16-bit numbers, of the even bytes and of th
 VLDB 2015). Queries that go together share the loads and the splitting of bytes into halves; one alone, which waits for memory,
 asks for the codes a page ahead. Estimates are compared with the least that counts as soon as a block is done, and only rows
 that reach it go to the query's *list*: entries as `kernels.select` has them. A list that is full is cut to the best; what is
-kept in the end are the `count` best of all rows by (estimate, row), whatever the order of the work. Blocks without an allowed
-row are not read.
+kept in the end (`shorten`) are those of the `most` best of all rows, by (estimate, row), that are among the `near` best or
+estimated less than `reach` below the last of these, whatever the order of the work. Blocks without an allowed row are not read.
 
-Where there is no AVX2, a plain kernel finds the same sums. All are safe in any thread; lists are the caller's.
+Where there is no AVX2, a plain kernel finds the same sums. A `Plan` says how the work is cut up, which changes no answer. All
+are safe in any thread; lists are the caller's.
 """
 
 from __future__ import annotations
@@ -23,16 +24,14 @@ from numba.core import cgutils
 
 from ..codec.bits import BLOCK, LEVELS
 from ..kernels.compile import intrinsic, kernel
-from ..kernels.distances import fetch, fma, key_of, load, pair, pointer, prefetch
+from ..kernels.distances import fetch, fma, key_of, load, pair, pointer, prefetch, read_only
 from ..kernels.product import AVX2
 from ..kernels.scan import lowest
 from ..kernels.select import keep_least, key_in, offer, packed, row_in
 
-TOGETHER = 4  # queries that share what is done for a block
-_NARROW = 1536  # dimensions up to which four do; beyond, their tables fill the nearest cache
-_TILE_BYTES = 128 << 10  # of codes that stay in a core's own cache while all queries pass over them
+TOGETHER = 4  # queries that share what is done for a block, at most
 _BYTES_TOGETHER = 255 // LEVELS // 2  # of a code, whose lookups are added as bytes
-_AHEAD = 4096  # bytes of codes, of a single query
+_SLACK = 256  # entries beyond what is kept of a list before it is cut again, at least
 _COMING = 6  # rows that are on their way while one is looked at
 _I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BYTES, _SHORTS, _HALF = ir.VectorType(_I8, 32), ir.VectorType(_I16, 16), ir.VectorType(_I8, 16)
@@ -46,16 +45,63 @@ class Bits(NamedTuple):
     n: int
 
 
+class Plan(NamedTuple):
+    """How a scan goes. together: queries that share what is done for a block, 1, 2 or 4. tile: bytes of codes that stay in a
+    core's own cache while all queries pass over them. ahead: how many bytes before they are needed codes of a single query are
+    asked for, 0 for not at all.
+    """
+
+    together: int
+    tile: int
+    ahead: int
+
+
+class Lists(NamedTuple):
+    """The lists of m queries, as kernels take them; see the module.
+
+    entries: (m, room) uint64, with room for more than `most`. sizes: (m,) int64. least: (m,) float32, what an estimate must be
+    above. due: (m,) int64, the size at which a list is cut. reach: (m,) float32.
+    """
+
+    entries: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.int64]
+    least: npt.NDArray[np.float32]
+    due: npt.NDArray[np.int64]
+    reach: npt.NDArray[np.float32]
+    most: int
+    near: int
+
+    @staticmethod
+    def of(m: int, most: int, near: int | None = None, reach: npt.NDArray[np.float32] | None = None) -> Lists:
+        """Empty ones. Without `reach` the best `most` are kept, however far they lie."""
+        near = most if near is None else near
+        room = most + max(_SLACK, near)
+        sizes, least, due = np.zeros(m, np.int64), filled(m, -np.inf), np.empty(m, np.int64)
+        due.fill(near + max(_SLACK, near))
+        far = read_only(filled(m, np.inf) if reach is None else reach)
+        return Lists(np.empty((m, room), np.uint64), sizes, least, due, far, most, near)
+
+
+def filled(m: int, value: float) -> npt.NDArray[np.float32]:
+    """(m,); as np.full, which takes five times as long: a tenth of a query's time is what surrounds it."""
+    found = np.empty(m, np.float32)
+    found.fill(value)
+    return found
+
+
 def _sums_of(together: int) -> Any:
     """The intrinsic that adds up a block's lookups for so many queries."""
 
     @intrinsic
-    def sums(typing: Any, codes: Any, block: Any, tables: Any, q: Any, out: Any) -> Any:
-        """out[j, r] = what the bits of row r of a block find in the table of query q + j. out: (TOGETHER, 32) uint16."""
+    def sums(typing: Any, codes: Any, block: Any, tables: Any, q: Any, ahead: Any, out: Any) -> Any:
+        """out[j, r] = what the bits of row r of a block find in the table of query q + j. out: (TOGETHER, 32) uint16.
+
+        ahead: see Plan.
+        """
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            code_type, _, table_type, _, out_type = signature.args
-            codes, block, tables, q, out = arguments
+            code_type, _, table_type, _, _, out_type = signature.args
+            codes, block, tables, q, ahead, out = arguments
             bytes_ = builder.extract_value(context.make_array(code_type)(context, builder, codes).shape, 1)
 
             def const(value: int) -> Any:
@@ -81,8 +127,7 @@ def _sums_of(together: int) -> Any:
             evens, odds = ([builder.phi(_SHORTS) for _ in range(together)] for _ in range(2))
             even, odd = list(evens), list(odds)
             if together == 1:  # what comes next: the hardware's own prefetcher stops at pages
-                ahead = builder.gep(code, [builder.add(at, const(_AHEAD))])
-                fetch(builder, ahead, *range(64, 8 * BLOCK, 64))
+                fetch(builder, builder.gep(code, [builder.add(at, ahead)]), *range(64, 8 * BLOCK, 64))
             for start in range(0, 8, _BYTES_TOGETHER):
                 total: list[Any] = [None] * together
                 for byte in range(start, start + _BYTES_TOGETHER):
@@ -117,13 +162,13 @@ def _sums_of(together: int) -> Any:
                     builder.store(value, place).align = 2
             return context.get_dummy_value()
 
-        return types.void(codes, types.int64, tables, types.int64, out), codegen
+        return types.void(codes, types.int64, tables, types.int64, types.int64, out), codegen
 
     return sums
 
 
 @kernel
-def plain_sums(codes, block, tables, first, together, out):
+def plain_sums(codes, block, tables, first, together, ahead, out):
     """out[j, r] for query first + j, without vectors."""
     for j in range(together):
         for place in range(BLOCK):
@@ -138,14 +183,14 @@ _one, _two, _four = _sums_of(1), _sums_of(2), _sums_of(4)
 
 
 @kernel
-def fast_sums(codes, block, tables, first, together, out):
-    """The same; together: 1, 2 or 4."""
+def fast_sums(codes, block, tables, first, together, ahead, out):
+    """The same; together: 1, 2 or 4. ahead: see Plan."""
     if together == 4:
-        _four(codes, block, tables, first, out)
+        _four(codes, block, tables, first, ahead, out)
     elif together == 2:
-        _two(codes, block, tables, first, out)
+        _two(codes, block, tables, first, ahead, out)
     else:
-        _one(codes, block, tables, first, out)
+        _one(codes, block, tables, first, ahead, out)
 
 
 @intrinsic
@@ -200,23 +245,21 @@ def allowed_in(allowed, n, block):
 
 def _scan_of(sums: Any) -> Any:
     @kernel
-    def scan(tables, terms, codes, factors, n, allowed, first, last, count, lists, sizes, least):
+    def scan(tables, terms, codes, factors, n, allowed, first, last, plan, lists, sizes, least, due, reach, most, near):
         """Offers the rows of blocks first..last to the list of each query. Returns how many blocks were read.
 
-        lists: (m, room) uint64, room above count. sizes: (m,) int64. least: (m,) float32, what an estimate must be above; both
-        are kept from call to call.
+        lists, sizes, least, due, reach, most, near: as in Lists; what was offered before stays there.
         """
-        m, room = lists.shape
-        block_bytes = codes.shape[1] * BLOCK
-        group = TOGETHER if 8 * codes.shape[1] <= _NARROW else TOGETHER // 2
-        step = max(1, _TILE_BYTES // block_bytes) if m > group else last - first
+        m = len(lists)
+        together_at_most, tile, ahead = plan
+        step = max(1, tile // (codes.shape[1] * BLOCK)) if m > together_at_most else last - first
         found, guess = np.empty((TOGETHER, BLOCK), np.uint16), np.empty(BLOCK, np.float32)
         read = 0
         for start in range(first, last, step):
             stop = min(last, start + step)
             q = 0
             while q < m:
-                together = group
+                together = together_at_most
                 while together > m - q:
                     together //= 2
                 for block in range(start, stop):
@@ -224,7 +267,7 @@ def _scan_of(sums: Any) -> Any:
                     if mask == 0:
                         continue
                     read += 1
-                    sums(codes, block, tables, q, together, found)
+                    sums(codes, block, tables, q, together, ahead, found)
                     for j in range(together):
                         one = q + j
                         t, b, s = np.float32(terms[one, 0]), np.float32(terms[one, 1]), np.float32(terms[one, 2])
@@ -234,8 +277,8 @@ def _scan_of(sums: Any) -> Any:
                             bits &= bits - np.uint64(1)
                             lists[one, sizes[one]] = packed(guess[r], block * BLOCK + r)
                             sizes[one] += 1
-                            if sizes[one] == room:
-                                cut(lists, sizes, least, one, count)
+                            if sizes[one] == due[one]:
+                                cut(lists, sizes, least, due, reach, most, near, one)
                                 # Rows of this block were chosen by what had to be reached before; a later row of the same
                                 # estimate would be cut anyway.
                 q += together
@@ -245,26 +288,48 @@ def _scan_of(sums: Any) -> Any:
 
 
 @kernel
-def cut(lists, sizes, least, q, count):
-    """Leaves the best `count` of a list, of which it has more, and says what others must be above."""
-    keep_least(lists[q], sizes[q], count)
-    worst = lists[q, 0]
-    for i in range(1, count):
-        worst = max(worst, lists[q, i])
-    sizes[q], least[q] = count, key_in(worst)
+def cut(lists, sizes, least, due, reach, most, near, q):
+    """Leaves of a list what is kept of it (see the module), and says what others must be above."""
+    size = sizes[q]
+    if size > most:
+        keep_least(lists[q], size, most)
+        size = most
+        worst = lists[q, 0]
+        for i in range(1, most):
+            worst = max(worst, lists[q, i])
+        least[q] = max(least[q], key_in(worst))
+    if size > near and reach[q] < np.inf:
+        keep_least(lists[q], size, near)
+        worst = lists[q, 0]
+        for i in range(1, near):
+            worst = max(worst, lists[q, i])
+        bound = key_in(worst) - reach[q]
+        kept = near
+        for i in range(near, size):
+            if key_in(lists[q, i]) > bound:
+                lists[q, kept] = lists[q, i]
+                kept += 1
+        size = kept
+        least[q] = max(least[q], bound)
+    sizes[q], due[q] = size, min(lists.shape[1], size + max(_SLACK, near))
+
+
+@kernel
+def shorten(lists, sizes, least, due, reach, most, near):
+    """Cuts every list. All rows were offered."""
+    for q in range(len(lists)):
+        cut(lists, sizes, least, due, reach, most, near, q)
 
 
 scan, plain_scan = _scan_of(fast_sums if AVX2 else plain_sums), _scan_of(plain_sums)
 
 
 @kernel
-def rank(queries, vectors, norms, metric, count, lists, sizes, least, keys, rows, held, dropped):
-    """Offers the rows of each list, cut to the best `count`, to the heap of its query. Returns how many."""
+def rank(queries, vectors, norms, metric, lists, sizes, keys, rows, held, dropped):
+    """Offers the rows of each list to the heap of its query. Returns how many."""
     m, d = queries.shape
     looked = 0
     for q in range(m):
-        if sizes[q] > count:
-            cut(lists, sizes, least, q, count)
         size = sizes[q]
         mine = np.empty(size, np.int64)
         for i in range(size):

@@ -39,13 +39,15 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from ..codec.bits import BLOCK, TERMS, Encoder, apart, copy_rows
+from ..codec.bits import BLOCK, LENGTH, TERMS, Encoder, apart, copy_rows
 from ..contract import Bitmap, Budget, Damaged, Metric, Rows
 from ..flat.search import FlatSearcher
 from ..kernels.distances import read_only
 from ..kernels.select import read
 from .gate import NEAREST
-from .scan import Bits, scan
+from .margin import Decline
+from .scan import Bits, Lists, scan
+from .tuning import plan_of
 
 SHARE = 16  # of the blocks of a segment, one is in the null model
 BLOCKS = 64  # of a segment, that are, if there are so many
@@ -53,8 +55,8 @@ FEWEST = 64  # rows that a null model is made of, at least
 COUNTED = 30  # rows of it, of which a share can be told
 LEAST_ROWS = 2000  # of a segment, of which a likelihood is measured
 _ASKED, _LISTED = 256, 512  # rows that are queries then, and rows that are looked at for each
+_FURTHER = 2000  # for the decline of estimates, which is cheaper to tell
 _TASK = 32  # of these queries
-_ROOM = 256  # entries beyond those wanted before a list is cut
 _FAR = 30.0  # deviations beyond which a tail is that of its series
 _EVERY = np.zeros(0, np.uint64)
 PLACES = (3, 5, NEAREST)  # of a segment, which is all, the half or less of what there is
@@ -66,8 +68,8 @@ class Question:
 
     def __init__(self, encoder: Encoder, query: npt.NDArray[np.float32]) -> None:
         self.encoder = encoder
-        self._ready, self._tables, self._terms, turned = encoder.ask(query)
-        self.length = math.sqrt(float(np.square(turned[0], dtype=np.float64).sum())) * float(self._terms[0, 3])
+        self._ready, self._tables, self._terms, _ = encoder.ask(query)
+        self.length = float(self._terms[0, LENGTH] * self._terms[0, 3])
 
     @cached_property
     def code(self) -> npt.NDArray[np.uint8]:
@@ -75,7 +77,8 @@ class Question:
 
         For inner products its length means nothing: it is taken such that it lies as far along the centre as the centre itself.
         """
-        encoder, query = self.encoder, self._ready.astype(np.float64)
+        encoder = self.encoder
+        query = self._ready[:, : len(encoder.centre)].astype(np.float64)
         length = math.sqrt(float(np.square(query[0]).sum()))
         if encoder.metric == "ip":
             query = encoder.unit * (query / (length or 1.0) + (1 - self._terms[0, 2]) * encoder.centre)
@@ -91,10 +94,9 @@ class Question:
         if most == 0:
             return np.zeros(0, np.float64), np.zeros(0, np.int64)
         count = most if count is None else min(count, most)
-        lists = np.empty((1, min(most, count + _ROOM) + 1), np.uint64)
-        sizes, least = np.zeros(1, np.int64), np.full(1, -np.inf, np.float32)
-        scan(self._tables, self._terms, *bits, read_only(words), 0, blocks, count, lists, sizes, least)
-        keys, rows = read(np.sort(lists[0, : sizes[0]])[:count])
+        lists = Lists.of(1, count)
+        scan(self._tables, self._terms, *bits, read_only(words), 0, blocks, plan_of(self.encoder.width), *lists)
+        keys, rows = read(np.sort(lists.entries[0, : lists.sizes[0]])[:count])
         return keys * self._terms[0, 3] + self._terms[0, 4], rows
 
 
@@ -184,14 +186,16 @@ def likelihood(
     return np.clip(said[-1], 0, 1)
 
 
-def fitted(encoder: Encoder, bits: Bits, rows: Rows, there: npt.NDArray[np.int64], budget: Budget) -> npt.NDArray[np.float64]:
-    """(s, 3): for each of PLACES, margins, ascending, and likelihoods; empty where there are too few rows. there: those with a
-    vector, ascending.
+def fitted(
+    encoder: Encoder, bits: Bits, rows: Rows, there: npt.NDArray[np.int64], budget: Budget
+) -> tuple[npt.NDArray[np.float64], Decline]:
+    """(s, 3): for each of PLACES, margins, ascending, and likelihoods; and how estimates fall off. Both are empty where there
+    are too few rows. there: those with a vector, ascending.
 
     Each query is left out of what it is searched in: where a row lies depends on no other. Raises Cancelled.
     """
     if len(there) < LEAST_ROWS:
-        return NO_CURVE
+        return NO_CURVE, Decline()
     asked = there[np.linspace(0, len(there) - 1, _ASKED).astype(np.int64)]
     words = _EVERY if rows.present is None else rows.present
     exact = FlatSearcher(rows)
@@ -201,11 +205,12 @@ def fitted(encoder: Encoder, bits: Bits, rows: Rows, there: npt.NDArray[np.int64
         some = asked[start : start + _TASK]
         queries = np.ascontiguousarray(rows.vectors[some], np.float32)
         near = exact.search(queries, NEAREST + 1, control=budget.control).rows
-        best, places = np.empty((len(some), _LISTED), np.float64), np.full((len(some), _LISTED), NEAREST)
+        listed = min(len(there) - 1, _FURTHER)
+        best, places = np.empty((len(some), listed), np.float64), np.full((len(some), listed), NEAREST)
         for i, me in enumerate(some):
             question = Question(encoder, queries[i : i + 1])
-            keys, found = question.estimated(bits, words, _LISTED + 1)
-            keys, found = keys[found != me][:_LISTED], found[found != me][:_LISTED]
+            keys, found = question.estimated(bits, words, listed + 1)
+            keys, found = keys[found != me][:listed], found[found != me][:listed]
             best[i] = keys / _positive(question.length)
             for place, row in enumerate(near[i][near[i] != me][:NEAREST]):
                 places[i, found == row] = place
@@ -214,7 +219,8 @@ def fitted(encoder: Encoder, bits: Bits, rows: Rows, there: npt.NDArray[np.int64
     with ThreadPoolExecutor(budget.threads) as pool:
         parts = list(pool.map(pairs, range(0, len(asked), _TASK)))
     best, places = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return np.concatenate([_curve_of(each, best - best[:, each - 1 : each], places < each) for each in PLACES])
+    decline, best, places = Decline.measured(best, places < NEAREST), best[:, :_LISTED], places[:, :_LISTED]
+    return np.concatenate([_curve_of(each, best - best[:, each - 1 : each], places < each) for each in PLACES]), decline
 
 
 def _curve_of(place: int, margins: npt.NDArray[np.float64], true: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
@@ -230,8 +236,8 @@ def fitting(n: int, width: int, threads: int) -> int:
     """About how many bytes `fitted` takes, of n rows."""
     if n < LEAST_ROWS:
         return 0
-    question = 8 * (_LISTED + _ROOM) + 4 * (TERMS + 3) * width
-    return _ASKED * _LISTED * 64 + threads * (question + _TASK * (8 * width + 32 * NEAREST))
+    question = 16 * _FURTHER + 4 * (TERMS + 3) * width
+    return _ASKED * (_LISTED * 64 + _FURTHER * 32) + threads * (question + _TASK * (8 * width + 32 * NEAREST))
 
 
 def isotonic(

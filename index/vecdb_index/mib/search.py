@@ -1,19 +1,24 @@
 """Searches the bits of one segment, then its rows.
 
-Every allowed row is estimated from its bits (`scan`); the rows of the C best estimates, the *short list*, are compared
-themselves, in their order in the segment, by the kernel of all keys. Where a dimension has more bits than one, the list is cut
-first, by the estimates of all of them (`codec.planes.refine`): to k (C / k)^g, with the power g that made the lists of both
-stages as good as each other when the index was built. `effort` says how long the list is, on a logarithmic scale from k to a
-fourth of the rows; at 1 the search is the exact one, and wherever that is the quicker one. Where no more rows are
-allowed than a list would hold, they are searched exactly, which is the same answer. There is no chance in it: the same rows
-come for any batch, thread or division of the work. So single queries of several threads go together: those that find as
-many searches under way as there are cores wait for the next pass over the codes, and share it (`coalesce`).
+Every allowed row is estimated from its bits (`scan`); the rows of the best estimates, the *short list*, are compared
+themselves, in their order in the segment, by the kernel of all keys. The list goes by a *margin*: estimates may be so much
+below that of the k-th best, in what errors go by (|q'|), and there are 4 C of them at most. The margin is what makes lists C
+long on the mean, measured when the index was built (`Decline`): a query whose neighbours are close together has a longer list
+than one whose neighbours stand out, and among few allowed rows, where estimates are further apart, it is shorter. Where a
+dimension has more bits than one, the list is cut first, by the estimates of all of them (`codec.planes.refine`): to k (C /
+k)^g, with the power g that made the lists of both stages as good as each other when the index was built. `effort` says how long
+a list is, C, on a logarithmic scale from k to a fourth of the rows; at 1 the search is the exact one, and wherever that is the
+quicker one. Where no more rows are allowed than a list would hold, they are searched exactly, which is the same answer. There
+is no chance in it: the same rows come for any batch, thread or division of the work. So single queries of several threads go
+together: those that find as many searches under way as there are cores wait for the next pass over the codes, and share it
+(`coalesce`).
 
 A MIBSearcher is safe in any thread: it holds views only, and a search its own lists (8 bytes for each of two short lists).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..coalesce import Coalescer, Shared
-from ..codec.bits import BLOCK, report, unpacked, width_of
+from ..codec.bits import BLOCK, LENGTH, entropies, report, unpacked
 from ..codec.planes import refine
 from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
 from ..cores import usable
@@ -32,55 +37,73 @@ from ..kernels.distances import METRICS, read_only
 from ..kernels.select import settle
 from .gate import LATER, NEAREST, RECALLS, Verdict, best_of, verdict_of
 from .layout import LISTS, TRIED, entropy_in, measured_in, more_bits_in, opened
+from .margin import MOST, Decline
 from .params import MIB
-from .scan import rank, scan
+from .scan import Lists, filled, rank, scan, shorten
 from .scores import checked
+from .tuning import plan_of
 
 _SHARE = 0.25  # of the rows: the longest short list
 _UNKNOWN, _LEAST_POWER, _SPARE = 0.5, 0.1, 1.2  # see `_power`: of few rows; at least; times what was measured
-_LEAST_ROOM = 256  # entries beyond the short list before it is cut
 STREAMED = 4  # queries up to which the codes come at the speed of memory
 _TILE = 64  # queries that pass over the codes together
 _POLL = 1 << 22  # rows times queries between two looks at the deadline
 _LOOKED_AT, _PAIRS = 1024, 2000  # rows whose bits are looked at for `figures`, and pairs of them
+_ENTROPIES = (0.5, 0.9, 0.99, 1.0)  # of bits, that are counted apart
 _NO_BITMAP = read_only(np.zeros(0, np.uint64))
 
 
 @dataclass(frozen=True)
 class ShortLists:
-    """How long the lists of n rows of d numbers are, and what they take, wherever these rows lie.
+    """How long the lists of n rows with codes of so many bits are, and what they take, wherever these rows lie.
 
-    row_bytes: of a vector as stored. depth: bits a dimension. power: see `_power`. rest: share of rows that are not held out.
+    width: D. row_bytes: of a vector as stored. depth: bits a dimension. power: see `_power`. rest: share of rows that are not
+    held out.
     """
 
     n: int
-    d: int
+    width: int
     row_bytes: int
     depth: int
     power: float
+    decline: Decline
     rest: float = 1.0
 
     @property
     def block_bytes(self) -> int:
         """Of the codes and factors of a block."""
-        return BLOCK * (width_of(self.d) // 8 + 8)
+        return BLOCK * (self.width // 8 + 8)
 
     @property
     def plane_bytes(self) -> int:
         """Of a row's further bits and their scale."""
-        return self.depth * width_of(self.d) // 8 + 4 if self.depth > 1 else 0
+        return self.depth * self.width // 8 + 4 if self.depth > 1 else 0
 
     def listed(self, k: int, effort: float) -> int:
-        """How many rows are in the short list, if so many are allowed."""
+        """How many rows are in a short list, on the mean, if so many are allowed."""
         return max(k, round(self.rest * k * (max(k, self.n * _SHARE) / max(1, k)) ** min(1.0, max(0.0, effort))))
 
+    def empty(self, k: int, short: int, lengths: npt.NDArray[np.float64]) -> Lists:
+        """Lists that will be `short` rows long, on the mean. lengths: |q'| of their queries."""
+        near = max(k, NEAREST)
+        margin = self.decline.between(near, short)
+        if margin is None:
+            return Lists.of(len(lengths), short)
+        return Lists.of(len(lengths), self.most(short), near, (margin * lengths).astype(np.float32))
+
+    def most(self, short: int) -> int:
+        """How many rows are in a list, at most, if there are that many."""
+        return short if self.decline.between(NEAREST, short) is None else min(MOST * short, max(short, self.n))
+
     def compared(self, k: int, short: int) -> int:
-        """How many rows of such a list are compared themselves."""
+        """How many rows of such a list are compared themselves, at most where a dimension has several bits, else on the
+        mean.
+        """
         return short if self.depth == 1 else min(short, max(k, math.ceil(k * (short / max(1, k)) ** self.power)))
 
-    def cost(self, k: int, short: int, selectivity: float, queries: int) -> float:
+    def cost(self, k: int, short: int, selectivity: float, queries: int, spread: float = 1.0) -> float:
         """Seconds of a query, about."""
-        blocks = self.n / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK)
+        blocks = self.n / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK) * spread
         one = self.block_bytes / (16e9 if queries <= STREAMED else 30e9)
         last = self.compared(k, short)
         between = short * (30e-9 + self.plane_bytes / 3e9) if last < short else 0.0
@@ -100,7 +123,7 @@ class MIBSearcher:
         """
         self.rows = rows
         self.encoder, self.bits = opened(arrays, trained, rows)
-        self.depth, self._planes, self._scales = more_bits_in(arrays, rows)
+        self.depth, self._planes, self._scales = more_bits_in(arrays, rows, self.encoder)
         self._trial, self.gate = measured_in(arrays, trained)
         self._entropy, _ = entropy_in(arrays, trained)
         self.likelihood = checked(arrays["likelihood"])
@@ -112,7 +135,7 @@ class MIBSearcher:
         self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
         self.verdict = self._verdict(self.depth)
         self.lists = ShortLists(
-            len(rows), rows.vectors.shape[1], self._row_bytes, self.depth, _power(self.verdict),
+            len(rows), self.encoder.width, self._row_bytes, self.depth, _power(self.verdict), Decline.of(arrays["decline"]),
             self._count / (self._count + held) if held else 1.0,
         )  # fmt: skip
         self._company: Coalescer[_Asked, Hits] = Coalescer(usable())
@@ -129,7 +152,7 @@ class MIBSearcher:
         return self._scales
 
     def _verdict(self, depth: int) -> Verdict | None:
-        return verdict_of(self.gate, depth, self._count, self.rows.vectors.shape[1], self._row_bytes)
+        return verdict_of(self.gate, depth, self._count, self.encoder.width, self.rows.vectors.shape[1], self._row_bytes)
 
     def _better(self) -> int | None:
         """How many bits a dimension would do, if others would."""
@@ -166,11 +189,18 @@ class MIBSearcher:
         bits = unpacked(self.bits.codes[some], len(rows))[(rows < len(self.rows)) & self._has(rows)]
         if len(bits) < 2:
             return {}
-        said = report(bits[:, : self.encoder.dimensions], pairs=_PAIRS)
+        bits = bits[:, : self.encoder.dimensions]
+        said, each = report(bits, pairs=_PAIRS), entropies(bits)
+        edges = [-1.0, *_ENTROPIES]
+        among = {
+            f"share of bits of entropy {max(low, 0):g} to {high:g}": float(((each > low) & (each <= high + 1e-9)).mean())
+            for low, high in itertools.pairwise(edges)
+        }
         return {
             "entropy of a bit": said.entropy,
             "entropy of a bit, least": said.least,
             "entropy of a bit, of the rows that the encoder knew": self._entropy,
+            **among,
             "correlation of bits": said.correlation,
             "effective bits": said.effective,
         }
@@ -183,11 +213,11 @@ class MIBSearcher:
         return (self.rows.present[inside // 64] >> (inside % 64).astype(np.uint64) & np.uint64(1)).astype(np.bool_)
 
     def listed(self, k: int, effort: float) -> int:
-        """How many rows are in the short list, if so many are allowed."""
+        """How many rows are in a short list, on the mean, if so many are allowed."""
         return self.lists.listed(k, effort)
 
     def compared(self, k: int, short: int) -> int:
-        """How many rows of such a list are compared themselves."""
+        """See ShortLists."""
         return self.lists.compared(k, short)
 
     def search(
@@ -214,7 +244,7 @@ class MIBSearcher:
         control: Control | None,
     ) -> Hits:  # fmt: skip
         """A single query shares its pass over the codes with those of other threads."""
-        mine = _Asked(query, np.full(1, -np.inf, np.float32) if floor is None else floor, control)
+        mine = _Asked(query, filled(1, -np.inf) if floor is None else floor, control)
 
         def run(together: list[_Asked]) -> list[Hits]:
             if len(together) == 1:
@@ -241,17 +271,19 @@ class MIBSearcher:
         floor: Keys | None = None,
         control: Control | None = None,
     ) -> Hits:
-        """Searches by the bits, with short lists of so many rows, k or more. words: of allowed rows, which all have vectors."""
+        """Searches by the bits, with short lists of so many rows on the mean, k or more. words: of allowed rows, which all have
+        vectors.
+        """
         m = len(queries)
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
-        sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
-        lowest = read_only(np.full(m, -np.inf, np.float32) if floor is None else floor)
+        sizes, dropped, tied = np.zeros(m, np.int64), filled(m, np.nan), np.empty(m, np.bool_)
+        lowest = read_only(filled(m, -np.inf) if floor is None else floor)
         last = self.compared(k, short)
         blocks, passed, looked = 0, 0, 0
         for start in range(0, m, _TILE):
             some = slice(start, min(m, start + _TILE))
             heaps = keys[some], rows[some], sizes[some], dropped[some]
-            more = self._tile(queries[some], short, last, words, *heaps, control)
+            more = self._tile(queries[some], k, short, last, words, *heaps, control)
             blocks, passed, looked = blocks + more[0], passed + more[1], looked + more[2]
         settle(keys, rows, sizes, dropped, lowest, tied)
         coded, read = blocks * self.lists.block_bytes + passed * self.lists.plane_bytes, looked * self._row_bytes
@@ -261,40 +293,45 @@ class MIBSearcher:
         return Hits(keys, rows, sizes.astype(np.int32), tied, m * self._among(words), coded + read, seen)
 
     def _tile(
-        self, queries: npt.NDArray[np.float32], short: int, last: int, words: Bitmap, keys: Keys, rows: npt.NDArray[np.int64],
-        sizes: npt.NDArray[np.int64], dropped: npt.NDArray[np.float32], control: Control | None,
+        self, queries: npt.NDArray[np.float32], k: int, short: int, last: int, words: Bitmap, keys: Keys,
+        rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], dropped: npt.NDArray[np.float32], control: Control | None,
     ) -> tuple[int, int, int]:  # fmt: skip
         """Fills the heaps of some queries. Returns how many blocks were read, for all together, rows looked at by all their
         bits, and rows compared.
         """
         m, blocks = len(queries), len(self.bits.codes)
         ready, tables, terms, turned = self.encoder.ask(queries)
-        lists = np.empty((m, short + max(_LEAST_ROOM, short)), np.uint64)
-        held, least = np.zeros(m, np.int64), np.full(m, -np.inf, np.float32)
+        lists, plan = self.lists.empty(k, short, terms[:, LENGTH]), plan_of(self.encoder.width)
         step = blocks if control is None else max(64, _POLL // (m * BLOCK))
         read = 0
         for first in range(0, blocks, step):
             if control is not None:
                 control.poll()
-            read += scan(tables, terms, *self.bits, words, first, min(blocks, first + step), short, lists, held, least)
+            read += scan(tables, terms, *self.bits, words, first, min(blocks, first + step), plan, *lists)
         if control is not None:
             control.poll()
-        passed = 0
+        shorten(*lists)
+        passed, mine = 0, lists[:2]
         if last < short:
-            passed = refine(turned, terms, self._planes, self._scales, self.bits.factors, short, last, lists, held)
-        about = self._vectors, self._norms, self._metric
-        return read, passed, rank(ready, *about, last, lists, held, least, keys, rows, sizes, dropped)
+            passed = refine(turned, terms, self._planes, self._scales, self.bits.factors, last, *mine)
+        return read, passed, rank(ready, self._vectors, self._norms, self._metric, *mine, keys, rows, sizes, dropped)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """See FlatSearcher."""
         return self.exact.rows_at(query, key, allowed)
 
-    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
-        """By the blocks in which a row is allowed, wherever these lie, and the rows of the short list."""
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1, spread: float = 1.0) -> float:
+        """By the blocks in which a row is allowed, and the rows of the short list."""
         short = self.listed(k, effort)
         if effort >= 1 or selectivity * len(self.rows) <= short or not self._pays(k, short):
             return self.exact.cost(k, 1.0, selectivity, queries)
-        return self.lists.cost(k, short, selectivity, queries)
+        return self.lists.cost(k, short, selectivity, queries, spread)
+
+    def spread(self, allowed: Bitmap) -> float:
+        """By the pairs of blocks in which a row is allowed, beside how many these were if rows lay anywhere."""
+        among = int(np.bitwise_count(allowed).sum()) / max(1, len(self.rows))
+        anywhere = 1 - (1 - min(1.0, among)) ** (2 * BLOCK)
+        return min(1.0, np.count_nonzero(allowed) / max(1, len(allowed)) / anywhere) if anywhere > 0 else 1.0
 
     def _pays(self, k: int, short: int) -> bool:
         return self.lists.pays(self.exact, k, short)

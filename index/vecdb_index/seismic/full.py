@@ -114,7 +114,11 @@ class ExactSearcher:
         """See SparseSearcher."""
         return self._scan.rows_at(query, key, allowed)
 
-    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
+    def spread(self, allowed: Bitmap) -> float:
+        """See contract.Searcher."""
+        return 1.0
+
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1, spread: float = 1.0) -> float:
         """By the rows that have a list's component, which are few of all."""
         return min(self._scan.cost(k, effort, selectivity, queries), 60e-6 + len(self.rows) * 1.1e-9 + k * 1e-6)
 

@@ -220,7 +220,11 @@ class SeismicSearcher:
         """See SparseSearcher."""
         return self.exact.rows_at(query, key, allowed)
 
-    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1) -> float:
+    def spread(self, allowed: Bitmap) -> float:
+        """See contract.Searcher."""
+        return 1.0
+
+    def cost(self, k: int, effort: float, selectivity: float, queries: int = 1, spread: float = 1.0) -> float:
         """By the lists that are looked into, the rows that are scored, and those that are looked at."""
         exact = self.exact.cost(k, 1.0, selectivity, queries)
         if effort >= 1 or self._signed or self._is_rare(selectivity):
