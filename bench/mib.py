@@ -4,17 +4,22 @@ Codes: random ones, more than a processor keeps at hand: how fast they are scann
 (of codes alone, and with the factors) are read, and beside faiss `IndexBinaryFlat`, which compares bits with bits. Texts: the
 least short list of those tried whose recall of the ten nearest is 0.99, beside exact searches and faiss `IndexRaBitQFastScan`
 with rows compared exactly after it, its own list chosen likewise. Parameters of both are chosen on queries that are not measured.
-Encoding: rows a second. Through the API: recall asked and delivered, filters that allow some rows, drawn at random or one after
+Encoders: how long short lists have to be under each, beside what `auto` chose, and under bits that are compared with bits.
+Encoding: rows a second. Memory: what a build takes beside what it makes, and what a process holds that searches a database on
+disk. Through the API: recall asked and delivered of all sets, filters that allow some rows, drawn at random or one after
 another, and threads that search at once. Exported codes: bytes and requests of a query.
 """
 
 from __future__ import annotations
 
 import functools
+import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +30,7 @@ from vecdb_index.contract import Budget, Rows
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import read_only
 from vecdb_index.mib.backend import BACKEND
-from vecdb_index.mib.build import TRIED
+from vecdb_index.mib.build import TRIED, short_lists
 from vecdb_index.mib.params import MIB
 from vecdb_index.mib.scan import Lists, scan
 from vecdb_index.mib.search import MIBSearcher
@@ -39,6 +44,7 @@ from .flat import read
 from .sets import Judged, data_sets, judged
 
 K, BATCH, ASKED, CLIENTS = 10, 64, 0.99, 64
+_LISTED = 3000  # rows among which the nearest are sought
 LISTS = (10, 20, 30, 40, 50, 70, 100, 140, 200, 300, 500, 1000, 2000)
 
 
@@ -65,12 +71,20 @@ def main() -> None:
     print(f"\n## Texts, recall@{K} of at least {ASKED} on queries that chose nothing, one thread\n")
     for each in data_sets(["text", "text200k", "minilm"], rows):
         _texts(faiss, each, rounds)
+    print(f"\n## Encoders: rows in short lists that find so much of the {K} nearest, of 512 queries\n")
+    for each in data_sets(["text", "minilm"], rows):
+        _encoders(each)
     print("\n## nDCG@10 of judged texts: short lists of 50, then rows\n")
     head("set", "exact", "one bit", "four bits")
     for judgement in judged():
         _judged(judgement)
     print("\n## Encoding, factors included, one thread\n")
     _encoding(rounds)
+    print("\n## Memory, one thread\n")
+    for each in data_sets(["text"], rows):
+        _memory(each)
+    print("\n## Recall asked and delivered: queries that no build has seen, of five collections\n")
+    _delivered(rows)
     print("\n## Through the API\n")
     for each in data_sets(["text"], rows):
         _api(each, rounds)
@@ -115,6 +129,124 @@ def _codes(faiss: Any, n: int, d: int, rounds: int) -> None:
     shares = ratio(times["read"], times["one"]), ratio(times["read all"], times["one"])
     faster = ratio(times["faiss"], times["one"]), ratio(times["faiss batch"], times["batch"])
     row(f"{n:,} x {d}", *shares, *faster, ratio(times["batch"], times["divided"]))
+
+
+def _encoders(each: Any) -> None:
+    base = np.ascontiguousarray(each.base / np.linalg.norm(each.base, axis=1, keepdims=True))
+    queries = np.ascontiguousarray(each.queries[:512] / np.linalg.norm(each.queries[:512], axis=1, keepdims=True), np.float32)
+    stored, n = Rows(base, np.linalg.norm(base, axis=1), "cosine"), len(base)
+    true, sample = FlatSearcher(stored).search(queries, K).rows, np.arange(0, n, max(1, n // 16_384))
+
+    def places(listed: np.ndarray) -> np.ndarray:
+        """Where the nearest of all queries lie, ascending; as many as are listed if they do not."""
+        found = (listed[:, :, None] == true[:, None]).argmax(axis=1) + np.where(
+            (listed[:, :, None] == true[:, None]).any(axis=1), 0, listed.shape[1]
+        )
+        return np.sort(found.reshape(-1))
+
+    def told(name: str, listed: np.ndarray, searcher: MIBSearcher | None = None) -> None:
+        where = places(listed)
+        lengths = [int(where[int(np.ceil(share * len(where))) - 1]) + 1 for share in (0.9, 0.95, ASKED)]
+        row(f"{each.name.split()[0]}: {name}", *lengths, "" if searcher is None else _by_margin(searcher, queries, true))
+
+    head("encoder", "0.90", "0.95", str(ASKED), f"{ASKED}, by a margin, on the mean")
+    build = BACKEND.build(stored, {}, MIB(bits=1), Budget(), lambda share: None)
+    chosen = MIBSearcher(build, {}, stored, MIB(bits=1))
+    by_mean = [(rotation, "mean") for rotation in ("none", "hadamard", "itq", "pca")]
+    for rotation, centre in (*by_mean, ("none", "median"), ("itq", "median")):
+        encoder = Encoder.of(stored, sample, rotation, 0, centre)
+        told(f"{rotation}, {centre}", short_lists(encoder, stored, queries, _LISTED))
+    told(f"auto: {chosen.encoder.rotation}", short_lists(chosen.encoder, stored, queries, _LISTED), chosen)
+    half = Encoder.of(stored, sample, "none", prefix=base.shape[1] // 2)
+    told("none, half of the numbers", short_lists(half, stored, queries, _LISTED))
+    told("none, four bits", short_lists(Encoder.of(stored, sample, "none"), stored, queries, _LISTED, 4))
+    rows, asked = (np.packbits(some > 0, axis=1) for some in (base, queries))
+    far = np.stack([np.bitwise_count(rows ^ query).sum(axis=1, dtype=np.int64) for query in asked])
+    told("signs, compared with signs", np.argsort(far, axis=1, kind="stable")[:, :_LISTED])
+
+
+def _by_margin(searcher: MIBSearcher, queries: np.ndarray, true: np.ndarray) -> str:
+    """The mean length of lists by a margin that find as much as is asked."""
+    low, high = K, 500
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _recall(searcher.look(queries, K, middle).rows, true) >= ASKED else (middle + 1, high)
+    return f"{searcher.look(queries, K, low).seen['rows in short lists'] / len(queries):.0f}"
+
+
+def _memory(each: Any) -> None:
+    """By the allocations of NumPy, and by what the system says of a process that only searches."""
+    base = np.ascontiguousarray(each.base, np.float32)
+    rows = Rows(base, np.linalg.norm(base, axis=1), "cosine")
+    learned = BACKEND.train(rows, MIB(bits=1), Budget())
+    tracemalloc.start()
+    arrays = BACKEND.build(rows, learned, MIB(bits=1), Budget(), lambda share: None)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    made = sum(array.nbytes for array in arrays.values())
+    beside, made = (most - made) / 2**20, made / 2**20
+    print(f"a build of {len(base):,} x {base.shape[1]} took {beside:.1f} MiB beside the {made:.1f} MiB it made\n")
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "db")
+        with vecdb.open(path) as db:
+            docs = db.create_collection("docs", vecdb.Dense(base.shape[1], index=MIB()))
+            docs.upsert(ids=np.arange(len(base)), vectors=base)
+            docs.flush()
+        np.save(Path(folder) / "queries.npy", each.queries[:100])
+        told = subprocess.run([sys.executable, "-c", _HELD, path, folder], stdout=subprocess.PIPE, text=True, check=True)
+    anonymous, codes, touched = (float(number) for number in told.stdout.split())
+    print(
+        f"searches of the {base.nbytes / 2**20:.0f} MiB on disk: {anonymous / 2**20:.1f} MiB of the process's own memory, and of "
+        f"files {codes / 2**20:.1f} MiB of codes, together {(anonymous + codes) / base.nbytes:.3f} of the vectors' bytes; with the "
+        f"pages of vectors that 100 queries touch, which the system may drop at any time, {touched / base.nbytes:.3f}\n"
+    )
+
+
+# In a process of its own: what it holds beyond what it held when the database was open and nothing was searched.
+_HELD = """
+import sys
+from pathlib import Path
+import numpy as np
+import vecdb
+from vecdb.index import MIB
+def held(name):
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+queries = np.load(Path(sys.argv[2]) / "queries.npy")
+with vecdb.open(":memory:", threads=1) as other:  # kernels, which every process holds
+    warm = other.create_collection("warm", vecdb.Dense(queries.shape[1], index=MIB(bits=1)))
+    warm.upsert(ids=range(40_000), vectors=np.random.default_rng(0).standard_normal((40_000, queries.shape[1])))
+    warm.flush()
+    warm.search(queries[0])
+with vecdb.open(sys.argv[1], threads=1, read_only=True) as db:
+    docs = db["docs"]
+    own, all_ = held("RssAnon"), held("VmRSS")
+    for query in queries:
+        docs.search(query, 10)
+    info = docs.info().indexes["vector"]
+    print(held("RssAnon") - own, info.bytes, held("VmRSS") - all_)
+"""
+
+
+def _delivered(rows: int | None) -> None:
+    """Through the API, with what the search expected and the lower bound of what 512 queries show."""
+    head("collection", *(f"{asked}: expected, delivered (95 % interval)" for asked in (0.9, 0.95, 0.99)))
+    sets = [(each.name.split()[0], each.base, each.queries) for each in data_sets(["text", "text200k", "minilm"], rows)]
+    sets += [(each.name, each.base, each.queries) for each in judged()]
+    for name, base, queries in sets:
+        queries = np.ascontiguousarray(queries[:512], np.float32)
+        with vecdb.open(":memory:", threads=2) as db:
+            docs = db.create_collection("docs", vecdb.Dense(base.shape[1], index=MIB()))
+            docs.upsert(ids=np.arange(len(base)), vectors=base)
+            docs.flush()
+            exact, cells = docs.search_batch(queries, K, exact=True).ids, []
+            for asked in (0.9, 0.95, 0.99):
+                found = [docs.search(query, K, recall=asked, explain=True) for query in queries]
+                each_recall = [len(set(hits.ids) & set(best)) / K for hits, best in zip(found, exact.tolist(), strict=True)]
+                mean, error = np.mean(each_recall), 1.96 * np.std(each_recall) / np.sqrt(len(queries))
+                ways = {part.way.split(",")[0] for hits in found for part in hits.plan.parts}
+                how = "" if ways == {"index"} else f", {' and '.join(sorted(ways))}"
+                cells.append(f"{found[0].plan.recall_expected:.3f}, {mean:.4f} (± {error:.4f}){how}")
+        row(f"{name}, {len(base):,} x {base.shape[1]}", *cells)
 
 
 def _judged(each: Judged) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,7 @@ class Decline:
         return Decline(tuple(falls.tolist()), int(least))
 
     @staticmethod
-    def measured(best: npt.NDArray[np.float64], true: npt.NDArray[np.bool_]) -> Decline:
+    def measured(best: npt.NDArray[np.floating[Any]], true: npt.NDArray[np.bool_]) -> Decline:
         """best: (m, c) estimates of some queries over |q'|, the best first; c: 2,000, or all rows. true: which of these are of
         the ten nearest.
         """
@@ -60,9 +61,10 @@ class Decline:
                 else:
                     high = middle
             falls.append(low)
-            if true[(below <= low) & (places < MOST * length)].sum() <= true[:, :length].sum():
+            by_margin, by_length = true[(below <= low) & (places < MOST * length)].sum(), true[:, :length].sum()
+            if by_margin < by_length:
                 least = Decline.least
-            elif least == Decline.least:
+            elif by_margin > by_length and least == Decline.least:
                 least = length
         return Decline(tuple(falls), least)
 

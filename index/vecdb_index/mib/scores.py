@@ -200,26 +200,30 @@ def fitted(
     words = _EVERY if rows.present is None else rows.present
     exact = FlatSearcher(rows)
 
-    def pairs(start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Estimates, the best first, and as the how manieth nearest each row is found; NEAREST of those that are not."""
+    def pairs(start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+        """Estimates, the best first: of some, and, not so precisely, of more; as the how manieth nearest each row is found,
+        which is NEAREST of those that are not.
+        """
         some = asked[start : start + _TASK]
         queries = np.ascontiguousarray(rows.vectors[some], np.float32)
         near = exact.search(queries, NEAREST + 1, control=budget.control).rows
         listed = min(len(there) - 1, _FURTHER)
-        best, places = np.empty((len(some), listed), np.float64), np.full((len(some), listed), NEAREST)
+        best, further = np.empty((len(some), min(listed, _LISTED)), np.float64), np.empty((len(some), listed), np.float32)
+        places = np.full((len(some), listed), NEAREST, np.int8)
         for i, me in enumerate(some):
             question = Question(encoder, queries[i : i + 1])
             keys, found = question.estimated(bits, words, listed + 1)
             keys, found = keys[found != me][:listed], found[found != me][:listed]
-            best[i] = keys / _positive(question.length)
+            keys /= _positive(question.length)
+            best[i], further[i] = keys[: best.shape[1]], keys
             for place, row in enumerate(near[i][near[i] != me][:NEAREST]):
                 places[i, found == row] = place
-        return best, places
+        return best, further, places
 
     with ThreadPoolExecutor(budget.threads) as pool:
         parts = list(pool.map(pairs, range(0, len(asked), _TASK)))
-    best, places = (np.concatenate(each) for each in zip(*parts, strict=True))
-    decline, best, places = Decline.measured(best, places < NEAREST), best[:, :_LISTED], places[:, :_LISTED]
+    best, further, places = (np.concatenate(each) for each in zip(*parts, strict=True))
+    decline, places = Decline.measured(further, places < NEAREST), places[:, : best.shape[1]]
     return np.concatenate([_curve_of(each, best - best[:, each - 1 : each], places < each) for each in PLACES]), decline
 
 
@@ -237,7 +241,7 @@ def fitting(n: int, width: int, threads: int) -> int:
     if n < LEAST_ROWS:
         return 0
     question = 16 * _FURTHER + 4 * (TERMS + 3) * width
-    return _ASKED * (_LISTED * 64 + _FURTHER * 32) + threads * (question + _TASK * (8 * width + 32 * NEAREST))
+    return _ASKED * (_LISTED * 64 + _FURTHER * 20) + threads * (question + _TASK * (8 * width + 32 * NEAREST))
 
 
 def isotonic(
