@@ -20,8 +20,7 @@ from vecdb_index.codec.planes import refine
 from vecdb_index.contract import Control, Hits, Rows
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import METRICS, read_only
-from vecdb_index.kernels.select import settle
-from vecdb_index.mib.scan import rank, scan, shorten
+from vecdb_index.mib.scan import Lists, filled, rank, scan, shorten
 from vecdb_index.mib.tuning import plan_of
 from vecdb_storage.ids import Id
 
@@ -169,14 +168,16 @@ class SegmentSearch:
     def _ranked(self, ready: npt.NDArray[np.float32], best: list[npt.NDArray[np.uint64]], some: slice, k: int) -> Hits:
         """The best k rows in the short lists of some queries, by their vectors."""
         rows, lists, held = _lists_of(best[some])
+        kept = Lists(
+            lists, held, filled(len(lists), -np.inf), held.copy(), read_only(filled(len(lists), np.inf)), lists.shape[1], 1
+        )
         records, m = self._read(rows), len(lists)
         keys, found = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
         taken = self._rows_of(records)
         bits = taken.vectors.view(np.uint16) if taken.vectors.dtype == np.float16 else taken.vectors
         about = read_only(bits), read_only(taken.norms), METRICS[taken.metric]
-        rank(ready[some], *about, lists, held, keys, found, sizes, dropped)
-        settle(keys, found, sizes, dropped, read_only(np.full(m, -np.inf, np.float32)), tied)
+        rank(ready[some], *about, *kept, keys, found, sizes, dropped, read_only(filled(m, -np.inf)), tied)
         hit = found >= 0
         self._keep(np.unique(found[hit]), rows, records)
         found[hit] = rows[found[hit]]

@@ -2,11 +2,12 @@
 
 For each block of 32 rows, sixteen dimensions at a time: four bits of each row are looked up in a query's table by one byte
 shuffle, and their sums are added as 16-bit numbers, of the even bytes and of the odd ones (Andre, Kermarrec and Le Scouarnec,
-VLDB 2015). Queries that go together share the loads and the splitting of bytes into halves; one alone, which waits for memory,
-asks for the codes a page ahead. Estimates are compared with the least that counts as soon as a block is done, and only rows
-that reach it go to the query's *list*: entries as `kernels.select` has them. A list that is full is cut to the best; what is
-kept in the end (`shorten`) are those of the `most` best of all rows, by (estimate, row), that are among the `near` best or
-estimated less than `reach` below the last of these, whatever the order of the work. Blocks without an allowed row are not read.
+VLDB 2015). Queries that go together share the loads and the splitting of bytes into halves; one alone loads its table for two
+blocks at once, and, since it waits for memory, asks for the codes a page ahead. Estimates are compared with the least that
+counts as soon as a block is done, and only rows that reach it go to the query's *list*: entries as `kernels.select` has them. A
+list that is full is cut to the best; what is kept in the end (`shorten`) are those of the `most` best of all rows, by
+(estimate, row), that are among the `near` best or estimated less than `reach` below the last of these, whatever the order of
+the work. Blocks without an allowed row are not read.
 
 Where there is no AVX2, a plain kernel finds the same sums. A `Plan` says how the work is cut up, which changes no answer. All
 are safe in any thread; lists are the caller's.
@@ -27,7 +28,7 @@ from ..kernels.compile import intrinsic, kernel
 from ..kernels.distances import fetch, fma, key_of, load, pair, pointer, prefetch, read_only
 from ..kernels.product import AVX2
 from ..kernels.scan import lowest
-from ..kernels.select import keep_least, key_in, offer, packed, row_in
+from ..kernels.select import keep_least, key_in, offer, packed, row_in, settle
 
 TOGETHER = 4  # queries that share what is done for a block, at most
 _BYTES_TOGETHER = 255 // LEVELS // 2  # of a code, whose lookups are added as bytes
@@ -81,6 +82,10 @@ class Lists(NamedTuple):
         far = read_only(filled(m, np.inf) if reach is None else reach)
         return Lists(np.empty((m, room), np.uint64), sizes, least, due, far, most, near)
 
+    def as_they_are(self) -> Lists:
+        """Lists from which nothing more is cut."""
+        return self._replace(reach=read_only(filled(len(self.sizes), np.inf)), most=self.entries.shape[1])
+
 
 def filled(m: int, value: float) -> npt.NDArray[np.float32]:
     """(m,); as np.full, which takes five times as long: a tenth of a query's time is what surrounds it."""
@@ -89,14 +94,13 @@ def filled(m: int, value: float) -> npt.NDArray[np.float32]:
     return found
 
 
-def _sums_of(together: int) -> Any:
-    """The intrinsic that adds up a block's lookups for so many queries."""
+def _sums_of(together: int, blocks: int = 1) -> Any:
+    """The intrinsic that adds up the lookups of a block for so many queries, or of several blocks for one."""
 
     @intrinsic
     def sums(typing: Any, codes: Any, block: Any, tables: Any, q: Any, ahead: Any, out: Any) -> Any:
-        """out[j, r] = what the bits of row r of a block find in the table of query q + j. out: (TOGETHER, 32) uint16.
-
-        ahead: see Plan.
+        """out[j, r] = what the bits of row r of a block find in the table of query q + j; or those of the j-th of several
+        blocks in that of query q. out: (TOGETHER, 32) uint16. ahead: see Plan.
         """
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -115,6 +119,7 @@ def _sums_of(together: int) -> Any:
             eight = ir.Constant(_SHORTS, [8] * 16)
             length = builder.mul(bytes_, const(BLOCK))
             code = pointer(context, builder, code_type, codes, builder.mul(block, length), _I8)
+            places = [builder.gep(code, [builder.mul(length, const(b))]) for b in range(blocks)]
             starts = [
                 pointer(context, builder, table_type, tables, builder.mul(builder.add(q, const(j)), length), _I8)
                 for j in range(together)
@@ -124,24 +129,30 @@ def _sums_of(together: int) -> Any:
             builder.branch(loop)  # there are eight bytes at least
             builder.position_at_end(loop)
             at = builder.phi(_I64)
-            evens, odds = ([builder.phi(_SHORTS) for _ in range(together)] for _ in range(2))
+            evens, odds = ([builder.phi(_SHORTS) for _ in range(together * blocks)] for _ in range(2))
             even, odd = list(evens), list(odds)
             if together == 1:  # what comes next: the hardware's own prefetcher stops at pages
-                fetch(builder, builder.gep(code, [builder.add(at, ahead)]), *range(64, 8 * BLOCK, 64))
+                for each in places:
+                    fetch(builder, builder.gep(each, [builder.add(at, ahead)]), *range(64, 8 * BLOCK, 64))
             for start in range(0, 8, _BYTES_TOGETHER):
-                total: list[Any] = [None] * together
+                total: list[Any] = [None] * (together * blocks)
                 for byte in range(start, start + _BYTES_TOGETHER):
                     offset = builder.add(at, const(byte * BLOCK))
-                    both = load(builder, builder.bitcast(builder.gep(code, [offset]), _BYTES.as_pointer()), _BYTES)
-                    upper = builder.bitcast(builder.lshr(builder.bitcast(both, _SHORTS), four), _BYTES)
-                    halves = builder.and_(both, low), builder.and_(upper, low)
-                    for half, nibbles in enumerate(halves):
+                    split = []
+                    for each in places:
+                        both = load(builder, builder.bitcast(builder.gep(each, [offset]), _BYTES.as_pointer()), _BYTES)
+                        upper = builder.bitcast(builder.lshr(builder.bitcast(both, _SHORTS), four), _BYTES)
+                        split.append((builder.and_(both, low), builder.and_(upper, low)))
+                    for half in range(2):
                         for j, table in enumerate(starts):
                             place = builder.gep(table, [builder.add(offset, const(16 * half))])
                             line = load(builder, builder.bitcast(place, _HALF.as_pointer()), _HALF)
-                            found = builder.call(shuffle, [builder.shuffle_vector(line, line, twice), nibbles])
-                            total[j] = found if total[j] is None else builder.add(total[j], found)
-                for j in range(together):
+                            line = builder.shuffle_vector(line, line, twice)
+                            for b, halves in enumerate(split):
+                                found = builder.call(shuffle, [line, halves[half]])
+                                before_it = total[j + b]
+                                total[j + b] = found if before_it is None else builder.add(before_it, found)
+                for j in range(together * blocks):
                     words = builder.bitcast(total[j], _SHORTS)
                     even[j] = builder.add(even[j], words)
                     odd[j] = builder.add(odd[j], builder.lshr(words, eight))
@@ -154,7 +165,7 @@ def _sums_of(together: int) -> Any:
                     phi.add_incoming(ir.Constant(_SHORTS, [0] * 16), before)
                     phi.add_incoming(result, loop)
             builder.position_at_end(after)
-            for j in range(together):
+            for j in range(together * blocks):
                 # The even bytes were added with the odd ones above them, which are taken off again.
                 first = builder.sub(even[j], builder.shl(odd[j], eight))
                 for half, value in enumerate((first, odd[j])):
@@ -179,7 +190,15 @@ def plain_sums(codes, block, tables, first, together, ahead, out):
             out[j, place // 2 + (place & 1) * (BLOCK // 2)] = np.uint16(total)
 
 
-_one, _two, _four = _sums_of(1), _sums_of(2), _sums_of(4)
+@kernel
+def plain_pair(codes, block, tables, q, ahead, out):
+    """out[j, r] for block + j, without vectors."""
+    plain_sums(codes, block + 1, tables, q, 1, ahead, out)
+    out[1] = out[0]
+    plain_sums(codes, block, tables, q, 1, ahead, out)
+
+
+_one, _two, _four, _pair = _sums_of(1), _sums_of(2), _sums_of(4), _sums_of(1, 2)
 
 
 @kernel
@@ -191,6 +210,12 @@ def fast_sums(codes, block, tables, first, together, ahead, out):
         _two(codes, block, tables, first, ahead, out)
     else:
         _one(codes, block, tables, first, ahead, out)
+
+
+@kernel
+def fast_pair(codes, block, tables, q, ahead, out):
+    """Two blocks for one query: out[j, r] for block + j."""
+    _pair(codes, block, tables, q, ahead, out)
 
 
 @intrinsic
@@ -243,7 +268,7 @@ def allowed_in(allowed, n, block):
     return bits & np.uint64(0xFFFF_FFFF)
 
 
-def _scan_of(sums: Any) -> Any:
+def _scan_of(sums: Any, pair_of_blocks: Any) -> Any:
     @kernel
     def scan(tables, terms, codes, factors, n, allowed, first, last, plan, lists, sizes, least, due, reach, most, near):
         """Offers the rows of blocks first..last to the list of each query. Returns how many blocks were read.
@@ -262,25 +287,36 @@ def _scan_of(sums: Any) -> Any:
                 together = together_at_most
                 while together > m - q:
                     together //= 2
-                for block in range(start, stop):
+                block = start
+                while block < stop:
                     mask = allowed_in(allowed, n, block)
                     if mask == 0:
+                        block += 1
                         continue
-                    read += 1
-                    sums(codes, block, tables, q, together, ahead, found)
-                    for j in range(together):
-                        one = q + j
+                    following = np.uint64(0)
+                    if together == 1 and block + 1 < stop:
+                        following = allowed_in(allowed, n, block + 1)
+                    several = together if following == 0 else 2  # queries, or blocks
+                    if following == 0:
+                        sums(codes, block, tables, q, together, ahead, found)
+                    else:
+                        pair_of_blocks(codes, block, tables, q, ahead, found)
+                    for j in range(several):
+                        one, here = (q + j, block) if following == 0 else (q, block + j)
                         t, b, s = np.float32(terms[one, 0]), np.float32(terms[one, 1]), np.float32(terms[one, 2])
-                        bits = _reached(found, j, factors, block, t, b, s, least[one], guess) & mask
+                        bits = _reached(found, j, factors, here, t, b, s, least[one], guess)
+                        bits &= mask if here == block else following
                         while bits:
                             r = lowest(bits)
                             bits &= bits - np.uint64(1)
-                            lists[one, sizes[one]] = packed(guess[r], block * BLOCK + r)
+                            lists[one, sizes[one]] = packed(guess[r], here * BLOCK + r)
                             sizes[one] += 1
                             if sizes[one] == due[one]:
                                 cut(lists, sizes, least, due, reach, most, near, one)
                                 # Rows of this block were chosen by what had to be reached before; a later row of the same
                                 # estimate would be cut anyway.
+                    read += 1 if following == 0 else 2
+                    block += 1 if following == 0 else 2
                 q += together
         return read
 
@@ -321,14 +357,18 @@ def shorten(lists, sizes, least, due, reach, most, near):
         cut(lists, sizes, least, due, reach, most, near, q)
 
 
-scan, plain_scan = _scan_of(fast_sums if AVX2 else plain_sums), _scan_of(plain_sums)
+plain_scan = _scan_of(plain_sums, plain_pair)
+scan = _scan_of(fast_sums, fast_pair) if AVX2 else plain_scan
 
 
 @kernel
-def rank(queries, vectors, norms, metric, lists, sizes, keys, rows, held, dropped):
-    """Offers the rows of each list to the heap of its query. Returns how many."""
+def rank(
+    queries, vectors, norms, metric, lists, sizes, least, due, reach, most, near, keys, rows, held, dropped, floors, tied
+):  # fmt: skip
+    """Shortens the lists, compares their rows, and leaves the best, in order (`kernels.select`). Returns how many they were."""
     m, d = queries.shape
     looked = 0
+    shorten(lists, sizes, least, due, reach, most, near)
     for q in range(m):
         size = sizes[q]
         mine = np.empty(size, np.int64)
@@ -343,4 +383,5 @@ def rank(queries, vectors, norms, metric, lists, sizes, keys, rows, held, droppe
             key = key_of(pair(queries, q * d, vectors, row * d, d, metric, ahead), norms[row], metric)
             offer(keys, rows, held, dropped, q, key, row)
         looked += size
+    settle(keys, rows, held, dropped, floors, tied)
     return looked

@@ -22,7 +22,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,6 @@ from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
 from ..cores import usable
 from ..flat.search import FlatSearcher
 from ..kernels.distances import METRICS, read_only
-from ..kernels.select import settle
 from .gate import LATER, NEAREST, RECALLS, Verdict, best_of, verdict_of
 from .layout import LISTS, TRIED, entropy_in, measured_in, more_bits_in, opened
 from .margin import MOST, Decline
@@ -282,10 +281,9 @@ class MIBSearcher:
         blocks, passed, looked = 0, 0, 0
         for start in range(0, m, _TILE):
             some = slice(start, min(m, start + _TILE))
-            heaps = keys[some], rows[some], sizes[some], dropped[some]
-            more = self._tile(queries[some], k, short, last, words, *heaps, control)
+            heaps = keys[some], rows[some], sizes[some], dropped[some], lowest[some], tied[some]
+            more = self._tile(queries[some], k, short, last, words, heaps, control)
             blocks, passed, looked = blocks + more[0], passed + more[1], looked + more[2]
-        settle(keys, rows, sizes, dropped, lowest, tied)
         coded, read = blocks * self.lists.block_bytes + passed * self.lists.plane_bytes, looked * self._row_bytes
         seen = {"rows in short lists": looked, "bytes of codes": coded}
         if last < short:
@@ -293,11 +291,11 @@ class MIBSearcher:
         return Hits(keys, rows, sizes.astype(np.int32), tied, m * self._among(words), coded + read, seen)
 
     def _tile(
-        self, queries: npt.NDArray[np.float32], k: int, short: int, last: int, words: Bitmap, keys: Keys,
-        rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], dropped: npt.NDArray[np.float32], control: Control | None,
+        self, queries: npt.NDArray[np.float32], k: int, short: int, last: int, words: Bitmap, heaps: tuple[Any, ...],
+        control: Control | None,
     ) -> tuple[int, int, int]:  # fmt: skip
-        """Fills the heaps of some queries. Returns how many blocks were read, for all together, rows looked at by all their
-        bits, and rows compared.
+        """Fills the heaps of some queries, and settles them. Returns how many blocks were read, for all together, rows looked
+        at by all their bits, and rows compared.
         """
         m, blocks = len(queries), len(self.bits.codes)
         ready, tables, terms, turned = self.encoder.ask(queries)
@@ -310,11 +308,12 @@ class MIBSearcher:
             read += scan(tables, terms, *self.bits, words, first, min(blocks, first + step), plan, *lists)
         if control is not None:
             control.poll()
-        shorten(*lists)
-        passed, mine = 0, lists[:2]
+        passed = 0
         if last < short:
-            passed = refine(turned, terms, self._planes, self._scales, self.bits.factors, last, *mine)
-        return read, passed, rank(ready, self._vectors, self._norms, self._metric, *mine, keys, rows, sizes, dropped)
+            shorten(*lists)
+            passed = refine(turned, terms, self._planes, self._scales, self.bits.factors, last, *lists[:2])
+            lists = lists.as_they_are()
+        return read, passed, rank(ready, self._vectors, self._norms, self._metric, *lists, *heaps)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """See FlatSearcher."""
