@@ -59,6 +59,7 @@ def data_sets(kinds: Sequence[str] = ("images", "synthetic", "text"), rows: int 
     made: dict[str, Callable[[], DataSet | None]] = {
         "images": _images, "synthetic": synthetic, "text": _text,
         "minilm": partial(_text, "text-minilm-20480", "minilm"), "text200k": partial(_text, "text-wordllama-200000", "text200k"),
+        "minilm50k": partial(_text, "text-minilm-54000", "minilm50k"),
     }  # fmt: skip
     for kind in kinds:
         each = made[kind]()

@@ -25,7 +25,7 @@ from vecdb_index.mib.backend import BACKEND
 from vecdb_index.mib.gate import RECALLS, best_of, lists_of, measured, verdict_of
 from vecdb_index.mib.margin import Decline
 from vecdb_index.mib.params import MIB
-from vecdb_index.mib.scan import Lists, Plan, fast_sums, plain_scan, plain_sums, scan, shorten
+from vecdb_index.mib.scan import Lists, Plan, fast_pair, fast_sums, plain_pair, plain_scan, plain_sums, scan, shorten
 from vecdb_index.mib.search import MIBSearcher
 from vecdb_index.mib.tuning import usual
 
@@ -82,7 +82,7 @@ def test_short_lists_are_the_best_of_the_full_ranking(
     searcher, queries = opened(stored(drawn(n, d, seed) + 0.1, metric)), drawn(m, d, seed + 1)
     flags = np.random.default_rng(seed).random(n) < share
     words = NONE if share == 1 else bitmap(flags)
-    whole = listed(searcher, queries, count, words=words)
+    whole, two_blocks = listed(searcher, queries, count, words=words), Plan(4, 1 << 17, 0)
     for others in (
         listed(searcher, queries, count, plain_scan, words),
         listed(searcher, queries, count, words=words, step=1),
@@ -91,6 +91,8 @@ def test_short_lists_are_the_best_of_the_full_ranking(
         listed(searcher, queries, count, words=words, plan=Plan(4, 1 << 13, 64)),
         listed(searcher, queries, count, words=words, step=3, room=count + 1),
         [listed(searcher, queries[q : q + 1], count, words=words)[0] for q in range(m)],
+        [listed(searcher, queries[q : q + 1], count, words=words, plan=two_blocks)[0] for q in range(m)],
+        [listed(searcher, queries[q : q + 1], count, plain_scan, words, plan=two_blocks)[0] for q in range(m)],
     ):
         assert all(np.array_equal(a, b) for a, b in zip(whole, others, strict=True))
     ranks = estimates(searcher, queries)
@@ -148,6 +150,10 @@ def test_the_greatest_sums_do_not_overflow(width: int) -> None:
         plain_sums(codes, 0, tables, first, together, 4096, plain)
         assert (plain[:together] == columns * int(tables[0, 0, 15])).all()
         assert np.array_equal(fast, plain)
+    twice = np.repeat(codes, 2, axis=0)
+    fast_pair(twice, 0, tables, 0, 0, fast)
+    plain_pair(twice, 0, tables, 0, 0, plain)
+    assert np.array_equal(fast[:2], plain[:2]) and (plain[:2] == columns * int(tables[0, 0, 15])).all()
 
 
 def test_both_kernels_find_the_same_sums() -> None:
@@ -160,6 +166,10 @@ def test_both_kernels_find_the_same_sums() -> None:
             fast_sums(codes, block, tables, first, together, 0, fast)
             plain_sums(codes, block, tables, first, together, 4096, plain)
             assert np.array_equal(fast, plain)
+        for block, q in ((0, 0), (1, 4)):
+            fast_pair(codes, block, tables, q, 0, fast)
+            plain_pair(codes, block, tables, q, 0, plain)
+            assert np.array_equal(fast[:2], plain[:2])
 
 
 @METRIC

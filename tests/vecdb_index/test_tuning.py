@@ -34,6 +34,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_nothing_was_measured_the_usual_plan_serves(folder: Path) -> None:
     assert plan_of(384) == usual(384) == Plan(4, 128 << 10, 4096) and usual(4096).together == 2
+    assert plan_of(384, 1 << 20) == Plan(4, 128 << 10, 0), "of codes that a cache holds nothing is asked for ahead"
     assert not list(folder.iterdir())
 
 

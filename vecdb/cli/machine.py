@@ -171,4 +171,4 @@ def _kernels(widths: list[int], json: bool) -> None:
     if json:
         output.print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        output.table(columns, rows, "how bits are scanned here; queries that are several count each")
+        output.table(columns, rows, "how bits are scanned here, 0 ahead by two blocks at once; several queries count each")

@@ -88,7 +88,7 @@ class SegmentSearch:
         ready, tables, terms, turned = encoder.ask(queries)
         best: list[npt.NDArray[np.uint64]] = [np.zeros(0, np.uint64)] * m
         worst = np.full(m, -np.inf, np.float32)  # estimates of the last ones of full lists
-        blocks, plan, lengths = self._header.blocks, plan_of(field.width), terms[:, LENGTH]
+        blocks, plan, lengths = self._header.blocks, plan_of(field.width, 0), terms[:, LENGTH]
         *_, reach, most, near = field.lists.empty(k, short, lengths)
         pieces = -(-blocks // field.stripe)
         arrived = self._reader.pieces(f"codes:{field.name}", 0, pieces, self._tally, self._control, self._stripes)

@@ -32,7 +32,7 @@ from .tuning import WORTH, plan_of, tuned
 
 _LEARNED, _LEARNED_BYTES = 16_384, 32 << 20  # rows that an encoder is learned from, and their bytes as float32, at most
 _LEAST_TRIED = 2000  # rows; of fewer no rotation is the better one for sure
-_PROBES, _MOST_PROBES = 200, 1000  # queries of the gate, and of a trial, whose lists are shorter
+_PROBES, _MOST_PROBES = 200, 512  # queries of the gate, and of a trial, whose lists are shorter
 _LOOKED_AT = 2000  # rows for the entropy of bits
 _LONGEST = 1000  # rows of a short list in a trial
 _LISTED = 4  # a short list may be such a part of a sample; beyond, bits surely do not serve
@@ -59,7 +59,7 @@ def train(rows: Rows, params: MIB, budget: Budget, before: Arrays | None = None)
             return {**_learned(encoder, rows, sample, _UNTRIED), **_chosen({}, bits)}
         return {**_of_others(before), **_chosen({}, int(before["bits"][0]))}
     held = np.zeros(len(sample), np.bool_)
-    many = min(_MOST_PROBES, max(_PROBES, len(sample) // 16))
+    many = min(_MOST_PROBES, max(_PROBES, len(sample) // 32))
     held[np.linspace(0, len(sample) - 1, many).astype(np.int64)] = True
     others = sample[~held]
     some = Rows(np.ascontiguousarray(rows.vectors[others]), rows.norms[others], rows.metric)
@@ -179,7 +179,7 @@ def short_lists(
     codes, factors = encoder.coded(rows)
     _, tables, terms, turned = encoder.ask(queries)
     lists, every = Lists.of(len(queries), count), read_only(np.zeros(0, np.uint64))
-    scan(tables, terms, codes, factors, len(rows), every, 0, len(codes), plan_of(encoder.width), *lists)
+    scan(tables, terms, codes, factors, len(rows), every, 0, len(codes), plan_of(encoder.width, codes.nbytes), *lists)
     shorten(*lists)
     if depth > 1:
         planes, scales = more.room(encoder, len(rows), depth)
@@ -196,7 +196,7 @@ def memory_of(rows: Rows, threads: int, bits: int = 1) -> int:
     sampled = min(n, max(256, min(_LEARNED, _LEARNED_BYTES // (4 * max(1, d)))))
     learning = 40 * sampled * d + 24 * min(d, n, 4096) ** 2
     planes = bits * width // 8 + 4 if bits > 1 else 0
-    probes = min(_MOST_PROBES, max(_PROBES, sampled // 16))
+    probes = min(_MOST_PROBES, max(_PROBES, sampled // 32))
     needed: int = n * (width // 8 + 8 + planes) + threads * 8 * width * BLOCK + learning + 4 * TERMS * width * probes
     listed = max(_PROBES * sampled // _LISTED, probes * min(_LONGEST, sampled // _LISTED))
     needed += sampled * (width + 4) + 24 * listed + 8 * probes * KNOWN + (1 << 20)

@@ -3,11 +3,11 @@
 For each block of 32 rows, sixteen dimensions at a time: four bits of each row are looked up in a query's table by one byte
 shuffle, and their sums are added as 16-bit numbers, of the even bytes and of the odd ones (Andre, Kermarrec and Le Scouarnec,
 VLDB 2015). Queries that go together share the loads and the splitting of bytes into halves; one alone loads its table for two
-blocks at once, and, since it waits for memory, asks for the codes a page ahead. Estimates are compared with the least that
-counts as soon as a block is done, and only rows that reach it go to the query's *list*: entries as `kernels.select` has them. A
-list that is full is cut to the best; what is kept in the end (`shorten`) are those of the `most` best of all rows, by
-(estimate, row), that are among the `near` best or estimated less than `reach` below the last of these, whatever the order of
-the work. Blocks without an allowed row are not read.
+blocks at once where codes come from a cache, and where it waits for memory asks for them a page ahead. Estimates are compared
+with the least that counts as soon as a block is done, and only rows that reach it go to the query's *list*: entries as
+`kernels.select` has them. A list that is full is cut to the best; what is kept in the end (`shorten`) are those of the `most`
+best of all rows, by (estimate, row), that are among the `near` best or estimated less than `reach` below the last of these,
+whatever the order of the work. Blocks without an allowed row are not read.
 
 Where there is no AVX2, a plain kernel finds the same sums. A `Plan` says how the work is cut up, which changes no answer. All
 are safe in any thread; lists are the caller's.
@@ -49,7 +49,7 @@ class Bits(NamedTuple):
 class Plan(NamedTuple):
     """How a scan goes. together: queries that share what is done for a block, 1, 2 or 4. tile: bytes of codes that stay in a
     core's own cache while all queries pass over them. ahead: how many bytes before they are needed codes of a single query are
-    asked for, 0 for not at all.
+    asked for; 0 for not at all, and then two blocks are scanned at once.
     """
 
     together: int
@@ -294,7 +294,7 @@ def _scan_of(sums: Any, pair_of_blocks: Any) -> Any:
                         block += 1
                         continue
                     following = np.uint64(0)
-                    if together == 1 and block + 1 < stop:
+                    if together == 1 and ahead == 0 and block + 1 < stop:
                         following = allowed_in(allowed, n, block + 1)
                     several = together if following == 0 else 2  # queries, or blocks
                     if following == 0:

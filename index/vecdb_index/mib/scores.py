@@ -94,8 +94,8 @@ class Question:
         if most == 0:
             return np.zeros(0, np.float64), np.zeros(0, np.int64)
         count = most if count is None else min(count, most)
-        lists = Lists.of(1, count)
-        scan(self._tables, self._terms, *bits, read_only(words), 0, blocks, plan_of(self.encoder.width), *lists)
+        lists, plan = Lists.of(1, count), plan_of(self.encoder.width, bits.codes.nbytes)
+        scan(self._tables, self._terms, *bits, read_only(words), 0, blocks, plan, *lists)
         keys, rows = read(np.sort(lists.entries[0, : lists.sizes[0]])[:count])
         return keys * self._terms[0, 3] + self._terms[0, 4], rows
 

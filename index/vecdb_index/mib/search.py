@@ -299,7 +299,7 @@ class MIBSearcher:
         """
         m, blocks = len(queries), len(self.bits.codes)
         ready, tables, terms, turned = self.encoder.ask(queries)
-        lists, plan = self.lists.empty(k, short, terms[:, LENGTH]), plan_of(self.encoder.width)
+        lists, plan = self.lists.empty(k, short, terms[:, LENGTH]), plan_of(self.encoder.width, self.bits.codes.nbytes)
         step = blocks if control is None else max(64, _POLL // (m * BLOCK))
         read = 0
         for first in range(0, blocks, step):

@@ -25,7 +25,7 @@ from ..kernels.compile import cache_folder
 from ..kernels.distances import read_only
 from .scan import TOGETHER, Bits, Lists, Plan, scan
 
-WORTH = 16 << 20  # bytes of codes from which a build measures
+WORTH = 16 << 20  # bytes of codes that no cache holds: from there on a build measures
 _TILES = (64 << 10, 128 << 10, 256 << 10, 512 << 10)
 _AHEADS = (0, 2048, 4096, 8192)
 _NARROW = 1536  # dimensions up to which four queries go together; beyond, their tables fill the nearest cache
@@ -52,9 +52,10 @@ def usual(width: int) -> Plan:
     return Plan(TOGETHER if width <= _NARROW else TOGETHER // 2, 128 << 10, 4096)
 
 
-def plan_of(width: int) -> Plan:
-    """The plan for codes of so many bits. Measures nothing."""
-    return _plans().get(width) or usual(width)
+def plan_of(width: int, size: int = 1 << 62) -> Plan:
+    """The plan for codes of so many bits, of which there are `size` bytes. Measures nothing."""
+    plan = _plans().get(width) or usual(width)
+    return plan if size >= WORTH else plan._replace(ahead=0)
 
 
 def tuned(width: int) -> Plan:
