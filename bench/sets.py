@@ -5,7 +5,7 @@ Sets that cannot be made from a seed are read from `$VECDB_DATA` (default `~/.ca
 - `images784/`: `base.npy`, `query_test.npy`: pixels of pictures, l2; queries like the rows.
 - `text-wordllama-100000/`: `base.npy`, `queries.npy`: passages of documentation, cosine; the queries are first sentences of
   documents, which are unlike the passages. 2,000 passages are held out as queries that are like the rows. Likewise
-  `text-wordllama-200000/` (text200k) and `text-minilm-20480/` (minilm), of another encoder.
+  `text-wordllama-200000/` (text200k), `text-minilm-20480/` and `text-minilm-54000/` (minilm, minilm50k), of another encoder.
 - `judged-*/`: `base.npy`, `queries.npy`, and `grades.npy`, (n, 3): query, row, and how much this says about it, 0 where not listed.
 
 No query is ever used to choose anything: not to build an index, not to calibrate, not to set a parameter of vecdb.
