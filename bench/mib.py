@@ -81,9 +81,9 @@ def main() -> None:
     print("\n## Encoding, factors included, one thread\n")
     _encoding(rounds)
     print("\n## Memory, one thread\n")
-    for each in data_sets(["text"], rows):
+    for each in data_sets(["text", "text200k"], rows):
         _memory(each)
-    print("\n## Recall asked and delivered: queries that no build has seen, of five collections\n")
+    print("\n## Recall asked and delivered: queries that no build has seen\n")
     _delivered(rows)
     print("\n## Through the API\n")
     for each in data_sets(["text"], rows):

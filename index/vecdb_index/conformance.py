@@ -544,6 +544,9 @@ def its_cost_is_a_time_that_grows_with_work(backend: Backend, made: Made) -> Non
     assert all(0 < cost < 10 for cost in costs)
     assert costs == sorted(costs)
     assert 0 < searcher.cost(10, 0.5, 0.01) < 10
+    spreads = [searcher.spread(bitmap(np.arange(4000) % 100 == 0)), searcher.spread(bitmap(np.arange(4000) < 40))]
+    assert all(0 < spread <= 1 for spread in spreads) and spreads[1] <= spreads[0]
+    assert 0 < searcher.cost(10, 0.5, 0.01, 1, spreads[1]) <= searcher.cost(10, 0.5, 0.01, 1, spreads[0])
 
 
 def _raises(kind: type[Exception], act: Callable[[], Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,6 +18,7 @@ from served import Wire, fill
 
 import vecdb
 from vecdb import Dense
+from vecdb.index import MIB
 from vecdb.server.keys import FILE, Keys
 from vecdb.wire import messages
 
@@ -55,6 +57,30 @@ def test_metrics_count_requests_by_method_and_status(serving: Any) -> None:
     assert of(found, "vecdb_collection_rows", collection="docs") == 30
     assert of(found, "vecdb_requests_inside") == 0
     assert of(found, "vecdb_resident_bytes") > 10e6
+
+
+def test_metrics_have_the_figures_of_indexes(serving: Any) -> None:
+    """Of bits their entropy and that of the rows the encoder knew, which is drift; and whether another index is advised."""
+    served = serving(metrics_port=0)
+    rng = np.random.default_rng(0)
+    db = served.connect()
+    good = db.create_collection("good", Dense(256, index="mib"))
+    good.upsert(ids=range(3000), vectors=rng.standard_normal((3000, 256)).astype(np.float32))
+    poor = db.create_collection("poor", Dense(8, metric="l2", index=MIB(bits=1)))
+    poor.upsert(ids=range(3000), vectors=rng.exponential(1, (3000, 8)).astype(np.float32))
+    for docs in (good, poor):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            docs.flush()
+        docs.search(np.ones(docs.fields["vector"].dim), 3)  # an index tells of itself from its first search on
+    found = figures(served.server)
+    for docs, advised in ((good, 0), (poor, 1)):
+        where = {"collection": docs.name, "field": "vector"}
+        assert of(found, "vecdb_index_advised", **where) == advised
+        told = docs.info().indexes["vector"].figures
+        assert told.keys() >= {"entropy of a bit", "entropy of a bit, of the rows that the encoder knew"}
+        for name, value in told.items():
+            assert of(found, "vecdb_index_figure", figure=name, **where) == pytest.approx(value)
 
 
 def test_metrics_count_those_who_are_sent_away(serving: Any) -> None:

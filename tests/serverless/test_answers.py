@@ -129,6 +129,33 @@ def test_several_segments_and_two_fields_one_of_which_some_points_lack(tmp_path:
                 there.search([1, 2], field="plain")
 
 
+@pytest.mark.filterwarnings("ignore::vecdb.errors.PoorlyServed")
+@pytest.mark.parametrize("params", [MIB("none", 1), MIB("hadamard", 1, "median", 30), MIB("itq", 2, prefix=50)], ids=str)
+def test_lists_by_a_margin_of_a_prefix_or_about_a_median_are_those_at_home(tmp_path: Path, params: MIB) -> None:
+    """Of clusters of many sizes, for which lists go by a margin; also where codes arrive in several ranges."""
+    rng, share = np.random.default_rng(0), 1 / np.arange(1, 61)
+    clusters, scale = rng.standard_normal((60, DIM)), 0.98 ** np.arange(DIM)
+    made = (clusters[rng.choice(60, 6040, p=share / share.sum())] + 0.7 * rng.standard_normal((6040, DIM))) * scale
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM, index=params))
+        docs.upsert(ids=range(6000), vectors=made[40:], payloads=[{"n": i} for i in range(6000)])
+        docs.flush()
+        docs.delete(range(0, 6000, 11))
+        docs.export_codes(tmp_path / "codes")
+        lists = header_of(the_object(tmp_path / "codes")).fields["vector"].lists
+        assert lists.width == 64 and lists.decline.least <= 300
+        with serving(tmp_path / "codes") as server, vecdb.open_codes(server.url) as there:
+            lengths = set()
+            for recall in (0.8, 0.95, 0.99):
+                check_same(there, docs, made[:40], recall=recall)
+                for query in made[:5]:
+                    mine, right = (each.search(query, recall=recall, explain=True).plan.parts[0].seen for each in (there, docs))
+                    assert {name: mine[name] for name in right} == right
+                    lengths.add(right.get("rows looked at by all bits", right["rows in short lists"]))
+            assert len(lengths) > 3, "lists of one length for each recall"
+        assert there.info().indexes["vector"].bytes == -(-6000 // 32) * layout.block_bytes(64)
+
+
 @pytest.mark.parametrize(("dim", "rows"), [(1, 300), (63, 1), (65, 33), (65, 1000), (4097, 70)])
 @pytest.mark.parametrize("rotation", ["none", "hadamard"])
 def test_widths_and_numbers_of_rows_that_fit_nothing(tmp_path: Path, dim: int, rows: int, rotation: str) -> None:

@@ -200,3 +200,22 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert command(capsys, "stats", "--db", server.url)[0] == 5
     for wrong in (["--codes", "x", "--out", "y.npy"], [], ["--codes", "x", "--where", "n > 1"]):
         assert command(capsys, "export", "docs", "--db", path, *wrong)[0] == 4
+
+
+def test_urls_that_fsspec_cannot_open_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that is missing, a protocol that nobody knows, and a server that is not there."""
+    with pytest.raises(InvalidInput, match="nowhere"):
+        vecdb.open_codes("nowhere://bucket/codes")
+
+    def opening(error: Exception) -> Any:
+        def url_to_fs(url: str, **options: Any) -> Any:
+            raise error
+
+        return url_to_fs
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", opening(ImportError("Install s3fs to access S3")))
+    with pytest.raises(Unsupported, match=r"s3://bucket/codes: Install s3fs.*vecdb\[cloud\]"):
+        vecdb.open_codes("s3://bucket/codes")
+    monkeypatch.setattr("fsspec.core.url_to_fs", opening(OSError("Name or service not known")))
+    with pytest.raises(StorageError, match="cannot reach ftp://there/codes: Name or service"):
+        vecdb.open_codes("ftp://there/codes")

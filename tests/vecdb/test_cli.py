@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from vecdb_index.mib import tuning
 
 import vecdb
 from vecdb import Dense, Sparse
@@ -223,6 +224,29 @@ def test_files_out(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 300
     assert "overwrite" in wrong(capsys, 9, "export", "docs", "--out", "out.parquet")
     assert ".parquet" in wrong(capsys, 4, "export", "docs", "--out", "out.xlsx")
+
+
+def test_kernels_are_measured_and_the_fastest_plans_kept(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a database, and with one that has no collection of that name; one that has is measured itself."""
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(tuning, "_known", None)
+    for size in ("_ALONE", "_BATCH"):
+        monkeypatch.setattr(tuning, size, 1 << 16)
+    monkeypatch.delenv("VECDB_DB", raising=False)
+    for more in ((), ("--db", "my.db")):
+        rows = facts(capsys, "bench", "kernels", "--width", "100", "--width", "128", *more)
+        assert {row["bits"] for row in rows} == {128} and {row["queries"] for row in rows} == {1, 16}
+        assert all(row["million rows a second"] > 0 for row in rows)
+        alone, together = ([row for row in rows if row["queries"] == n and row["kept"]] for n in (1, 16))
+        plan = tuning.plan_of(128)
+        assert [row["asked for ahead, bytes"] for row in alone] == [plan.ahead]
+        assert [(row["together"], row["KiB at a time"] << 10) for row in together] == [plan[:2]]
+    assert [each.name for each in tmp_path.glob("plans*")] == ["plans.json"]
+    assert "--db" in wrong(capsys, 4, "bench", "docs")
+    say(capsys, "create", "kernels", "--dim", "3", "--db", "my.db")
+    assert "no point" in wrong(capsys, 4, "bench", "kernels", "--db", "my.db")
 
 
 def test_machine_and_map(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

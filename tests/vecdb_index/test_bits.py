@@ -246,6 +246,9 @@ def test_bits_of_a_prefix_are_those_of_rows_that_are_cut(rotation: str, d: int, 
         for one, other in zip(mine[1:], numbers, strict=True):
             assert np.array_equal(one, other)
     assert np.allclose(mine[2], numbers[1], rtol=1e-4, atol=1e-6)
+    for wrong in (-1, d + 1):
+        with pytest.raises(ValueError, match="a prefix"):
+            Encoder.of(rows, np.arange(500), rotation, prefix=wrong)
     again = Encoder.opened(whole.arrays(), rows)
     assert again.check == whole.check and (prefix == d or whole.check != small.check)
     if prefix < d:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from vecdb_index.conformance import drawn, stored
-from vecdb_index.contract import Budget
+from vecdb_index.contract import Budget, Part
 from vecdb_index.mib import build, tuning
 from vecdb_index.mib.backend import BACKEND
 from vecdb_index.mib.params import MIB
 from vecdb_index.mib.scan import Plan
+from vecdb_index.mib.search import MIBSearcher
 from vecdb_index.mib.tuning import measure, plan_of, tuned, usual
 
 
@@ -102,18 +103,30 @@ def test_only_builds_of_many_codes_measure(monkeypatch: pytest.MonkeyPatch) -> N
     BACKEND.build(rows, {}, bits, Budget(), lambda share: None)
     assert not seen
     monkeypatch.setattr(build, "WORTH", 300 * 128 // 8)
-    BACKEND.build(rows, {}, bits, Budget(memory=1 << 30), lambda share: None)
-    assert not seen, "what it would take was not asked for"
-    BACKEND.build(rows, {}, bits, Budget(), lambda share: None)
-    assert seen == [128]
+    enough = build.memory_of(rows, 1) + tuning.MEMORY
+    BACKEND.build(rows, {}, bits, Budget(memory=enough - 1), lambda share: None)
+    assert not seen, "there is no memory for it"
+    for memory in (None, enough):
+        BACKEND.build(rows, {}, bits, Budget(memory=memory), lambda share: None)
+    assert seen == [128, 128]
+    known = BACKEND.train(rows, bits, Budget())
+    part = Part(rows, BACKEND.build(rows, known, bits, Budget(memory=enough - 1), lambda share: None), np.arange(300))
+    assert BACKEND.merge([part], rows, known, bits, Budget(memory=enough)) is not None and seen == [128, 128, 128]
 
 
 def test_no_plan_changes_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "WORTH", 0)  # or nothing is asked for ahead
     rows, queries = stored(drawn(5000, 100), "l2"), drawn(11, 100, seed=1)
     found = []
     for plan in (usual(128), Plan(1, 1, 0), Plan(2, 1 << 12, 4096), Plan(4, 1 << 30, 8192)):
         monkeypatch.setattr(tuning, "_known", {128: plan})
         searcher = BACKEND.open(BACKEND.build(rows, {}, MIB(bits=1), Budget(), lambda share: None), {}, rows, MIB(bits=1))
-        hits = searcher.search(queries, 10, 0.3)
-        found.append((hits.rows, hits.keys))
+        assert isinstance(searcher, MIBSearcher)
+        for each in (queries, queries[:1]):
+            hits = searcher.look(each, 10, 60)
+            found.append((hits.rows, hits.keys))
+    exact = searcher.exact.search(queries, 10)
+    assert not np.array_equal(found[0][0], exact.rows), "or lists let everything through, and nothing is compared"
+    assert all(np.array_equal(a[:1], b) for a, b in zip(found[0], found[1], strict=True))
+    found = found[::2]
     assert all(np.array_equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

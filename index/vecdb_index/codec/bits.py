@@ -111,7 +111,9 @@ class Encoder:
     ) -> Encoder:
         """Learned from some of the rows, of which there may be none. centre: one of CENTRES. prefix: m; 0: all of a row."""
         dim = rows.vectors.shape[1]
-        d = min(prefix or dim, dim)
+        d = prefix or dim
+        if not 0 < d <= dim:
+            raise ValueError(f"a prefix of {prefix:,} is none of rows of {dim:,} numbers")
         if d > WIDEST:
             raise ValueError(f"rows of {d:,} numbers are too long for bits; the most is {WIDEST:,}")
         width = width_of(d)

@@ -28,7 +28,7 @@ from .params import MIB
 from .scan import Bits, Lists, scan, shorten
 from .scores import fitted, fitting
 from .search import MIBSearcher
-from .tuning import WORTH, plan_of, tuned
+from .tuning import MEMORY, WORTH, plan_of, tuned
 
 _LEARNED, _LEARNED_BYTES = 16_384, 32 << 20  # rows that an encoder is learned from, and their bytes as float32, at most
 _LEAST_TRIED = 2000  # rows; of fewer no rotation is the better one for sure
@@ -218,8 +218,6 @@ def build(rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Pr
     _check_memory(rows, depth, budget)
     progress(0.1)
     codes, factors = encoder.room(n)
-    if codes.nbytes >= WORTH and budget.memory is None:
-        tuned(encoder.width)
     deeper = more.room(encoder, n, depth) if depth > 1 else None
 
     def fill(start: int) -> None:
@@ -247,8 +245,10 @@ def _stored(
     encoder: Encoder, rows: Rows, codes: npt.NDArray[np.uint8], factors: npt.NDArray[np.float32],
     deeper: tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | None, budget: Budget,
 ) -> dict[str, npt.NDArray[Any]]:  # fmt: skip
-    """Codes of all rows, and what is measured of the first bits."""
+    """Codes of all rows, and what is measured of the first bits; and of this machine, if these are the first so many."""
     depth = 1 if deeper is None else 8 * deeper[0].shape[1] // encoder.width
+    if codes.nbytes >= WORTH and (budget.memory is None or memory_of(rows, budget.threads, depth) + MEMORY <= budget.memory):
+        tuned(encoder.width)
     bits, there = Bits(read_only(codes), read_only(factors), len(rows)), np.flatnonzero(_flags(rows) & (rows.norms > 0))
     likelihood, decline = fitted(encoder, bits, rows, there, budget)
     arrays: dict[str, npt.NDArray[Any]] = {

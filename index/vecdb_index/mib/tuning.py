@@ -1,8 +1,9 @@
 """Which plan of a scan is the fastest on this machine, for codes of a width: measured, and kept with the compiled kernels.
 
-The first build of an index whose codes are more than caches hold measures it, in less than a second; `vecdb bench kernels` does
-so at any time, and prints what it saw. Until then, and where no file can be written, a plan serves that is good on machines
-with AVX2. No plan changes an answer. Safe in any thread, and in several processes: the file is replaced whole.
+The first build or merge of an index whose codes are more than caches hold measures it, in about a second, if there is memory;
+`vecdb bench kernels` does so at any time, and prints what it saw. Until then, and where no file can be written, a plan serves
+that is good on machines with AVX2. No plan changes an answer. Safe in any thread, and in several processes: the file is
+replaced whole.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _TILES = (64 << 10, 128 << 10, 256 << 10, 512 << 10)
 _AHEADS = (0, 2048, 4096, 8192)
 _NARROW = 1536  # dimensions up to which four queries go together; beyond, their tables fill the nearest cache
 _ALONE, _BATCH = 64 << 20, 8 << 20  # bytes of codes that are scanned, for one query and for several
+MEMORY = 2 * (_ALONE + _BATCH)  # bytes that a measurement takes, at most
 _QUERIES, _COUNT, _ROUNDS = 16, 100, 5
 _SURELY = 0.97  # of the time of the usual plan, that another must take to replace it
 _FILE = "plans.json"
@@ -66,7 +68,7 @@ def tuned(width: int) -> Plan:
 
 
 def measure(width: int) -> list[Tried]:
-    """Tries all plans, and keeps the best. Takes 80 MiB of memory meanwhile."""
+    """Tries all plans, and keeps the best. Takes MEMORY meanwhile."""
     rng, plan = np.random.default_rng(0), usual(width)
     tables = rng.integers(0, 15, (_QUERIES, width // 4, 16), dtype=np.uint8)
     terms = np.zeros((_QUERIES, TERMS))
