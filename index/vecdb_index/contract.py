@@ -79,7 +79,8 @@ class Hits:
 
     keys: (m, k) float32. rows: (m, k) int64, -1 beyond lengths. lengths: (m,) int32. tied: (m,) bool, true when a row that
     was left out is known to have exactly the key of the last hit. scored: rows compared with a query; bytes: of vectors read.
-    seen: what else a backend has to tell of its work, by name, for `explain`.
+    seen: what else a backend has to tell of its work, by name, for `explain`. spent: seconds of its stages, of all threads.
+    bound: of a single query, a key which the estimates of rows that were not compared do not exceed; None where there is none.
     """
 
     keys: Keys
@@ -89,6 +90,8 @@ class Hits:
     scored: int
     bytes: int
     seen: Mapping[str, int] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
+    bound: float | None = None
 
 
 class Cancelled(Exception):
@@ -185,8 +188,9 @@ class Searcher(Protocol):
     """Searches the rows of one segment. Safe in any thread.
 
     exact: an exact searcher of the same rows; over what the index holds of them, where that is quicker. A searcher may have
-    `figures`, a mapping of names to numbers: what people want to know of the index; and `advice`, a text: why these rows are
-    better served otherwise, and how, or "" where all is well.
+    `figures`, a mapping of names to numbers: what people want to know of the index; `advice`, a text: why these rows are better
+    served otherwise, and how, or "" where all is well; and `over(crew)`: itself, with the work of a query divided among threads
+    that are free (`vecdb_index.crew`), which changes no answer.
     """
 
     @property

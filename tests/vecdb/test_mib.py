@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vecdb_index import registry
+from vecdb_index import crew, registry
 from vecdb_index.mib.params import MIB
 from vecdb_index.mib.search import MIBSearcher
 from vecdb_storage.snapshot import SegmentPart
@@ -107,6 +107,33 @@ def test_a_plan_tells_of_short_lists_and_codes(docs: vecdb.Collection) -> None:
     (part,) = plan.parts
     assert part.way.startswith("index") and part.seen["bytes of codes"] == -(-6000 // 32) * 32 * (DIM // 8 + 8)
     assert 10 <= part.seen["rows in short lists"] < 1500 and "rows in short lists" in str(plan)
+    assert list(part.stages) == ["tables", "scan", "rows"] and all(spent >= 0 for spent in part.stages.values())
+    assert part.bound is not None and -1 < part.bound < 1 and "rows not compared are estimated at 0." in str(plan)
+    together = docs.search_batch(QUERIES[:3], recall=0.95, explain=True).plan
+    assert together is not None and together.parts[0].bound is None and "estimated at" not in str(together)
+
+
+def test_threads_share_a_query_where_there_is_much_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, scanned = set(), MIBSearcher._scanned
+
+    def spied(self: MIBSearcher, *arguments: Any) -> Any:
+        seen.add(self._crew is not None)
+        return scanned(self, *arguments)
+
+    with vecdb.open(tmp_path / "db", threads=3) as db:
+        docs = filled(db)
+        docs.flush()
+        monkeypatch.setattr(MIBSearcher, "_scanned", spied)
+
+        def answers() -> list[Any]:
+            asked = [(query, where) for query in QUERIES[:10] for where in (None, F("n") < 3)]
+            return [[(hit.id, hit.score) for hit in docs.search(query, recall=0.95, where=where)] for query, where in asked]
+
+        alone = answers()
+        assert seen == {False}, "so little is not worth a thread"
+        monkeypatch.setattr(crew, "_WORTH", 1e-9)
+        seen.clear()
+        assert answers() == alone and seen == {True}
 
 
 def test_figures_are_shown_and_last(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vecdb_index.coalesce import Coalescer
 from vecdb_index.codec.bits import LEVELS, TERMS, report, unpacked, width_of
 from vecdb_index.codec.planes import refine, values
 from vecdb_index.conformance import CASES, bitmap, check, drawn, recall, same, stored
-from vecdb_index.contract import Budget, Cancelled, Control, Damaged, DeadlineReached, NeedsMemory, Part, Trial
+from vecdb_index.contract import Budget, Control, Damaged, NeedsMemory, Part, Trial
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import METRICS
 from vecdb_index.kernels.select import read
@@ -531,85 +527,6 @@ def test_memory_of_more_bits_is_counted() -> None:
     with pytest.raises(NeedsMemory) as less:
         BACKEND.build(rows, {}, MIB(bits=1), Budget(memory=1), lambda share: None)
     assert more.value.needed - less.value.needed == 4000 * (8 * 32 + 4)
-
-
-# -- threads that search at once -----------------------------------------------------------------------------------
-
-
-class Held:
-    """Passes over the codes that wait until they may begin. sizes: of their queries."""
-
-    def __init__(self, searcher: MIBSearcher, monkeypatch: pytest.MonkeyPatch, width: int = 1) -> None:
-        self.sizes: list[int] = []
-        self.free = threading.Event()
-        self.company = searcher._company = Coalescer(width)
-        look = searcher.look
-
-        def held(queries: Any, *arguments: Any) -> Any:
-            self.sizes.append(len(queries))
-            assert self.free.wait(30)
-            return look(queries, *arguments)
-
-        monkeypatch.setattr(searcher, "look", held)
-
-    def waiting(self, count: int) -> bool:
-        for _ in range(3000):
-            if self.sizes and sum(len(line.waiting) for line in self.company._lines.values()) == count:
-                return True
-            time.sleep(0.01)
-        return False
-
-
-@METRIC
-def test_threads_that_search_at_once_share_a_pass(metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And get what they would have got alone, whatever their floors; a bitmap of its own is a pass of its own."""
-    monkeypatch.setattr(MIBSearcher, "_pays", lambda self, k, short: True)
-    rows, queries = stored(drawn(3000, 96), metric), drawn(20, 96, seed=1)
-    searcher = opened(rows, bits=2)
-    some = bitmap(np.arange(3000) % 2 == 0)
-    alone = [searcher.search(queries[q : q + 1], 5, 0.4) for q in range(20)]
-    floors = [each.keys[:, 2] if q % 3 else None for q, each in enumerate(alone)]
-    held = Held(searcher, monkeypatch)
-    with ThreadPoolExecutor(30) as pool:
-        first = pool.submit(searcher.search, queries[:1], 5, 0.4)
-        assert held.waiting(0)
-        others = [pool.submit(searcher.search, queries[q : q + 1], 5, 0.4, None, floors[q], Control()) for q in range(1, 20)]
-        assert held.waiting(19)
-        filtered = pool.submit(searcher.search, queries[:1], 5, 0.4, some)
-        while len(held.sizes) < 2:
-            time.sleep(0.01)
-        held.free.set()
-        found = [first.result(), *(each.result() for each in others)]
-        assert (filtered.result().rows % 2 == 0).all()
-    assert sorted(held.sizes) == [1, 1, 19] and not held.company._lines
-    for q, (mine, before) in enumerate(zip(found, alone, strict=True)):
-        length = 5 if floors[q] is None or q == 0 else int(mine.lengths[0])
-        assert length >= 3 and np.array_equal(mine.keys[0, :length], before.keys[0, :length])
-        assert np.array_equal(mine.rows[0, :length], before.rows[0, :length])
-        assert mine.scored == before.scored
-
-
-def test_who_has_left_stops_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MIBSearcher, "_pays", lambda self, k, short: True)
-    rows, queries = stored(drawn(3000, 96), "l2"), drawn(4, 96, seed=1)
-    searcher = opened(rows)
-    before = searcher.search(queries[1:2], 5, 0.4)
-    held, left = Held(searcher, monkeypatch), Control()
-    with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(searcher.search, queries[:1], 5, 0.4)
-        assert held.waiting(0)
-        patient = pool.submit(searcher.search, queries[1:2], 5, 0.4, None, None, Control())
-        gone = pool.submit(searcher.search, queries[2:3], 5, 0.4, None, None, left)
-        late = pool.submit(searcher.search, queries[3:4], 5, 0.4, None, None, Control(time.monotonic() + 0.05))
-        with pytest.raises(DeadlineReached):
-            late.result()
-        assert held.waiting(2)
-        left.cancel()
-        held.free.set()
-        first.result()
-        with pytest.raises(Cancelled):
-            gone.result()
-        assert same(patient.result(), before)
 
 
 @METRIC

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,10 @@ from vecdb_index.conformance import drawn, stored
 from vecdb_index.contract import Budget, Damaged, Rows
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_index.kernels.distances import METRICS
-from vecdb_index.mib import scores
+from vecdb_index.mib import sample, scores
 from vecdb_index.mib.backend import BACKEND
 from vecdb_index.mib.params import MIB
+from vecdb_index.mib.sample import evenly
 from vecdb_index.mib.scan import Bits, plain_scan
 from vecdb_index.mib.scores import Null, Question, isotonic, its, likelihood, sampled, taken
 from vecdb_index.mib.search import MIBSearcher
@@ -330,7 +332,7 @@ def test_rows_without_a_vector_take_no_part() -> None:
     dense = stored(vectors[flags], "l2")
     encoder = with_holes.encoder
     codes, factors = encoder.coded(dense)
-    curve, decline = scores.fitted(encoder, Bits(codes, factors, len(dense)), dense, np.arange(len(dense)), Budget(threads=2))
+    curve, decline = scores.fitted(encoder, Bits(codes, factors, len(dense)), dense, Budget(threads=2))
     assert np.array_equal(curve, with_holes.likelihood) and decline == with_holes.lists.decline
 
 
@@ -353,3 +355,36 @@ def test_rows_of_few_bytes_a_number_are_coded_alike() -> None:
     norms = np.linalg.norm(whole, axis=1).astype(np.float32)
     curves = [opened(Rows(whole.astype(dtype), norms, "l2"), "none").likelihood for dtype in (np.float32, np.float16, np.int8)]
     assert all(np.array_equal(curve, curves[0]) for curve in curves)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 300), piece=st.sampled_from([64, 128, 1024]), most=st.integers(1, 40), seed=st.integers(0, 1000),
+    holes=st.booleans(),
+)  # fmt: skip
+def test_rows_are_taken_evenly_from_those_with_a_vector(n: int, piece: int, most: int, seed: int, holes: bool) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = np.where(rng.random(n) < 0.8, rng.random(n), 0).astype(np.float32)[:, None]
+    present = rng.random(n) < 0.5 if holes else np.ones(n, np.bool_)
+    rows = stored(np.ascontiguousarray(vectors), "l2", present=present if holes else None)
+    there = np.flatnonzero(present & (vectors[:, 0] > 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "_PIECE", piece)
+        taken_, count = evenly(rows, most)
+    expected = there if len(there) <= most else there[np.linspace(0, len(there) - 1, most).astype(np.int64)]
+    assert count == len(there) and np.array_equal(taken_, expected)
+
+
+def test_a_build_takes_a_block_of_rows_beside_what_it_makes() -> None:
+    """Whatever the rows. What is learned of a sample before is not in it."""
+    beside = []
+    for n in (20_000, 60_000):
+        rows = stored(drawn(n, 256), "l2")
+        learned = BACKEND.train(rows, MIB("hadamard", 1), Budget())
+        BACKEND.build(rows, learned, MIB("hadamard", 1), Budget(), lambda share: None)  # what is made but once
+        tracemalloc.start()
+        arrays = BACKEND.build(rows, learned, MIB("hadamard", 1), Budget(), lambda share: None)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        beside.append(most - sum(array.nbytes for array in arrays.values()))
+    assert max(beside) <= 4096 * 256 * 4 and beside[1] <= beside[0] + 200_000

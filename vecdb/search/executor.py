@@ -1,7 +1,8 @@
 """Runs a search over the parts of a snapshot and merges what they find.
 
 Each part is searched the way the planner chose. Exact searches of large parts are split into row ranges, searches of an
-index by queries, and spread over the database's thread pool (kernels release the GIL). All keys come from one fixed-order
+index by queries, and shared by the database's threads (kernels release the GIL); where that leaves threads idle, an index that
+can divides what a query takes. All keys come from one fixed-order
 kernel, so the merge is exact, and an exact answer does not depend on threads, on how rows are spread over segments, or on
 the size of the batch. Equal keys are ordered by id: where rows with the key of the k-th place were left out by an exact
 part, they are fetched and take part. Stateless apart from the searchers kept with their segments; safe in any thread.
@@ -14,15 +15,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_index.contract import ExactSearcher, Queries, Searcher
+from vecdb_index.contract import ExactSearcher, Metric, Queries, Searcher, scores_of
 from vecdb_index.contract import Hits as FoundRows
+from vecdb_index.crew import Crew
 from vecdb_index.flat.backend import exactly
 from vecdb_storage.ids import Id
 from vecdb_storage.segment import Segment, StoredField
@@ -35,8 +36,7 @@ from .plan import Explained, PartPlan
 from .planner import Asked, Way, way_of
 
 _Means = tuple[Index, ExactSearcher]
-_WORTH = 200e-6  # seconds of work for which another thread is worth waking
-_FEWEST_QUERIES = 8  # of an index, likewise
+_FEWEST_QUERIES = 8  # of an index, for which another thread is worth waking
 _CHECKED = 0.25  # seconds that a check of an explained search may take
 _settled: WeakKeyDictionary[Segment, dict[str, tuple[str | None, _Means]]] = WeakKeyDictionary()  # by field, for an index file
 
@@ -178,15 +178,13 @@ class _Planned:
 
 
 class Executor:
-    """The thread pool of one database. threads: of kernels, at least 1."""
+    """The searches of one database. threads: of kernels, at least 1."""
 
     def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="vecdb-search") if threads > 1 else None
+        self._crew = Crew(threads)
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
+        self._crew.close()
 
     def search(
         self,
@@ -206,6 +204,9 @@ class Executor:
         planned = [self._plan(part, asked, snapshot.count, len(queries)) for part in snapshot.parts if part.rows]
         tasks = [task for each in planned for task in each.tasks]
         floors = _Floors(len(queries), asked.k) if len(tasks) > 1 else None
+        if len(tasks) < self._crew.threads:
+            for task in tasks:
+                task.searcher = self._helped(task)
 
         def work(task: Task) -> FoundRows:
             floor = None if floors is None else floors.of(task.queries)
@@ -217,7 +218,7 @@ class Executor:
         self._run(tasks, work)
         answer = Answer.of_many(tasks, queries, asked.k) if batch else Answer.of_one(tasks, queries, asked.k)
         if explain is not None:
-            explain.parts = [_explained(each) for each in planned]
+            explain.parts = [_explained(each, asked) for each in planned]
             started = time.perf_counter()
             explain.certified = _certified(tasks, asked, queries, answer)
             explain.checking = time.perf_counter() - started
@@ -226,8 +227,15 @@ class Executor:
     def _check(self, snapshot: Snapshot, name: str) -> None:
         """Vectors are compared with their checksums before their first use: of many segments, by all threads."""
         fresh = [p.segment for p in snapshot.parts if isinstance(p, SegmentPart) and not p.segment.is_checked(name)]
-        if self._pool is not None and len(fresh) > 1:
-            list(self._pool.map(lambda segment: segment.field(name), fresh))
+        if len(fresh) < 2:
+            return
+        waiting = iter(fresh)
+
+        def check() -> None:
+            for segment in waiting:
+                segment.field(name)
+
+        self._crew.run(check, min(self._crew.threads, len(fresh)))
 
     def _plan(self, part: Part, asked: Asked, total: int, queries: int) -> _Planned:
         stored = part.field(asked.field)
@@ -245,7 +253,7 @@ class Executor:
 
     def _split_rows(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[Task]:
         """An exact search as several row ranges, if it takes so long that threads are worth it."""
-        pieces = self._pieces(way.seconds * queries)
+        pieces = self._crew.pieces(way.seconds * queries)
         step = -(-part.rows // pieces // 64) * 64 or 64
         if step >= part.rows:
             return [Task(part, 0, whole, whole, words, 1.0, slice(0, queries), way.seconds * queries)]
@@ -260,16 +268,17 @@ class Executor:
         return tasks
 
     def _split_queries(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[Task]:
-        pieces = min(self._pieces(way.seconds * queries), max(1, queries // _FEWEST_QUERIES))
+        pieces = min(self._crew.pieces(way.seconds * queries), max(1, queries // _FEWEST_QUERIES))
         step = -(-queries // pieces)
         ranges = [slice(start, min(queries, start + step)) for start in range(0, queries, step)]
         searcher, exact = (whole, whole) if way.searcher is None else (way.searcher, None)
         per = way.seconds
         return [Task(part, 0, searcher, exact, words, way.effort, some, per * (some.stop - some.start)) for some in ranges]
 
-    def _pieces(self, seconds: float) -> int:
-        """Into how many tasks work of so many seconds is divided."""
-        return min(self.threads, max(1, int(seconds / _WORTH)))
+    def _helped(self, task: Task) -> Searcher:
+        """The searcher of a task, which divides it among threads where it can."""
+        over = getattr(task.searcher, "over", None)
+        return task.searcher if over is None or self._crew.pieces(task.cost) < 2 else over(self._crew)
 
     def _run(self, tasks: list[Task], work: Callable[[Task], FoundRows]) -> None:
         """All tasks, by this thread and by as many others as are worth waking."""
@@ -281,17 +290,7 @@ class Executor:
                 task.result = work(task)
                 task.seconds = time.perf_counter() - started
 
-        helpers = min(len(tasks), self._pieces(sum(task.cost for task in tasks))) - 1
-        if self._pool is None or helpers < 1:
-            return run()
-        futures = [self._pool.submit(run) for _ in range(helpers)]
-        try:
-            run()
-        finally:
-            wait([future for future in futures if not future.cancel()])  # those that never began are not waited for
-        for future in futures:
-            if not future.cancelled():
-                future.result()
+        self._crew.run(run, min(len(tasks), self._crew.pieces(sum(task.cost for task in tasks))))
 
 
 def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:
@@ -409,7 +408,7 @@ def _certified(tasks: Sequence[Task], asked: Asked, queries: Queries, answer: An
     return len(queries) - len(wrong)
 
 
-def _explained(planned: _Planned) -> PartPlan:
+def _explained(planned: _Planned, asked: Asked) -> PartPlan:
     part, way, tasks = planned.part, planned.way, planned.tasks
     results = [task.result for task in tasks if task.result is not None]
     return PartPlan(
@@ -423,4 +422,21 @@ def _explained(planned: _Planned) -> PartPlan:
         bytes=sum(result.bytes for result in results),
         milliseconds=1000 * sum(task.seconds for task in tasks),
         seen=dict(sum((Counter(result.seen) for result in results), Counter())),
+        stages=_spent(results),
+        bound=bound_of(results, asked.declared.metric),
     )
+
+
+def _spent(results: Sequence[FoundRows]) -> dict[str, float]:
+    """Milliseconds of each stage."""
+    stages: dict[str, float] = {}
+    for result in results:
+        for stage, seconds in result.spent.items():
+            stages[stage] = stages.get(stage, 0.0) + 1000 * seconds
+    return stages
+
+
+def bound_of(results: Sequence[FoundRows], metric: Metric) -> float | None:
+    """See PartPlan."""
+    bounds = [result.bound for result in results if result.bound is not None]
+    return float(scores_of(np.array([max(bounds)], np.float32), metric)[0]) if bounds else None

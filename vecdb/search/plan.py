@@ -11,7 +11,8 @@ class PartPlan:
     """kind: "segment" or "memtable". rows: stored. allowed: live and passing the filter. way: how it was searched, and why.
 
     expected: recall by the calibration, None when nothing was measured. scored: rows compared. bytes: of vectors read. seen:
-    what else the index tells of its work.
+    what else the index tells of its work. stages: of this, in ms of all threads. bound: of a single query whose index
+    estimates rows: the best score that a row was estimated at which was not compared; None where there is none.
     """
 
     kind: str
@@ -24,6 +25,8 @@ class PartPlan:
     bytes: int
     milliseconds: float
     seen: dict[str, int] = default(default_factory=dict)
+    stages: dict[str, float] = default(default_factory=dict)
+    bound: float | None = None
 
 
 @dataclass
@@ -100,8 +103,12 @@ class Plan:
                 f"{f' ({part.why})' if part.why else ''}: "
                 f"{part.scored:,} scored, {part.bytes / 1e6:,.1f} MB, {part.milliseconds:.2f} ms"
             )
-            if part.seen:
-                lines.append("│  " + ", ".join(f"{count:,} {what}" for what, count in part.seen.items()))
+            more = [f"{count:,} {what}" for what, count in part.seen.items()]
+            more += [f"{stage} {spent:.2f} ms" for stage, spent in part.stages.items()]
+            if part.bound is not None:
+                more.append(f"rows not compared are estimated at {part.bound:.4g} at best")
+            if more:
+                lines.append("│  " + ", ".join(more))
         if self.certified is not None:
             lines.append(f"├─ exact, as a check has shown, for {self.certified:,} of {self.queries:,}")
         if self.transfer is not None:

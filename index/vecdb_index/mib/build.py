@@ -25,6 +25,7 @@ from ..kernels.select import MAX_ROWS, read
 from .gate import KNOWN, NEAREST, PARTS, RECALLS, Gate, Verdict, best_of, measured, verdict_of
 from .layout import LISTS, TRIED, entropy_in, more_bits_in, opened
 from .params import MIB
+from .sample import evenly
 from .scan import Bits, Lists, scan, shorten
 from .scores import fitted, fitting
 from .search import MIBSearcher
@@ -74,7 +75,11 @@ def train(rows: Rows, params: MIB, budget: Budget, before: Arrays | None = None)
     budget.control.poll()
     queries, near = queries[:: many // _PROBES], near[:: many // _PROBES]
     gate = {1: measured(near, short_lists(encoder, some, queries, len(some) // _LISTED), len(some))}
-    count, d, row_bytes = int(_flags(rows).sum()), rows.vectors.shape[1], rows.vectors[:1].nbytes
+    count, d, row_bytes = (
+        len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum()),
+        rows.vectors.shape[1],
+        rows.vectors[:1].nbytes,
+    )
 
     def verdict(depth: int) -> Verdict | None:
         if depth not in gate:
@@ -138,10 +143,8 @@ def _chosen(gate: Gate, bits: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def _sample(rows: Rows) -> npt.NDArray[np.int64]:
-    """Rows of which something is learned, from all over the segment; they have a vector that is not zero."""
-    there = np.flatnonzero(_flags(rows) & (rows.norms > 0))
-    most = max(256, min(_LEARNED, _LEARNED_BYTES // (4 * max(1, rows.vectors.shape[1]))))
-    return there[np.linspace(0, len(there) - 1, most).astype(np.int64)] if len(there) > most else there
+    """Rows that an encoder is learned from."""
+    return evenly(rows, max(256, min(_LEARNED, _LEARNED_BYTES // (4 * max(1, rows.vectors.shape[1])))))[0]
 
 
 def _tried(
@@ -249,8 +252,7 @@ def _stored(
     depth = 1 if deeper is None else 8 * deeper[0].shape[1] // encoder.width
     if codes.nbytes >= WORTH and (budget.memory is None or memory_of(rows, budget.threads, depth) + MEMORY <= budget.memory):
         tuned(encoder.width)
-    bits, there = Bits(read_only(codes), read_only(factors), len(rows)), np.flatnonzero(_flags(rows) & (rows.norms > 0))
-    likelihood, decline = fitted(encoder, bits, rows, there, budget)
+    likelihood, decline = fitted(encoder, Bits(read_only(codes), read_only(factors), len(rows)), rows, budget)
     arrays: dict[str, npt.NDArray[Any]] = {
         "codes": codes,
         "factors": factors,
@@ -293,11 +295,3 @@ def _measure(arrays: Arrays, trained: Arrays, rows: Rows, params: MIB, trial: Tr
     if trial is not None:
         others = trial.others(rows)
         trial.run(MIBSearcher(arrays, trained, others, params, held=len(trial.rows)), others)
-
-
-def _flags(rows: Rows) -> npt.NDArray[np.bool_]:
-    n = len(rows)
-    if rows.present is None:
-        return np.ones(n, np.bool_)
-    bytes_ = np.ascontiguousarray(rows.present).view(np.uint8)
-    return np.unpackbits(bytes_, count=n, bitorder="little").view(np.bool_)

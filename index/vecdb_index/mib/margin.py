@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,22 +45,24 @@ class Decline:
         return Decline(tuple(falls.tolist()), int(least))
 
     @staticmethod
-    def measured(best: npt.NDArray[np.floating[Any]], true: npt.NDArray[np.bool_]) -> Decline:
-        """best: (m, c) estimates of some queries over |q'|, the best first; c: 2,000, or all rows. true: which of these are of
-        the ten nearest.
+    def measured(below: npt.NDArray[np.float32], places: npt.NDArray[np.int64]) -> Decline:
+        """below: (m, c), by how much the best estimates of some queries are below the tenth best, over |q'|, ascending; c is
+        2,000, or all rows. places: (m, 10) of the ten nearest among these, c of those that are not.
         """
-        below, places = best[:, NEAREST - 1 : NEAREST] - best, np.arange(best.shape[1])
+        m, c = below.shape
+        true = np.where(places < c, np.take_along_axis(below, np.minimum(places, c - 1), 1), np.inf)
         falls, least = [0.0], Decline.least
         for length in LENGTHS[1:]:
-            low, high = falls[-1], float(below[:, min(below.shape[1], MOST * length) - 1].max())
+            most = min(c, MOST * length)
+            low, high = falls[-1], float(below[:, most - 1].max())
             for _ in range(_HALVINGS):
                 middle = (low + high) / 2
-                if np.minimum((below <= middle).sum(axis=1), MOST * length).mean() < length:
+                if np.count_nonzero(below[:, :most] <= middle) < length * m:
                     low = middle
                 else:
                     high = middle
             falls.append(low)
-            by_margin, by_length = true[(below <= low) & (places < MOST * length)].sum(), true[:, :length].sum()
+            by_margin, by_length = ((true <= low) & (places < MOST * length)).sum(), (places < length).sum()
             if by_margin < by_length:
                 least = Decline.least
             elif by_margin > by_length and least == Decline.least:

@@ -15,6 +15,7 @@ are safe in any thread; lists are the caller's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,6 +82,18 @@ class Lists(NamedTuple):
         due.fill(near + max(_SLACK, near))
         far = read_only(filled(m, np.inf) if reach is None else reach)
         return Lists(np.empty((m, room), np.uint64), sizes, least, due, far, most, near)
+
+    @staticmethod
+    def together(parts: Sequence[Lists]) -> Lists:
+        """What was offered to each of several, of the same queries. There is no room for more."""
+        if len(parts) == 1:
+            return parts[0]
+        first, sizes = parts[0], np.sum([part.sizes for part in parts], axis=0)
+        entries = np.empty((len(sizes), int(sizes.max(initial=0))), np.uint64)
+        for q in range(len(sizes)):
+            np.concatenate([part.entries[q, : part.sizes[q]] for part in parts], out=entries[q, : sizes[q]])
+        least = np.max([part.least for part in parts], axis=0)
+        return first._replace(entries=entries, sizes=sizes, least=least, due=sizes.copy())
 
     def as_they_are(self) -> Lists:
         """Lists from which nothing more is cut."""

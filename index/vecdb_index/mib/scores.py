@@ -46,6 +46,7 @@ from ..kernels.distances import read_only
 from ..kernels.select import read
 from .gate import NEAREST
 from .margin import Decline
+from .sample import evenly
 from .scan import Bits, Lists, scan
 from .tuning import plan_of
 
@@ -55,8 +56,8 @@ FEWEST = 64  # rows that a null model is made of, at least
 COUNTED = 30  # rows of it, of which a share can be told
 LEAST_ROWS = 2000  # of a segment, of which a likelihood is measured
 _ASKED, _LISTED = 256, 512  # rows that are queries then, and rows that are looked at for each
-_FURTHER = 2000  # for the decline of estimates, which is cheaper to tell
-_TASK = 32  # of these queries
+_FURTHER = 2000  # for the decline of estimates
+_TASK = 32  # of these queries, whose number is a multiple of it
 _FAR = 30.0  # deviations beyond which a tail is that of its series
 _EVERY = np.zeros(0, np.uint64)
 PLACES = (3, 5, NEAREST)  # of a segment, which is all, the half or less of what there is
@@ -186,52 +187,54 @@ def likelihood(
     return np.clip(said[-1], 0, 1)
 
 
-def fitted(
-    encoder: Encoder, bits: Bits, rows: Rows, there: npt.NDArray[np.int64], budget: Budget
-) -> tuple[npt.NDArray[np.float64], Decline]:
+def fitted(encoder: Encoder, bits: Bits, rows: Rows, budget: Budget) -> tuple[npt.NDArray[np.float64], Decline]:
     """(s, 3): for each of PLACES, margins, ascending, and likelihoods; and how estimates fall off. Both are empty where there
-    are too few rows. there: those with a vector, ascending.
+    are too few rows.
 
     Each query is left out of what it is searched in: where a row lies depends on no other. Raises Cancelled.
     """
-    if len(there) < LEAST_ROWS:
+    asked, count = evenly(rows, _ASKED)
+    if count < LEAST_ROWS:
         return NO_CURVE, Decline()
-    asked = there[np.linspace(0, len(there) - 1, _ASKED).astype(np.int64)]
     words = _EVERY if rows.present is None else rows.present
-    exact = FlatSearcher(rows)
+    exact, listed = FlatSearcher(rows), min(count - 1, _FURTHER)
+    best = np.empty((_ASKED, listed), np.float32)  # estimates over |q'|, the best first
+    places = np.full((_ASKED, NEAREST), listed, np.int64)  # of the nearest in these
 
-    def pairs(start: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32], npt.NDArray[np.int8]]:
-        """Estimates, the best first: of some, and, not so precisely, of more; as the how manieth nearest each row is found,
-        which is NEAREST of those that are not.
-        """
+    def look(start: int) -> None:
         some = asked[start : start + _TASK]
         queries = np.ascontiguousarray(rows.vectors[some], np.float32)
         near = exact.search(queries, NEAREST + 1, control=budget.control).rows
-        listed = min(len(there) - 1, _FURTHER)
-        best, further = np.empty((len(some), min(listed, _LISTED)), np.float64), np.empty((len(some), listed), np.float32)
-        places = np.full((len(some), listed), NEAREST, np.int8)
         for i, me in enumerate(some):
             question = Question(encoder, queries[i : i + 1])
             keys, found = question.estimated(bits, words, listed + 1)
             keys, found = keys[found != me][:listed], found[found != me][:listed]
-            keys /= _positive(question.length)
-            best[i], further[i] = keys[: best.shape[1]], keys
+            best[start + i] = keys / _positive(question.length)
             for place, row in enumerate(near[i][near[i] != me][:NEAREST]):
-                places[i, found == row] = place
-        return best, further, places
+                places[start + i, place] = next(iter(np.flatnonzero(found == row)), listed)
 
     with ThreadPoolExecutor(budget.threads) as pool:
-        parts = list(pool.map(pairs, range(0, len(asked), _TASK)))
-    best, further, places = (np.concatenate(each) for each in zip(*parts, strict=True))
-    decline, places = Decline.measured(further, places < NEAREST), places[:, : best.shape[1]]
-    return np.concatenate([_curve_of(each, best - best[:, each - 1 : each], places < each) for each in PLACES]), decline
+        list(pool.map(look, range(0, _ASKED, _TASK)))
+    curves = [_curve_of(each, best[:, :_LISTED], places[:, :each]) for each in PLACES]
+    below = np.subtract(best[:, NEAREST - 1 : NEAREST].copy(), best, out=best)  # in its place: a build is to take little memory
+    return np.concatenate(curves), Decline.measured(below, places)
 
 
-def _curve_of(place: int, margins: npt.NDArray[np.float64], true: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    at, where, many = np.unique(margins.reshape(-1), return_inverse=True, return_counts=True)
-    levels, sizes = isotonic(np.bincount(where, true.reshape(-1)) / many, many)
-    starts = np.cumsum(sizes) - sizes
-    means = np.add.reduceat(at * many, starts) / np.add.reduceat(many, starts)
+def _curve_of(place: int, best: npt.NDArray[np.float32], places: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """One of the curves of `fitted`: of margins to the `place`-th best, and of so many nearest."""
+    margins = best - best[:, place - 1 : place]
+    queries, column = np.nonzero(places < best.shape[1])
+    true = np.sort(margins[queries, places[queries, column]])
+    margins = margins.reshape(-1)
+    margins.sort()
+    # Equal margins share what is true of them; those between two of which something is, of which nothing is, are one already.
+    edges = np.unique(np.concatenate([[0], *(np.searchsorted(margins, true, side) for side in ("left", "right"))]))
+    starts = edges[edges < len(margins)]
+    many = np.diff(np.append(starts, len(margins)))
+    shares = np.diff(np.append(np.searchsorted(true, margins[starts]), len(true))) / many
+    levels, sizes = isotonic(shares, many)
+    starts = starts[np.cumsum(sizes) - sizes]
+    means = np.add.reduceat(margins, starts, dtype=np.float64) / np.diff(np.append(starts, len(margins)))
     means = np.maximum.accumulate(means)  # rounded, they may be a last bit off
     return np.column_stack([np.full(len(means), place), means, levels])
 
@@ -240,8 +243,8 @@ def fitting(n: int, width: int, threads: int) -> int:
     """About how many bytes `fitted` takes, of n rows."""
     if n < LEAST_ROWS:
         return 0
-    question = 16 * _FURTHER + 4 * (TERMS + 3) * width
-    return _ASKED * (_LISTED * 64 + _FURTHER * 20) + threads * (question + _TASK * (8 * width + 32 * NEAREST))
+    question = 64 * _FURTHER + 4 * (TERMS + 3) * width
+    return _ASKED * (4 * _FURTHER + 16 * _LISTED) + threads * (question + _TASK * (8 * width + 32 * NEAREST))
 
 
 def isotonic(

@@ -11,15 +11,18 @@ a list is, C, on a logarithmic scale from k to a fourth of the rows; at 1 the se
 quicker one. Where no more rows are allowed than a list would hold, they are searched exactly, which is the same answer. There
 is no chance in it: the same rows come for any batch, thread or division of the work. So single queries of several threads go
 together: those that find as many searches under way as there are cores wait for the next pass over the codes, and share it
-(`coalesce`).
+(`coalesce`). And a search of few queries divides the codes among the threads of a crew, each with lists of its own, which are
+shortened as one.
 
 A MIBSearcher is safe in any thread: it holds views only, and a search its own lists (8 bytes for each of two short lists).
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -32,6 +35,7 @@ from ..codec.bits import BLOCK, LENGTH, entropies, report, unpacked
 from ..codec.planes import refine
 from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
 from ..cores import usable
+from ..crew import Crew
 from ..flat.search import FlatSearcher
 from ..kernels.distances import METRICS, read_only
 from .gate import LATER, NEAREST, RECALLS, Verdict, best_of, verdict_of
@@ -46,6 +50,8 @@ _SHARE = 0.25  # of the rows: the longest short list
 _UNKNOWN, _LEAST_POWER, _SPARE = 0.5, 0.1, 1.2  # see `_power`: of few rows; at least; times what was measured
 STREAMED = 4  # queries up to which the codes come at the speed of memory
 _TILE = 64  # queries that pass over the codes together
+_DIVIDED = 16  # queries of fewer than which a crew divides the codes
+_RANGES = 4  # of codes to a thread, so that those who begin late leave some to others
 _POLL = 1 << 22  # rows times queries between two looks at the deadline
 _LOOKED_AT, _PAIRS = 1024, 2000  # rows whose bits are looked at for `figures`, and pairs of them
 _ENTROPIES = (0.5, 0.9, 0.99, 1.0)  # of bits, that are counted apart
@@ -103,10 +109,13 @@ class ShortLists:
     def cost(self, k: int, short: int, selectivity: float, queries: int, spread: float = 1.0) -> float:
         """Seconds of a query, about."""
         blocks = self.n / BLOCK * (1 - (1 - min(1.0, selectivity)) ** BLOCK) * spread
-        one = self.block_bytes / (16e9 if queries <= STREAMED else 30e9)
         last = self.compared(k, short)
         between = short * (30e-9 + self.plane_bytes / 3e9) if last < short else 0.0
-        return 25e-6 + blocks * (one + 10e-9) + between + last * (90e-9 + self.row_bytes / 12e9)
+        return 25e-6 + blocks * self.block_cost(queries) + between + last * (90e-9 + self.row_bytes / 12e9)
+
+    def block_cost(self, queries: int) -> float:
+        """Seconds of a block, for each query."""
+        return self.block_bytes / (16e9 if queries <= STREAMED else 30e9) + 10e-9
 
     def pays(self, exact: FlatSearcher, k: int, short: int) -> bool:
         """Whether bits save time. It must not depend on what else is asked: answers would. exact: of these rows; costs alone
@@ -138,7 +147,14 @@ class MIBSearcher:
             self._count / (self._count + held) if held else 1.0,
         )  # fmt: skip
         self._company: Coalescer[_Asked, Hits] = Coalescer(usable())
+        self._crew: Crew | None = None
         self.advice = "" if self.verdict is None else self.verdict.advice(self._better())
+
+    def over(self, crew: Crew) -> MIBSearcher:
+        """See contract.Searcher."""
+        mine = copy.copy(self)
+        mine._crew = crew
+        return mine
 
     @property
     def planes(self) -> npt.NDArray[np.uint8]:
@@ -278,42 +294,72 @@ class MIBSearcher:
         sizes, dropped, tied = np.zeros(m, np.int64), filled(m, np.nan), np.empty(m, np.bool_)
         lowest = read_only(filled(m, -np.inf) if floor is None else floor)
         last = self.compared(k, short)
-        blocks, passed, looked = 0, 0, 0
+        done = _Done()
         for start in range(0, m, _TILE):
             some = slice(start, min(m, start + _TILE))
             heaps = keys[some], rows[some], sizes[some], dropped[some], lowest[some], tied[some]
-            more = self._tile(queries[some], k, short, last, words, heaps, control)
-            blocks, passed, looked = blocks + more[0], passed + more[1], looked + more[2]
-        coded, read = blocks * self.lists.block_bytes + passed * self.lists.plane_bytes, looked * self._row_bytes
-        seen = {"rows in short lists": looked, "bytes of codes": coded}
+            self._tile(queries[some], k, short, last, words, heaps, control, done)
+        coded = done.blocks * self.lists.block_bytes + done.passed * self.lists.plane_bytes
+        seen = {"rows in short lists": done.compared, "bytes of codes": coded}
         if last < short:
-            seen["rows looked at by all bits"] = passed
-        return Hits(keys, rows, sizes.astype(np.int32), tied, m * self._among(words), coded + read, seen)
+            seen["rows looked at by all bits"] = done.passed
+        read, bound = done.compared * self._row_bytes, done.bound if m == 1 and done.bound > -np.inf else None
+        among = m * self._among(words)
+        return Hits(keys, rows, sizes.astype(np.int32), tied, among, coded + read, seen, done.spent, bound)
 
     def _tile(
         self, queries: npt.NDArray[np.float32], k: int, short: int, last: int, words: Bitmap, heaps: tuple[Any, ...],
-        control: Control | None,
-    ) -> tuple[int, int, int]:  # fmt: skip
-        """Fills the heaps of some queries, and settles them. Returns how many blocks were read, for all together, rows looked
-        at by all their bits, and rows compared.
-        """
-        m, blocks = len(queries), len(self.bits.codes)
+        control: Control | None, done: _Done,
+    ) -> None:  # fmt: skip
+        """Fills the heaps of some queries, and settles them. done: this is added."""
+        started = time.perf_counter()
         ready, tables, terms, turned = self.encoder.ask(queries)
-        lists, plan = self.lists.empty(k, short, terms[:, LENGTH]), plan_of(self.encoder.width, self.bits.codes.nbytes)
-        step = blocks if control is None else max(64, _POLL // (m * BLOCK))
-        read = 0
-        for first in range(0, blocks, step):
-            if control is not None:
-                control.poll()
-            read += scan(tables, terms, *self.bits, words, first, min(blocks, first + step), plan, *lists)
+        asked = time.perf_counter()
+        lists, read = self._scanned(tables, terms, k, short, words, control)
         if control is not None:
             control.poll()
-        passed = 0
+        scanned = shortened = time.perf_counter()
         if last < short:
             shorten(*lists)
-            passed = refine(turned, terms, self._planes, self._scales, self.bits.factors, last, *lists[:2])
-            lists = lists.as_they_are()
-        return read, passed, rank(ready, self._vectors, self._norms, self._metric, *lists, *heaps)
+            done.passed += refine(turned, terms, self._planes, self._scales, self.bits.factors, last, *lists[:2])
+            lists, shortened = lists.as_they_are(), time.perf_counter()
+        done.blocks += read
+        done.compared += rank(ready, self._vectors, self._norms, self._metric, *lists, *heaps)
+        done.bound = float(lists.least[0]) * float(terms[0, 3]) + float(terms[0, 4])
+        done.took("tables", asked - started)
+        done.took("scan", scanned - asked)
+        if last < short:
+            done.took("all bits", shortened - scanned)
+        done.took("rows", time.perf_counter() - shortened)
+
+    def _scanned(
+        self, tables: npt.NDArray[np.uint8], terms: npt.NDArray[np.float64], k: int, short: int, words: Bitmap,
+        control: Control | None,
+    ) -> tuple[Lists, int]:  # fmt: skip
+        """Lists of some queries to which all rows were offered, and how many blocks were read."""
+        m, blocks = len(tables), len(self.bits.codes)
+        plan, lengths = plan_of(self.encoder.width, self.bits.codes.nbytes), terms[:, LENGTH]
+        step = blocks if control is None else max(64, _POLL // (m * BLOCK))
+        threads = 1
+        if self._crew is not None and m < _DIVIDED:
+            threads = self._crew.pieces(m * blocks * self.lists.block_cost(m))
+        if threads > 1:
+            step = min(step, -(-blocks // (_RANGES * threads)))
+        ranges, parts = iter(range(0, blocks, step)), list[tuple[Lists, int]]()
+
+        def offer() -> None:
+            lists, read = self.lists.empty(k, short, lengths), 0
+            for first in ranges:
+                if control is not None:
+                    control.poll()
+                read += scan(tables, terms, *self.bits, words, first, min(blocks, first + step), plan, *lists)
+            parts.append((lists, read))
+
+        if threads > 1 and self._crew is not None:
+            self._crew.run(offer, threads)
+        else:
+            offer()
+        return Lists.together([lists for lists, _ in parts]), sum(read for _, read in parts)
 
     def rows_at(self, query: npt.NDArray[np.float32], key: float, allowed: Bitmap | None = None) -> npt.NDArray[np.int64]:
         """See FlatSearcher."""
@@ -348,6 +394,22 @@ class MIBSearcher:
         return both, self._among(both)
 
 
+class _Done:
+    """What was done for some queries. blocks: read, for those together that pass together. passed: rows looked at by all their
+    bits. compared: rows of short lists. bound: what rows must be estimated above, by the first query. spent: seconds by stage.
+    """
+
+    __slots__ = ("blocks", "bound", "compared", "passed", "spent")
+
+    def __init__(self) -> None:
+        self.blocks = self.passed = self.compared = 0
+        self.bound = -math.inf
+        self.spent: dict[str, float] = {}
+
+    def took(self, stage: str, seconds: float) -> None:
+        self.spent[stage] = self.spent.get(stage, 0.0) + seconds
+
+
 class _Asked(NamedTuple):
     """A query, (1, d), its floor, (1,), and what stops it."""
 
@@ -360,8 +422,8 @@ def _apart(hits: Hits) -> list[Hits]:
     """The hits of each query. What was read for all is told of in equal shares."""
     m = len(hits.keys)
     scored, bytes_, seen = hits.scored // m, hits.bytes // m, {name: count // m for name, count in hits.seen.items()}
-    one = [slice(q, q + 1) for q in range(m)]
-    return [Hits(hits.keys[q], hits.rows[q], hits.lengths[q], hits.tied[q], scored, bytes_, seen) for q in one]
+    spent, one = {stage: seconds / m for stage, seconds in hits.spent.items()}, [slice(q, q + 1) for q in range(m)]
+    return [Hits(hits.keys[q], hits.rows[q], hits.lengths[q], hits.tied[q], scored, bytes_, seen, spent) for q in one]
 
 
 def _power(verdict: Verdict | None) -> float:
