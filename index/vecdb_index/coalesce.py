@@ -1,10 +1,10 @@
 """Searches that arrive together become one kernel call.
 
 Nobody waits for company: a search that finds the way free goes at once, alone. Those that arrive while it runs, and ask for the
-same thing of the same collection, go together next, led by the first of them. So a batch is as large as the load makes
-it, the wait is at most that of the call before, and nothing is on when nobody else searches. A server has one for its requests;
-an index whose searches read every row has one of its own, so that threads that search at once share what is read. Safe in any
-thread.
+same thing of the same collection, go together next, led by the first of them: as many as leave calls that run side by side
+about equal. So a batch is as large as the load makes it, the wait is about that of the call before, and nothing is on when
+nobody else searches. A server has one for its requests; an index whose searches read every row has one of its own, so that
+threads that search at once share what is read. Safe in any thread.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class _Waiting(Generic[Query, Reply]):
 
 
 class _Line:
-    """Those who ask for the same thing."""
+    """Those who ask for the same thing. asked: queries in calls that run."""
 
-    __slots__ = ("running", "waiting")
+    __slots__ = ("asked", "running", "waiting")
 
     def __init__(self) -> None:
-        self.running = 0
+        self.running = self.asked = 0
         self.waiting: list[Any] = []
 
 
@@ -91,6 +91,7 @@ class Coalescer(Generic[Query, Reply]):
                 line = self._lines[same] = _Line()
             if line.running < self._width:
                 line.running += 1
+                line.asked += 1
                 mine = None
             elif len(line.waiting) >= self._limit:
                 raise Overloaded(self._limit)
@@ -102,7 +103,7 @@ class Coalescer(Generic[Query, Reply]):
                 self._seen(1)
                 return run([query])[0]
             finally:
-                self._next(same, line)
+                self._next(same, line, 1)
         if not mine.ready.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
             with self._lock:
                 if mine in line.waiting:
@@ -133,16 +134,19 @@ class Coalescer(Generic[Query, Reply]):
             for each in together:
                 each.error = error
         finally:
-            self._next(same, line)
+            self._next(same, line, len(together))
             for each in together[1:]:
                 each.ready.set()
 
-    def _next(self, same: Hashable, line: _Line) -> None:
-        """Those who wait go next, led by the first of them; or nobody does."""
+    def _next(self, same: Hashable, line: _Line, done: int) -> None:
+        """Some of those who wait go next, led by the first of them; or nobody does. done: queries that were answered."""
         with self._lock:
-            together, line.waiting = line.waiting[:LARGEST], line.waiting[LARGEST:]
+            line.asked -= done
+            count = min(LARGEST, -(-(len(line.waiting) + line.asked) // self._width))  # their share, beside other calls
+            together, line.waiting = line.waiting[:count], line.waiting[count:]
             if together:
                 together[0].led = together
+                line.asked += len(together)
             else:
                 line.running -= 1
                 if not line.running and self._lines.get(same) is line:

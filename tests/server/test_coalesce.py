@@ -94,6 +94,24 @@ def test_many_threads_get_their_own_answers() -> None:
     assert not coalescer._lines
 
 
+def test_calls_side_by_side_get_about_as_many_queries() -> None:
+    """Or one of them answered all that wait, while the other had nothing to do."""
+    coalescer, kernels = Coalescer[int, int](2), [Kernel(held=True) for _ in range(2)]
+    rest, asked = Kernel(held=True), []
+    for n, kernel in enumerate(kernels):
+        asked.append(Asked(coalescer, n, kernel))
+        assert soon(lambda kernel=kernel: len(kernel.calls) == 1)
+    for n in range(2, 33):
+        asked.append(Asked(coalescer, n, rest))
+        assert soon(lambda n=n: waiting(coalescer) == n - 1)
+    for kernel, so_far, left in zip(kernels, (1, 2), (15, 0), strict=True):
+        kernel.free.set()
+        assert soon(lambda so_far=so_far: len(rest.calls) == so_far) and waiting(coalescer) == left
+    assert rest.calls == [list(range(2, 18)), list(range(18, 33))]
+    rest.free.set()
+    assert [each.end() for each in asked] == [10 * n for n in range(33)] and not coalescer._lines
+
+
 def test_a_batch_is_bounded() -> None:
     coalescer, kernel = Coalescer[int, int](1), Kernel(held=True)
     asked = [Asked(coalescer, n, kernel) for n in range(LARGEST + 50)]
