@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="of each table but the peers' ingest: 5, or 3 of long ones")
     parser.add_argument("--sets", nargs="+", default=["images", "synthetic", "text"], help="of vectors (see bench/sets.py)")
     parser.add_argument(
-        "--parts", nargs="+", default=None, help="of endurance, files or serving (see bench/NAME.py); all by default"
+        "--parts", nargs="+", default=None, help="of endurance, files, mib or serving (see bench/NAME.py); all by default"
     )
     parser.add_argument("--minutes", type=float, default=20, help="of sustained load")
     parser.add_argument("--rows", type=int, help="of each set, at most: to try a program out")
@@ -289,8 +289,10 @@ def flat(options: argparse.Namespace) -> None:
 def mib(options: argparse.Namespace) -> None:
     """Likewise."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    rows = [] if options.rows is None else [str(options.rows)]
-    subprocess.run([sys.executable, "-m", "bench.mib", str(options.rounds), *rows], check=True, env=environment)
+    rows = [] if options.rows is None else ["--rows", str(options.rows)]
+    parts = [] if options.parts is None else ["--parts", *options.parts]
+    command = [sys.executable, "-m", "bench.mib", "--rounds", str(options.rounds), *rows, *parts]
+    subprocess.run(command, check=True, env=environment)
 
 
 def of_sets(name: str, options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Searches by bits beside memory, faiss and BLAS, one thread; and through the API. Run by `python -m bench mib [--rounds R] [--rows N]`.
+"""Searches by bits beside memory, faiss and BLAS, one thread; and through the API. Run by `python -m bench mib [--parts …] [--rounds R]`.
 
 Codes: random ones, more than a processor keeps at hand: how fast they are scanned, as a share of the rate at which as many bytes
 (of codes alone, and with the factors) are read, and beside faiss `IndexBinaryFlat`, which compares bits with bits. Texts: the
@@ -12,13 +12,16 @@ another, and threads that search at once. Exported codes: bytes and requests of 
 
 from __future__ import annotations
 
-import functools
+import argparse
 import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +52,31 @@ LISTS = (10, 20, 30, 40, 50, 70, 100, 140, 200, 300, 500, 1000, 2000)
 
 
 def main() -> None:
-    rounds, rows = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None
+    parser = argparse.ArgumentParser(prog="python -m bench.mib")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    options = parser.parse_args()
+    warmup()
+    for part in options.parts:
+        title, measure, kinds = PARTS[part]
+        print(f"## {title} (`--parts {part}`)\n")
+        for each in data_sets(kinds, options.rows) if kinds else [options.rows]:
+            measure(each, options.rounds)
+        print()
+
+
+def _faiss() -> Any:
+    """On one thread. Ends the program where it is not installed."""
     try:
         import faiss
     except ImportError:
-        print("faiss is not installed: pip install 'vecdb[bench]'", file=sys.stderr)
-        return
+        sys.exit("faiss is not installed: pip install 'vecdb[bench]'")
     faiss.omp_set_num_threads(1)
-    warmup()
-    print("## Codes alone, k=10, short lists of 100, one thread\n")
+    return faiss
+
+
+def _codes(rows: int | None, rounds: int) -> None:
     head(
         "codes",
         "one: share of reading codes",
@@ -67,36 +86,16 @@ def main() -> None:
         "two threads: times one",
     )
     for n, d in ((2_000_000, 384), (1_000_000, 1024)):
-        _codes(faiss, min(n, rows or n), d, rounds)
-    print(f"\n## Texts, recall@{K} of at least {ASKED} on queries that chose nothing, one thread\n")
-    for each in data_sets(["text", "text200k", "minilm50k", "minilm"], rows):
-        _texts(faiss, each, rounds)
-    print(f"\n## Encoders: rows in short lists that find so much of the {K} nearest, of 512 queries\n")
-    for each in data_sets(["text", "text200k", "minilm50k", "minilm"], rows):
-        _encoders(each)
-    print("\n## nDCG@10 of judged texts: short lists of 50, then rows\n")
+        _codes_of(_faiss(), min(n, rows or n), d, rounds)
+
+
+def _judgements(_: int | None, __: int) -> None:
     head("set", "exact", "one bit", "four bits")
     for judgement in judged():
         _judged(judgement)
-    print("\n## Encoding, factors included, one thread\n")
-    _encoding(rounds)
-    print("\n## Memory, one thread\n")
-    for each in data_sets(["text", "text200k"], rows):
-        _memory(each)
-    print("\n## Recall asked and delivered: queries that no build has seen\n")
-    _delivered(rows)
-    print("\n## Through the API\n")
-    for each in data_sets(["text"], rows):
-        _api(each, rounds)
-    print(f"\n## {CLIENTS} threads that search at once, two of kernels\n")
-    for each in data_sets(["text", "text200k"], rows):
-        _clients(each, rounds)
-    print("\n## Exported codes, searched from afar: what a query reads, counted\n")
-    for each in data_sets(["text"], rows):
-        _afar(each)
 
 
-def _codes(faiss: Any, n: int, d: int, rounds: int) -> None:
+def _codes_of(faiss: Any, n: int, d: int, rounds: int) -> None:
     rng, blocks = np.random.default_rng(0), -(-n // 32)
     codes = by_lines((blocks, 4 * d), np.uint8).reshape(blocks, d // 8, 32)
     codes[:] = rng.integers(0, 256, codes.shape, dtype=np.uint8)
@@ -131,7 +130,7 @@ def _codes(faiss: Any, n: int, d: int, rounds: int) -> None:
     row(f"{n:,} x {d}", *shares, *faster, ratio(times["batch"], times["divided"]))
 
 
-def _encoders(each: Any) -> None:
+def _encoders(each: Any, _: int) -> None:
     base = np.ascontiguousarray(each.base / np.linalg.norm(each.base, axis=1, keepdims=True))
     queries = np.ascontiguousarray(each.queries[:512] / np.linalg.norm(each.queries[:512], axis=1, keepdims=True), np.float32)
     stored, n = Rows(base, np.linalg.norm(base, axis=1), "cosine"), len(base)
@@ -174,7 +173,7 @@ def _by_margin(searcher: MIBSearcher, queries: np.ndarray, true: np.ndarray) -> 
     return f"{searcher.look(queries, K, low).seen['rows in short lists'] / len(queries):.0f}"
 
 
-def _memory(each: Any) -> None:
+def _memory(each: Any, _: int) -> None:
     """By the allocations of NumPy, and by what the system says of a process that only searches."""
     base = np.ascontiguousarray(each.base, np.float32)
     rows = Rows(base, np.linalg.norm(base, axis=1), "cosine")
@@ -227,7 +226,7 @@ with vecdb.open(sys.argv[1], threads=1, read_only=True) as db:
 """
 
 
-def _delivered(rows: int | None) -> None:
+def _delivered(rows: int | None, _: int) -> None:
     """Through the API, with what the search expected and the lower bound of what 512 queries show."""
     head("collection", *(f"{asked}: expected, delivered (95 % interval)" for asked in (0.9, 0.95, 0.99)))
     sets = [
@@ -263,7 +262,7 @@ def _judged(each: Judged) -> None:
     row(each.name, *cells)
 
 
-def _encoding(rounds: int) -> None:
+def _encoding(_: int | None, rounds: int) -> None:
     """Codes of 100,000 rows of 384 numbers. Learning the encoder is apart."""
     n, d = 100_000, 384
     x = np.random.default_rng(0).standard_normal((n, d), np.float32)
@@ -275,53 +274,67 @@ def _encoding(rounds: int) -> None:
         learned = time.perf_counter() - started
         one, four = encoder.room(n), planes.room(encoder, n, 4)
         calls = {
-            "one": functools.partial(encoder.fill, rows, 0, n, *one),
-            "four": functools.partial(planes.fill, encoder, rows, 0, n, *four),
+            "one": partial(encoder.fill, rows, 0, n, *one),
+            "four": partial(planes.fill, encoder, rows, 0, n, *four),
         }
         times = interleaved(rounds, calls)
         row(rotation, f"{n / times['one']:,.0f}", f"{n / (times['one'] + times['four']):,.0f}", f"{learned:.1f}")
 
 
 def _clients(each: Any, rounds: int) -> None:
-    """Searches one by one from many threads, beside what as many together take."""
-    queries, n = np.ascontiguousarray(each.queries[: BATCH * 8], np.float32), len(each.base)
-    with vecdb.open(":memory:", threads=2) as db:
-        docs = db.create_collection("docs", vecdb.Dense(each.base.shape[1], index=MIB()))
-        docs.upsert(ids=np.arange(n), vectors=each.base)
-        docs.flush()
-        docs.merge()
-        alone = [docs.search(query, K).ids for query in queries]
-        waits: list[float] = []
-        same: list[bool] = []
+    """Searches one by one from many threads, beside what as many together take; and one alone, of one thread and of two."""
+    queries = np.ascontiguousarray(each.queries[: BATCH * 8], np.float32)
+    few, waits, same = queries[:CLIENTS], list[float](), list[bool]()
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "db")
+        with vecdb.open(path, threads=2) as db:
+            docs = db.create_collection("docs", vecdb.Dense(each.base.shape[1], index=MIB()))
+            for start in range(0, len(each.base), 1 << 17):
+                some = slice(start, start + (1 << 17))
+                docs.upsert(ids=np.arange(len(each.base))[some], vectors=each.base[some])
+            docs.flush()
+            docs.merge()
+        alone: dict[int, float] = {}
+        for threads in (1, 2):
+            with vecdb.open(path, threads=threads) as db:
+                docs = db["docs"]
+                if threads == 1:
+                    together = interleaved(rounds, {"batch": partial(docs.search_batch, few, K)})["batch"]
+                alone[threads] = interleaved(rounds, {"one": lambda docs=docs: [docs.search(query, K) for query in few]})["one"]
+                hits = [docs.search(query, K).ids for query in queries]
 
-        def client(number: int) -> None:
-            for at in range(number, len(queries), CLIENTS):
-                started = time.perf_counter()
-                ids = docs.search(queries[at], K).ids
-                waits.append(time.perf_counter() - started)
-                same.append(ids == alone[at])
+                def client(number: int, docs: Any = docs, hits: Any = hits) -> None:
+                    for at in range(number, len(queries), CLIENTS):
+                        started = time.perf_counter()
+                        ids = docs.search(queries[at], K).ids
+                        waits.append(time.perf_counter() - started)
+                        same.append(ids == hits[at])
 
-        with vecdb.open(":memory:", threads=1) as other:
-            copy = other.create_collection("docs", vecdb.Dense(each.base.shape[1], index=MIB()))
-            copy.upsert(ids=np.arange(n), vectors=each.base)
-            copy.flush()
-            copy.merge()
-            together = interleaved(rounds, {"batch": lambda: copy.search_batch(queries[:CLIENTS], K)})["batch"]
-        for _ in range(rounds):
-            with ThreadPoolExecutor(CLIENTS) as pool:
-                list(pool.map(client, range(CLIENTS)))
-        p50, p99 = (1e3 * np.percentile(waits, at) for at in (50, 99))
-        print(
-            f"{each.name}: p50 {p50:.1f} ms, p99 {p99:.1f} ms; {CLIENTS} together take one thread {1e3 * together:.1f} ms, so p99 is "
-            f"{p99 / (500 * together):.2f} times what two threads would need; the same hits as alone: {np.mean(same):.2%}\n"
-        )
+                for _ in range(rounds if threads == 2 else 0):
+                    with ThreadPoolExecutor(CLIENTS) as pool:
+                        list(pool.map(client, range(CLIENTS)))
+    p50, p99 = (1e3 * np.percentile(waits, at) for at in (50, 99))
+    print(
+        f"{each.name}: p50 {p50:.1f} ms, p99 {p99:.1f} ms; {CLIENTS} together take one thread {1e3 * together:.1f} ms, so p99 is "
+        f"{p99 / (500 * together):.2f} times what two threads would need; the same hits as alone: {np.mean(same):.2%}; one search "
+        f"at a time {1e3 * alone[1] / CLIENTS:.2f} ms of one thread, {1e3 * alone[2] / CLIENTS:.2f} of two\n"
+    )
+
+
+def _many_clients(each: Any, rounds: int) -> None:
+    """With ten rows about each: codes that are more than caches hold."""
+    base = each.base / np.linalg.norm(each.base, axis=1, keepdims=True)
+    rng = np.random.default_rng(0)
+    near = [base + 0.05 * (i > 0) * rng.standard_normal(base.shape, dtype=np.float32) for i in range(10)]
+    _clients(replace(each, kind=f"{each.kind} ten times over", base=np.concatenate(near).astype(np.float32)), rounds)
 
 
 def _recall(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.mean([np.isin(mine, best).sum() / K for mine, best in zip(found, true, strict=True)]))
 
 
-def _texts(faiss: Any, each: Any, rounds: int) -> None:
+def _texts(each: Any, rounds: int) -> None:
+    faiss = _faiss()
     base = np.ascontiguousarray(each.base / np.linalg.norm(each.base, axis=1, keepdims=True))
     stored = Rows(base, np.linalg.norm(base, axis=1), "cosine")
     queries = np.ascontiguousarray(each.queries / np.linalg.norm(each.queries, axis=1, keepdims=True))
@@ -419,7 +432,7 @@ def _api(each: Any, rounds: int) -> None:
             row(f"{share:.1%}", *cells)
 
 
-def _afar(each: Any) -> None:
+def _afar(each: Any, _: int) -> None:
     """Bytes and requests of queries without a cache, each beside what the bound allows; nothing here is a time."""
     queries, n = np.ascontiguousarray(each.queries[:64], np.float32), len(each.base)
     with tempfile.TemporaryDirectory() as folder, vecdb.open(":memory:", threads=1) as db:
@@ -435,7 +448,7 @@ def _afar(each: Any) -> None:
         head("recall asked", "delivered", "opening: bytes", "requests", "a query: bytes", "requests", "rows in its short list")
         for asked in (0.9, 0.95, 0.99):
             with vecdb.open_codes(folder) as there:
-                search = functools.partial(there.search, k=K, recall=asked, with_payload=False, explain=True)
+                search = partial(there.search, k=K, recall=asked, with_payload=False, explain=True)
                 first, again = search(queries[0]).plan, search(queries[0]).plan
                 hits = [search(query) for query in queries]
                 read = [hit.plan.transfer for hit in hits]
@@ -446,6 +459,22 @@ def _afar(each: Any) -> None:
                     f"{np.mean([sum(part.seen.get('rows in short lists', 0) for part in hit.plan.parts) for hit in hits]):.0f}",
                 )  # fmt: skip
 
+
+_TEXTS = ["text", "text200k", "minilm50k", "minilm"]
+# What is printed above each part, what measures it, and the sets that it is measured of.
+PARTS: dict[str, tuple[str, Callable[[Any, int], None], list[str]]] = {
+    "codes": ("Codes alone, k=10, short lists of 100, one thread", _codes, []),
+    "texts": (f"Texts, recall@{K} of at least {ASKED} on queries that chose nothing, one thread", _texts, _TEXTS),
+    "encoders": (f"Encoders: rows in short lists that find so much of the {K} nearest, of 512 queries", _encoders, _TEXTS),
+    "judged": ("nDCG@10 of judged texts: short lists of 50, then rows", _judgements, []),
+    "encoding": ("Encoding, factors included, one thread", _encoding, []),
+    "memory": ("Memory, one thread", _memory, ["text", "text200k"]),
+    "delivered": ("Recall asked and delivered: queries that no build has seen", _delivered, []),
+    "api": ("Through the API", _api, ["text"]),
+    "clients": (f"{CLIENTS} threads that search at once, two of kernels", _clients, ["text", "text200k"]),
+    "many": (f"{CLIENTS} threads that search two million rows at once, two of kernels", _many_clients, ["text200k"]),
+    "afar": ("Exported codes, searched from afar: what a query reads, counted", _afar, ["text"]),
+}
 
 if __name__ == "__main__":
     main()

@@ -23,9 +23,9 @@ class Crew:
         if self._pool is not None:
             self._pool.shutdown(wait=False)
 
-    def pieces(self, seconds: float) -> int:
-        """By how many threads work of so many seconds is best done."""
-        return min(self.threads, max(1, int(seconds / _WORTH)))
+    def pieces(self, seconds: float, worth: float = _WORTH) -> int:
+        """By how many threads work of so many seconds is best done; worth: seconds for which another one is worth waking."""
+        return min(self.threads, max(1, int(seconds / worth)))
 
     def run(self, work: Callable[[], None], threads: int) -> None:
         """Calls `work` in this thread, and in so many less one others as are free before it returns.

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vecdb_index import crew, registry
+from vecdb_index import registry
+from vecdb_index.crew import Crew
 from vecdb_index.mib.params import MIB
 from vecdb_index.mib.search import MIBSearcher
 from vecdb_storage.snapshot import SegmentPart
@@ -131,7 +132,7 @@ def test_threads_share_a_query_where_there_is_much_to_do(tmp_path: Path, monkeyp
 
         alone = answers()
         assert seen == {False}, "so little is not worth a thread"
-        monkeypatch.setattr(crew, "_WORTH", 1e-9)
+        monkeypatch.setattr(Crew, "pieces", lambda self, seconds, worth=0: self.threads)
         seen.clear()
         assert answers() == alone and seen == {True}
 

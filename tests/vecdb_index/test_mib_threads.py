@@ -131,7 +131,7 @@ class Scans:
 
 @pytest.fixture
 def crew(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(Crew, "pieces", lambda self, seconds: self.threads)  # however little there is to do
+    monkeypatch.setattr(Crew, "pieces", lambda self, seconds, worth=0: self.threads)  # however little there is to do
     made = Crew(3)
     yield made
     made.close()
@@ -156,7 +156,7 @@ def test_a_crew_finds_what_one_thread_finds(
             assert len(seen.threads) == 3 and len(seen.ranges) >= 12
             assert sorted(block for first, last in seen.ranges for block in range(first, last)) == list(range(188))
             monkeypatch.undo()
-            monkeypatch.setattr(Crew, "pieces", lambda self, seconds: self.threads)
+            monkeypatch.setattr(Crew, "pieces", lambda self, seconds, worth=0: self.threads)
             assert same(found, alone) and np.array_equal(found.tied, alone.tied)
             assert found.seen == alone.seen and found.scored == alone.scored and found.bytes == alone.bytes
             assert found.bound == alone.bound and (found.bound is None) == (m > 1)
@@ -207,6 +207,7 @@ def test_what_a_thread_of_a_crew_raises_is_raised() -> None:
 def test_pieces_are_worth_a_thread() -> None:
     crew = Crew(4)
     assert [crew.pieces(seconds) for seconds in (0, 1e-4, 5e-4, 1)] == [1, 1, 2, 4] and Crew(1).pieces(1) == 1
+    assert [crew.pieces(1e-3, worth) for worth in (1e-3, 5e-4, 1e-4)] == [1, 2, 4]
     crew.close()
 
 

@@ -249,6 +249,9 @@ class Calibrating:
     ) -> list[Curve]:
         """The curves of one selectivity, side by side. most: seconds of an exact search."""
         queries = self._queries if selectivity == 1 else self._queries[:FILTERED_QUERIES]
+        started, some = time.perf_counter(), queries[:_LEAST]
+        searcher.search(some, ks[0], EFFORTS[0], allowed, control=self._control)
+        queries = queries[: at_a_point((time.perf_counter() - started) / len(some))]
         ends = np.linspace(0, len(queries), min(len(queries), self._threads) + 1).astype(int).tolist()
         shares = [queries[first:last] for first, last in itertools.pairwise(ends)]
         true = np.concatenate(list(pool.map(partial(self._true, searcher, ks[-1], allowed), shares)))
@@ -284,6 +287,11 @@ def as_queries(rows: AnyRows, numbers: npt.NDArray[np.int64]) -> Queries:
     return rows.vectors[numbers].astype(np.float32)
 
 
+def at_a_point(seconds: float) -> int:
+    """How many queries a point of a curve is made of, at most, where one takes so long."""
+    return max(_LEAST, int(_POINT / max(seconds, 1e-9)))
+
+
 def curve_of(k: int, selectivity: float, queries: Queries, kth: Keys, find: Callable[[float, Any], Hits], most: float) -> Curve:
     """Recall of `find` at rising efforts, until it is as good as complete, or slower than an exact search: `most` seconds.
 
@@ -295,7 +303,7 @@ def curve_of(k: int, selectivity: float, queries: Queries, kth: Keys, find: Call
         nonlocal per, slower
         if slower >= _HOPELESS:
             return None
-        some = len(queries) if per == 0 else min(len(queries), max(_LEAST, int(_POINT / per)))
+        some = len(queries) if per == 0 else min(len(queries), at_a_point(per))
         started = time.perf_counter()
         found = find(effort, queries[:some])
         per = (time.perf_counter() - started) / some

@@ -24,7 +24,7 @@ from vecdb_storage.snapshot import SegmentPart, Snapshot, live_rows
 from vecdb_storage.store import Store
 
 from ..schema import field_from_json
-from .calibrate import KS, Calibration, Curve, as_queries, curve
+from .calibrate import KS, Calibration, Curve, as_queries, at_a_point, curve
 from .indexes import rows_of
 from .planner import Asked
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from .executor import Answer, Executor
 
 KEPT, GONE, ROWS = "kept", "gone", "rows"  # a user's queries, with answers that can be found again or not; rows of others
-SAMPLE = 2000  # rows that are searched for in other segments
+SAMPLE = 2000  # rows that are searched for in other segments, at most
+_FEW = 100  # of these, by which it is told how long one takes
 _GROWTH = 1.25  # in rows, either way, that outgrows a calibration
 _SPREAD = 1.5  # likewise in segments
 _HOPELESS = 1.0  # times as long as an exact search, beyond which no more effort is tried
@@ -114,7 +115,7 @@ def of_queries(
 def of_rows(executor: Executor, snapshot: Snapshot, name: str, control: Control | None = None) -> tuple[Curve, ...]:
     """Curves for rows of each segment, searched for in the others."""
     rng = np.random.default_rng(0)
-    groups = []
+    drawn = []
     for part in snapshot.parts:
         if not isinstance(part, SegmentPart) or (stored := part.field(name)) is None:
             continue
@@ -123,10 +124,16 @@ def of_rows(executor: Executor, snapshot: Snapshot, name: str, control: Control 
             rows = rows[np.unpackbits(stored.present.view(np.uint8), count=part.rows, bitorder="little")[rows] > 0]
         some = rng.permutation(rows)[: round(SAMPLE * part.live_rows / max(1, snapshot.count))]
         if len(some):
-            queries = as_queries(rows_of(stored, field_from_json(snapshot.schema["fields"][name]).metric), np.sort(some))
-            groups.append((_without(snapshot, part), queries))
-    if sum(len(queries) for _, queries in groups) < 20:
+            stored_rows = rows_of(stored, field_from_json(snapshot.schema["fields"][name]).metric)
+            drawn.append((_without(snapshot, part), stored_rows, some))
+    count = sum(len(some) for _, _, some in drawn)
+    if count < 20:
         return ()
+    others, stored_rows, some = max(drawn, key=lambda each: len(each[2]))
+    started, few = time.perf_counter(), as_queries(stored_rows, np.sort(some[:_FEW]))
+    _search(executor, others, name, few, KS[0], 0.0, control)
+    share = min(1.0, at_a_point((time.perf_counter() - started) / len(few)) / count)
+    groups = [(others, as_queries(rows, np.sort(some[: max(1, round(share * len(some)))]))) for others, rows, some in drawn]
 
     def search(k: int, effort: float | None) -> Keys:
         found = [_search(executor, others, name, queries, k, effort, control).keys for others, queries in groups]

@@ -51,6 +51,7 @@ _UNKNOWN, _LEAST_POWER, _SPARE = 0.5, 0.1, 1.2  # see `_power`: of few rows; at 
 STREAMED = 4  # queries up to which the codes come at the speed of memory
 _TILE = 64  # queries that pass over the codes together
 _DIVIDED = 16  # queries of fewer than which a crew divides the codes
+_WORTH = 500e-6  # seconds of a scan for which another thread is worth waking: each has lists of its own to fill
 _RANGES = 4  # of codes to a thread, so that those who begin late leave some to others
 _POLL = 1 << 22  # rows times queries between two looks at the deadline
 _LOOKED_AT, _PAIRS = 1024, 2000  # rows whose bits are looked at for `figures`, and pairs of them
@@ -342,7 +343,7 @@ class MIBSearcher:
         step = blocks if control is None else max(64, _POLL // (m * BLOCK))
         threads = 1
         if self._crew is not None and m < _DIVIDED:
-            threads = self._crew.pieces(m * blocks * self.lists.block_cost(m))
+            threads = self._crew.pieces(m * blocks * self.lists.block_cost(m), _WORTH)
         if threads > 1:
             step = min(step, -(-blocks // (_RANGES * threads)))
         ranges, parts = iter(range(0, blocks, step)), list[tuple[Lists, int]]()
