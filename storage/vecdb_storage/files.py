@@ -258,7 +258,10 @@ class Files:
         with typed(path, "write"):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                os.pwrite(fd, data, offset)
+                view = memoryview(data)
+                while len(view):
+                    done = os.pwrite(fd, view, offset)
+                    view, offset = view[done:], offset + done
                 os.fsync(fd)
             finally:
                 os.close(fd)

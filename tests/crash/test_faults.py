@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import threading
@@ -16,6 +17,7 @@ from disk import Fault, Faulty
 from vecdb_storage.batch import Batch
 from vecdb_storage.columns import parse
 from vecdb_storage.errors import StorageError
+from vecdb_storage.files import Files
 from vecdb_storage.registry import open_store
 from vecdb_storage.store import Store
 from workload import Model, Subject, check_backup, check_whole, patiently, settle, steps
@@ -80,6 +82,37 @@ def test_a_fault_at_every_call_leaves_the_state_before_or_after(
     failed = befall(scratch, every[share::8], monkeypatch)
     counted("faults in calls to the file system", len(every[share::8]))
     assert {"create", "write", "write_through", "sync", "sync_directory", "rename", "map", "read_at", "unlink"} <= failed.keys()
+
+
+def test_writes_that_are_cut_short_are_gone_on_with(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writes half of what it was given, as a signal may make it do."""
+    write, pwritev, cut = os.write, os.pwritev, Counter[str]()
+
+    def half(data: Any) -> Any:
+        return memoryview(data)[: -(-len(data) // 2)]
+
+    def cut_write(fd: int, data: Any) -> int:
+        cut["write"] += 1
+        return write(fd, half(data))
+
+    def cut_pwritev(fd: int, buffers: Any, *rest: int) -> int:
+        cut["pwritev"] += 1
+        return pwritev(fd, [half(buffers[0])], *rest)
+
+    monkeypatch.setattr(os, "write", cut_write)
+    monkeypatch.setattr(os, "pwritev", cut_pwritev)
+    run(scratch / "well", Faulty(), monkeypatch)
+    assert cut["write"] > 1000 and cut["pwritev"] > 50
+
+    def cut_pwrite(fd: int, data: Any, offset: int) -> int:
+        cut["pwrite"] += 1
+        return pwrite(fd, half(data), offset)
+
+    pwrite, whole = os.pwrite, scratch / "whole"
+    monkeypatch.setattr(os, "pwrite", cut_pwrite)
+    whole.write_bytes(bytes(100))
+    Files().patch(whole, 10, bytes(range(1, 51)))
+    assert whole.read_bytes() == bytes(10) + bytes(range(1, 51)) + bytes(40) and cut["pwrite"] > 2
 
 
 def marks(store: Store, uuid: bytes) -> dict[Any, Any]:

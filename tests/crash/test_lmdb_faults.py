@@ -24,7 +24,9 @@ from vecdb_storage.registry import open_store
 from workload import Model, check_backup, check_whole, steps
 
 CALLS = ("fdatasync", "fsync", "msync", "pwrite64", "pwritev", "pwritev2", "fallocate", "ftruncate")
-WRITES = ("pwrite64", "pwritev", "pwritev2")
+# Of LMDB, for which a write that is cut short has failed. strace only claims that 100 bytes were written, and the engine's own
+# writes (pwritev2) go on after them, as they must; `test_faults` cuts those short.
+WRITES = ("pwrite64", "pwritev")
 SHARES = 8
 Injection = tuple[str, str, int]  # call, what becomes of it, which one
 
