@@ -17,7 +17,7 @@ test: .venv/test .venv/warm ## everything but the long rounds
 
 test-slow: .venv/test .venv/warm ## hundreds of crash rounds, and the encoder whose library takes a GB
 	$(BIN)/python -m pip install --quiet --editable '.[sentence-transformers]'
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m slow -o faulthandler_timeout=3600  # a test takes half an hour, and printing where it is can crash it
 
 lint: .venv/lint
 	$(BIN)/ruff check .
