@@ -59,6 +59,8 @@ def checked_points(points: Any) -> Any:
 
 
 def checked_k(k: Any, name: str = "k") -> int:
+    if type(k) is int and k > 0:  # the usual case, at a tenth of the price
+        return k
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InvalidInput(f"{name} must be a whole number from 1 up, not {k!r}")
     return int(k)
@@ -93,8 +95,10 @@ def check_ungrouped(score: Any) -> None:
 
 
 def check_threshold(score_threshold: Any) -> None:
+    if score_threshold is None:
+        return
     number = isinstance(score_threshold, int | float | np.number) and not isinstance(score_threshold, bool)
-    if score_threshold is not None and (not number or score_threshold != score_threshold):
+    if not number or score_threshold != score_threshold:
         raise InvalidInput(f"score_threshold must be a number, not {score_threshold!r}")
 
 

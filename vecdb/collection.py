@@ -948,8 +948,9 @@ class Collection:
             hits = [Hit(each.id, min(1.0, max(-1.0, each.key))) for each in found]
         else:
             hits = [Hit(each.id, score_of(each.key, declared)) for each in found]
-        for hit, each in zip(hits, found, strict=True):
-            self._hit(hit, each, with_payload, with_vectors)
+        if with_payload or with_vectors:
+            for hit, each in zip(hits, found, strict=True):
+                self._hit(hit, each, with_payload, with_vectors)
         return Hits(hits)
 
     def _hit(self, hit: Hit, found: Found, with_payload: WithPayload, with_vectors: Any) -> Hit:

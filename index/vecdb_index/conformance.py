@@ -451,6 +451,17 @@ def dead_rows_change_little(backend: Backend, made: Made) -> None:
 
 
 @_both
+def a_few_dead_rows_cost_little(backend: Backend, made: Made) -> None:
+    """Less than half as much again, at any effort: nothing is scanned in the place of what a search would have found."""
+    alive = np.random.default_rng(6).random(8000) < 0.97
+    rows, queries = made.rows(8000), made.queries(40)
+    searcher = opened(backend, rows)
+    for effort in (0.0, 0.2, 0.4):
+        all_alive, few_dead = (searcher.search(queries, 10, effort, words).scored for words in (None, bitmap(alive)))
+        assert few_dead <= 1.5 * all_alive, f"{few_dead:,} beside {all_alive:,} at effort {effort}"
+
+
+@_both
 def a_floor_only_takes_away(backend: Backend, made: Made) -> None:
     rows, queries = made.rows(1000), made.queries(20)
     searcher = opened(backend, rows)
@@ -486,6 +497,22 @@ def a_trial_is_run_on_rows_that_are_held_out(backend: Backend, made: Made) -> No
     hits = backend.open(arrays, trained, rows, params).search(queries, 10, 1.0)
     check(hits, rows, queries, 10)
     assert recall(hits, rows, queries, 10) >= 0.99
+
+
+@_case
+def a_trial_of_many_copies(backend: Backend) -> None:
+    """Most rows are one of ten, a thousand times, so that few are led to by others; those held out come back to these."""
+    vectors = np.concatenate([drawn(1000, 16), np.repeat(drawn(10, 16, seed=3), 1000, axis=0)])
+    rows, held, queries = stored(vectors), np.arange(0, len(vectors), 40), drawn(50, 16, seed=1)
+    flags = np.ones(len(rows), np.bool_)
+    flags[held] = False
+    params, budget, seen = backend.params(), Budget(), []
+    trained = backend.train(rows, params, budget)
+    trial = Trial(held, lambda searcher, others: seen.append(searcher.search(queries, 10, 1.0)))
+    arrays = backend.build(rows, trained, params, budget, lambda share: None, trial)
+    check(seen[0], rows, queries, 10, flags)
+    for effort in (0.0, 0.4, 1.0):
+        check(backend.open(arrays, trained, rows, params).search(queries, 10, effort), rows, queries, 10)
 
 
 @_both

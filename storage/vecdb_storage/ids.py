@@ -108,7 +108,7 @@ class StrIds:
         """The ids of some rows."""
         starts, ends, text = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), self._text
         try:
-            return [str(text[a:b], "utf-8") for a, b in zip(starts, ends, strict=True)]
+            return [text[a:b].tobytes().decode() for a, b in zip(starts, ends, strict=True)]
         except UnicodeDecodeError as error:
             raise _no_text(error) from error
 

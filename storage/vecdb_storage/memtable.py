@@ -25,6 +25,7 @@ from .vectors import Form, Layout, Vectors, beyond_rows, put
 
 ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _FIRST_BLOCK, _LARGEST_BLOCK = 256 << 10, 16 << 20
+_GROWTH = 4  # times all blocks before it, is the size of the next one: each costs a search some 50 µs
 ADOPTED_BYTES = 1 << 20  # vectors from which a batch becomes a block as it is, if it is the engine's own
 _MAPPED = 4  # vectors that are mapped from a growing file count for so much less than those in memory
 _ROW_OVERHEAD = 200  # bytes of an id, its map entry and its share of the row arrays, about
@@ -140,7 +141,7 @@ class Memtable:
             last = self.blocks[-1]
             if last.rows < last.capacity and last.fields.keys() == self._layout.keys():
                 return last
-        size = min(_LARGEST_BLOCK, max(_FIRST_BLOCK, self.bytes))
+        size = min(_LARGEST_BLOCK, max(_FIRST_BLOCK, _GROWTH * self.bytes))
         block = Block(max(1, size // self._row_bytes, min(rows, 8192)), self._layout)
         self.blocks.append(block)
         return block

@@ -206,7 +206,7 @@ def test_what_a_thread_of_a_crew_raises_is_raised() -> None:
 
 def test_pieces_are_worth_a_thread() -> None:
     crew = Crew(4)
-    assert [crew.pieces(seconds) for seconds in (0, 1e-4, 5e-4, 1)] == [1, 1, 2, 4] and Crew(1).pieces(1) == 1
+    assert [crew.pieces(seconds) for seconds in (0, 1e-4, 9e-4, 1)] == [1, 1, 2, 4] and Crew(1).pieces(1) == 1
     assert [crew.pieces(1e-3, worth) for worth in (1e-3, 5e-4, 1e-4)] == [1, 2, 4]
     crew.close()
 

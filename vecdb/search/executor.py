@@ -37,6 +37,7 @@ from .planner import Asked, Way, way_of
 
 _Means = tuple[Index, ExactSearcher]
 _FEWEST_QUERIES = 8  # of an index, for which another thread is worth waking
+_LONG = 200e-6  # seconds of a task that another thread may take
 _CHECKED = 0.25  # seconds that a check of an explained search may take
 _settled: WeakKeyDictionary[Segment, dict[str, tuple[str | None, _Means]]] = WeakKeyDictionary()  # by field, for an index file
 
@@ -240,7 +241,7 @@ class Executor:
     def _plan(self, part: Part, asked: Asked, total: int, queries: int) -> _Planned:
         stored = part.field(asked.field)
         words = None if stored is None else bitmaps.allowed(part, asked.where, asked.without)
-        allowed = bitmaps.count(words, part.rows)
+        allowed = part.live_rows if asked.where is None and asked.without is None else bitmaps.count(words, part.rows)
         if stored is None or not allowed:
             return _Planned(part, None)
         index, whole = _means(part, asked, stored)
@@ -282,6 +283,11 @@ class Executor:
 
     def _run(self, tasks: list[Task], work: Callable[[Task], FoundRows]) -> None:
         """All tasks, by this thread and by as many others as are worth waking."""
+        # Threads that come back for the interpreter from one short kernel after the other are in each other's way.
+        long = [task.cost for task in tasks if task.cost >= _LONG]
+        threads = min(len(long), self._crew.pieces(sum(long)))
+        if threads > 1:
+            tasks = sorted(tasks, key=_by_cost)
         waiting = iter(tasks)  # one for all: whoever is free takes the next
 
         def run() -> None:
@@ -290,7 +296,7 @@ class Executor:
                 task.result = work(task)
                 task.seconds = time.perf_counter() - started
 
-        self._crew.run(run, min(len(tasks), self._crew.pieces(sum(task.cost for task in tasks))))
+        self._crew.run(run, threads)
 
 
 def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:
@@ -346,11 +352,12 @@ def _merge(tasks: Sequence[Task], query: int, queries: Queries, k: int) -> list[
         result, at = tasks[0].result, query - tasks[0].queries.start
         assert result is not None
         length = int(result.lengths[at])
-        keys, rows = result.keys[at, :length], result.rows[at, :length]
-        if not result.tied[at] and not (keys[1:] == keys[:-1]).any():  # then rows are in their final order
-            part = tasks[0].part
-            rows = rows + tasks[0].first
-            hits = zip(keys.tolist(), part.keys(rows), rows.tolist(), strict=True)
+        keys = result.keys[at, :length].tolist()
+        if not result.tied[at] and len(set(keys)) == length:  # then rows are in their final order
+            part, rows = tasks[0].part, result.rows[at, :length]
+            if tasks[0].first:
+                rows = rows + tasks[0].first
+            hits = zip(keys, part.keys(rows), rows.tolist(), strict=True)
             return [Found(key, name, part, row) for key, name, row in hits]
     candidates: list[tuple[float, Task, int]] = []
     tied = []
@@ -377,6 +384,10 @@ def _merge(tasks: Sequence[Task], query: int, queries: Queries, k: int) -> list[
     if any(a.key == b.key for a, b in itertools.pairwise(found)) or tied:
         found.sort(key=lambda hit: (-hit.key, hit.id))
     return found[:k]
+
+
+def _by_cost(task: Task) -> float:
+    return -task.cost
 
 
 def _by_key(candidate: tuple[float, Any, int]) -> float:

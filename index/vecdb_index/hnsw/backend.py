@@ -11,7 +11,7 @@ from .search import HNSWSearcher
 
 
 class _HNSWBackend:
-    name, version, kind, params = "hnsw", 3, "dense", HNSW
+    name, version, kind, params = "hnsw", 4, "dense", HNSW
 
     def train(self, sample: Rows, params: HNSW, budget: Budget, before: Arrays | None = None) -> Arrays:
         return {}

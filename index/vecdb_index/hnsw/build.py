@@ -90,7 +90,8 @@ class Graph:
         self.width = max(params.ef_construction, self.degree)
         self.adj = np.zeros((n, int(self.degree * _ROOM) + 1), np.uint32)
         self.deg = np.zeros(n, np.uint16)
-        self.entries = np.zeros(0, np.uint32)
+        self.entries = np.zeros(0, np.uint32)  # from which walks begin while it is built; scratch has room for as many
+        self.islands = np.zeros(0, np.uint32)  # rows to which no walk from them leads, and so entries of searches, too
 
     @property
     def lists(self) -> _Lists:
@@ -203,7 +204,8 @@ def _finish(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
 def _arrays(graph: Graph) -> Arrays:
     adj = by_lines((len(graph.adj), graph.degree), np.uint32)
     adj[:] = graph.adj[:, : graph.degree]
-    return {"adj": adj, "deg": graph.deg.copy(), "entries": graph.entries, **graph.small.arrays(), **graph.codes.arrays()}
+    entries = np.concatenate([graph.entries, graph.islands])
+    return {"adj": adj, "deg": graph.deg.copy(), "entries": entries, **graph.small.arrays(), **graph.codes.arrays()}
 
 
 def _flags(words: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.bool_]:
@@ -267,19 +269,17 @@ def _insert(graph: Graph, before: npt.NDArray[np.int64], batch: npt.NDArray[np.i
 
 def _connect(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
     """Links rows that no walk from an entry could reach."""
-    reached = np.zeros(len(graph.deg), np.bool_)
+    through = np.full(len(graph.deg), -1, np.int64)  # by which row each was reached first, an entry by itself
     stack = np.empty(len(graph.deg), np.int64)
-    entries = list(graph.entries)
-    _reach(graph.adj, graph.deg, graph.entries.astype(np.int64), reached, stack)
-    while True:
-        lost = order[~reached[order]]
-        if not len(lost):
-            break
-        row = lost[:1]
-        if not _adopt(graph.lists, read_only(graph.entries), row[0], reached, team.scratch[0]):
-            entries.append(np.uint32(row[0]))
-        _reach(graph.adj, graph.deg, row, reached, stack)
-    graph.entries = np.array(entries, np.uint32)
+    islands: list[np.int64] = []
+    _reach(graph.adj, graph.deg, graph.entries.astype(np.int64), through, stack)
+    for row in order[through[order] < 0]:
+        if through[row] >= 0:
+            continue
+        if not _adopt(graph.lists, read_only(graph.entries), row, through, team.scratch[0]):
+            islands.append(row)
+        _reach(graph.adj, graph.deg, np.array([row]), through, stack)
+    graph.islands = np.array(islands, np.uint32)
 
 
 # -- kernels -------------------------------------------------------------------------------------------------
@@ -412,33 +412,42 @@ def _shorten(graph, some, scratch):
 
 
 @kernel
-def _reach(adj, deg, start, reached, stack):
-    """Marks what can be reached from some rows."""
+def _reach(adj, deg, start, through, stack):
+    """Notes through which row each is reached first, from some rows on."""
     size = 0
     for i in range(len(start)):
-        if not reached[start[i]]:
-            reached[start[i]] = True
-            stack[size] = start[i]
-            size += 1
+        if through[start[i]] < 0:
+            through[start[i]] = start[i]
+        stack[size] = start[i]
+        size += 1
     while size:
         size -= 1
         row = stack[size]
         for j in range(np.int64(deg[row])):
             other = np.int64(adj[row, j])
-            if not reached[other]:
-                reached[other] = True
+            if through[other] < 0:
+                through[other] = row
                 stack[size] = other
                 size += 1
 
 
 @kernel
-def _adopt(graph, entries, lost, reached, scratch):
-    """Links the nearest reached row that has room to a lost one. False when there is none."""
+def _adopt(graph, entries, lost, through, scratch):
+    """Links the nearest reached row that has room to a lost one, or that can do without a link. False when there is none."""
     size = _search(graph, entries, lost, scratch)
     for i in range(size):
         row = row_in(scratch.pool[i])
-        if reached[row] and np.int64(graph.deg[row]) < graph.degree:
-            graph.adj[row, np.int64(graph.deg[row])] = np.uint32(lost)
+        count = np.int64(graph.deg[row])
+        if through[row] >= 0 and count < graph.degree:
+            graph.adj[row, count] = np.uint32(lost)
             graph.deg[row] += np.uint16(1)
+            through[lost] = row
             return True
+    for i in range(size):
+        row = row_in(scratch.pool[i])
+        for j in range(np.int64(graph.deg[row]) - 1, -1, -1) if through[row] >= 0 else range(0):
+            if through[np.int64(graph.adj[row, j])] != row:  # that one is reached without it
+                graph.adj[row, j] = np.uint32(lost)
+                through[lost] = row
+                return True
     return False

@@ -2,8 +2,9 @@
 
 `effort` is how many rows a walk keeps in view and goes on from, *ef*, on a logarithmic scale from 2 to 4,096; where that is
 less than k, the walk goes on from the best ef of k rows that it keeps. With a bitmap it goes through rows that are not allowed
-and keeps those that are; where that would score more than a fourth of the allowed rows, or several times as many as usual, or
-finds fewer hits than it should, the allowed rows are scanned instead: k hits come back whenever k are allowed.
+and keeps those that are, until none that is left is nearer than the best ef of these; where that would score more than half of
+the allowed rows, or several times as many as usual, or finds fewer hits than it should, the allowed rows are scanned instead: k
+hits come back whenever k are allowed.
 
 A HNSWSearcher is safe in any thread: each search borrows scratch (2 bytes a row, and 8 with a bitmap).
 """
@@ -31,7 +32,8 @@ _POLL = 64  # queries between two looks at the deadline
 _SCRATCH = 8  # kept for later searches
 _NO_BITMAP = read_only(np.zeros(0, np.uint64))
 _NO_FLOOR = read_only(np.full(1, -np.inf, np.float32))
-_DEARER = 4  # a row that is walked to costs up to so many that are scanned
+_WAY, _FRESH = 350, 17  # rows scored on the way to the query's neighbours, and for each row that a walk goes on from there
+_DEARER = 2  # a row that is walked to costs up to so many that are scanned
 _PATIENCE = 6  # times the usual number of rows that a walk may score
 _DOUBT = 0.5  # beyond the most that an estimate was too low, as a share of how far they are apart
 _COMING = 3  # rows that are on their way while one is looked at
@@ -103,7 +105,8 @@ class HNSWSearcher:
             limit = min(len(self.rows), max(ef, looked_at(k)))
             scratch = self._borrow(limit, allowed is not None)
             words = _NO_BITMAP if allowed is None else read_only(allowed)
-            most = 0 if allowed is None else self._most(k, ef, count / len(self.rows))
+            share = 1.0 if allowed is None else count / len(self.rows)
+            most = 0 if allowed is None else self._most(k, ef, share)
             lowest = _NO_FLOOR if floor is None else read_only(floor)
             step = m if control is None else _POLL
             for start in range(0, m, step):
@@ -169,7 +172,7 @@ class HNSWSearcher:
 
     def _walked(self, k: int, ef: int, selectivity: float) -> float:
         """About how many rows a walk scores, where those that are allowed lie anywhere."""
-        return len(self._entries) + 12.0 * max(ef, k / 3) / max(selectivity, 1 / max(1, len(self.rows)))
+        return len(self._entries) + _WAY + _FRESH * max(ef, k / 12) / max(selectivity, 1 / max(1, len(self.rows)))
 
     def _most(self, k: int, ef: int, selectivity: float) -> int:
         """How many rows a filtered walk may score. Beyond, allowed rows are not where the query is, or too few to walk for."""
@@ -194,8 +197,8 @@ def _search(
         t, b, f = np.float32(scalars[q, 0]), np.float32(scalars[q, 1]), np.float32(scalars[q, 2])
         if len(allowed):
             size, more = walk_allowed(
-                words, q * width, t, b, f, codes, small, adj, deg, entries, seen, epoch[0], pool, limit, near, guess, heap,
-                allowed, most,
+                words, q * width, t, b, f, codes, small, adj, deg, entries, seen, epoch[0], pool, limit, ef, wanted, near,
+                guess, heap, allowed, most,
             )  # fmt: skip
         else:
             size, more = walk(

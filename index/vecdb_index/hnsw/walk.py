@@ -134,7 +134,7 @@ def room_of(adj: Any, entries: Any) -> int:
 
 @kernel
 def walk_allowed(
-    words, at, t, b, f, codes, small, adj, deg, entries, seen, epoch, pool, limit, near, guess, heap, allowed, most
+    words, at, t, b, f, codes, small, adj, deg, entries, seen, epoch, pool, limit, ef, wanted, near, guess, heap, allowed, most
 ):
     """Like `walk`, but only allowed rows enter the pool; others are walked through.
 
@@ -147,7 +147,7 @@ def walk_allowed(
         coming(small, near[count])
         seen[near[count]] = epoch
         count += 1
-    together = _together(small, limit)
+    together, enough = _together(small, ef), max(ef, wanted)
     size, scored, waiting = 0, np.int64(0), 0
     while count:
         scored += count
@@ -156,13 +156,14 @@ def walk_allowed(
         look(words, at, t, b, f, codes, small, near, count, guess)
         for i in range(count):
             entry = packed(guess[i], near[i])
-            if size == limit and entry > pool[size - 1]:
+            if size < enough or entry < pool[ef - 1]:
+                waiting = _push(heap, waiting, entry)
+            elif size == limit and entry > pool[size - 1]:
                 continue
-            waiting = _push(heap, waiting, entry)
             if is_allowed(allowed, near[i]) and insert(pool, size, limit, entry) < limit and size < limit:
                 size += 1
         count, taken = np.int64(0), 0
-        while waiting and (taken < together or not count) and not (size == limit and heap[0] > pool[size - 1]):
+        while waiting and (taken < together or not count) and (size < enough or heap[0] < pool[ef - 1]):
             row = row_in(heap[0])
             waiting = _pop(heap, waiting)
             count = _unseen(adj, deg, row, seen, epoch, small, near, count)
