@@ -9,7 +9,9 @@ import pytest
 from vecdb_index.contract import Rows
 from vecdb_index.flat.search import FlatSearcher
 
+import vecdb
 from vecdb.schema import Dense
+from vecdb.search import copies, executor
 from vecdb.search.calibrate import Calibration, Curve
 from vecdb.search.indexes import Index
 from vecdb.search.planner import Asked, way_of
@@ -132,3 +134,26 @@ def test_rows_that_lie_together_cost_what_is_read_of_them(rows: Rows) -> None:
     for _ in range(2):  # decisions are kept
         assert way_of(Part(), asked, known, index.exact, N // 20, everywhere, 1.0, 1).searcher is None  # type: ignore[arg-type]
         assert way_of(Part(), asked, known, index.exact, N // 20, together, 1.0, 1).searcher is index  # type: ignore[arg-type]
+
+
+def test_a_question_that_is_asked_often_is_planned_anew_after_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    plan = executor._plan
+    monkeypatch.setattr(executor, "_plan", lambda *arguments: planned.append(1) or plan(*arguments))
+    vectors = np.random.default_rng(0).standard_normal((6000, 64)).astype(np.float32)
+    with vecdb.open(":memory:", threads=1) as db:
+        docs = db.create_collection("docs", Dense(64))
+        docs.upsert(ids=range(6000), vectors=vectors, payloads=[{"even": at % 2 == 0} for at in range(6000)])
+        for where, nearest in ((None, 7), ("even == true", 8)):
+            query = vectors[nearest]
+            for _ in range(9):
+                assert docs.search(query, k=1, where=where).ids == [nearest]
+            assert len(planned) == 3 * len(docs._snapshot().parts), "by then copies of the rows are made"
+            planned.clear()
+            docs.delete([nearest])
+            docs.upsert(ids=[nearest + 10_000], vectors=[query], payloads=[{"even": True}])
+            assert docs.search(query, k=1, where=where).ids == [nearest + 10_000]
+            assert planned
+            planned.clear()
+        part = docs._snapshot().parts[0]
+        assert copies._kept[part.block]["vector"].codes is not None  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from vecdb_index.kernels.bitmap import both, ones
 from vecdb_storage.columns import parse
 from vecdb_storage.memtable import Block
 from vecdb_storage.segment import Segment
@@ -97,10 +98,10 @@ def allowed(part: Part, where: Expression | None, without: Expression | None = N
     words = part.live
     if where is not None:
         passed = passing(part, where)
-        words = passed if words is None else words & passed
+        words = passed if words is None else both(words, passed)
     if without is not None:
         excluded = ~passing(part, without)
-        words = excluded if words is None else words & excluded
+        words = excluded if words is None else both(words, excluded)
         if part.rows % 64:
             words = words.copy()
             words[-1] &= np.uint64((1 << part.rows % 64) - 1)
@@ -109,7 +110,7 @@ def allowed(part: Part, where: Expression | None, without: Expression | None = N
 
 def count(words: Words | None, rows: int) -> int:
     """How many rows a bitmap allows, of `rows`."""
-    return rows if words is None else int(np.bitwise_count(words).sum())
+    return rows if words is None else ones(words)
 
 
 def flags(words: Words, rows: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,8 +38,10 @@ from .planner import Asked, Way, way_of
 _Means = tuple[Index, ExactSearcher]
 _FEWEST_QUERIES = 8  # of an index, for which another thread is worth waking
 _LONG = 200e-6  # seconds of a task that another thread may take
+_SETTLED, _QUESTIONS = 2, 64  # times that a question is planned anew; questions of a snapshot that are kept
 _CHECKED = 0.25  # seconds that a check of an explained search may take
 _settled: WeakKeyDictionary[Segment, dict[str, tuple[str | None, _Means]]] = WeakKeyDictionary()  # by field, for an index file
+_plans: WeakKeyDictionary[Snapshot, _Plans] = WeakKeyDictionary()
 
 
 @dataclass(slots=True)
@@ -171,11 +173,40 @@ class Answer:
         return found
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class _Planned:
+    """How a part is searched. way: None where nothing is. words: its allowed rows, None for all."""
+
     part: Part
     way: Way | None
-    tasks: list[Task] = field(default_factory=list)
+    whole: ExactSearcher | None = None
+    words: Words | None = None
+
+
+class _Plans:
+    """Plans of one snapshot, so that the same question is planned once, however many parts there are.
+
+    A question is kept when it is asked again and again: copies of rows (`copies`) come with the second search.
+    """
+
+    __slots__ = ("_asked", "_known")
+
+    def __init__(self) -> None:
+        self._asked: Counter[Any] = Counter()
+        self._known: dict[Any, list[_Planned]] = {}
+
+    def of(self, question: Any, plan: Callable[[], list[_Planned]]) -> list[_Planned]:
+        known = self._known.get(question)
+        if known is not None:
+            return known
+        planned = plan()
+        self._asked[question] += 1
+        if self._asked[question] > _SETTLED:
+            self._known[question] = planned
+        if len(self._asked) > _QUESTIONS:
+            self._asked.clear()
+            self._known.clear()
+        return planned
 
 
 class Executor:
@@ -202,8 +233,8 @@ class Executor:
         Raises Cancelled, DeadlineReached.
         """
         self._check(snapshot, asked.field)
-        planned = [self._plan(part, asked, snapshot.count, len(queries)) for part in snapshot.parts if part.rows]
-        tasks = [task for each in planned for task in each.tasks]
+        planned = self._planned(snapshot, asked, len(queries))
+        tasks = [task for each in planned for task in self._tasks(each, len(queries))]
         floors = _Floors(len(queries), asked.k) if len(tasks) > 1 else None
         if len(tasks) < self._crew.threads:
             for task in tasks:
@@ -219,7 +250,7 @@ class Executor:
         self._run(tasks, work)
         answer = Answer.of_many(tasks, queries, asked.k) if batch else Answer.of_one(tasks, queries, asked.k)
         if explain is not None:
-            explain.parts = [_explained(each, asked) for each in planned]
+            explain.parts = [_explained(each, asked, [task for task in tasks if task.part is each.part]) for each in planned]
             started = time.perf_counter()
             explain.certified = _certified(tasks, asked, queries, answer)
             explain.checking = time.perf_counter() - started
@@ -238,19 +269,22 @@ class Executor:
 
         self._crew.run(check, min(self._crew.threads, len(fresh)))
 
-    def _plan(self, part: Part, asked: Asked, total: int, queries: int) -> _Planned:
-        stored = part.field(asked.field)
-        words = None if stored is None else bitmaps.allowed(part, asked.where, asked.without)
-        allowed = part.live_rows if asked.where is None and asked.without is None else bitmaps.count(words, part.rows)
-        if stored is None or not allowed:
-            return _Planned(part, None)
-        index, whole = _means(part, asked, stored)
-        # Of the k best of all parts about so many are here, and these have to be found.
-        share = part.live_rows / max(1, total)
-        way = way_of(part, asked, index, whole, allowed, words, share, queries)
-        if way.searcher is None and whole.divides == "rows":
-            return _Planned(part, way, self._split_rows(part, way, whole, words, queries))
-        return _Planned(part, way, self._split_queries(part, way, whole, words, queries))
+    def _planned(self, snapshot: Snapshot, asked: Asked, queries: int) -> list[_Planned]:
+        def plan() -> list[_Planned]:
+            return [_plan(part, asked, snapshot.count, queries) for part in snapshot.parts if part.rows]
+
+        kept = _plans.get(snapshot)
+        if kept is None:
+            kept = _plans.setdefault(snapshot, _Plans())
+        filters = asked.where, asked.without
+        return kept.of((asked.field, asked.k, asked.recall, asked.effort, asked.whole, asked.outgrown, queries, *filters), plan)
+
+    def _tasks(self, planned: _Planned, queries: int) -> list[Task]:
+        part, way, whole = planned.part, planned.way, planned.whole
+        if way is None or whole is None:
+            return []
+        split = self._split_rows if way.searcher is None and whole.divides == "rows" else self._split_queries
+        return split(part, way, whole, planned.words, queries)
 
     def _split_rows(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[Task]:
         """An exact search as several row ranges, if it takes so long that threads are worth it."""
@@ -297,6 +331,18 @@ class Executor:
                 task.seconds = time.perf_counter() - started
 
         self._crew.run(run, threads)
+
+
+def _plan(part: Part, asked: Asked, total: int, queries: int) -> _Planned:
+    stored = part.field(asked.field)
+    words = None if stored is None else bitmaps.allowed(part, asked.where, asked.without)
+    allowed = part.live_rows if asked.where is None and asked.without is None else bitmaps.count(words, part.rows)
+    if stored is None or not allowed:
+        return _Planned(part, None)
+    index, whole = _means(part, asked, stored)
+    # Of the k best of all parts about so many are here, and these have to be found.
+    share = part.live_rows / max(1, total)
+    return _Planned(part, way_of(part, asked, index, whole, allowed, words, share, queries), whole, words)
 
 
 def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:
@@ -419,8 +465,8 @@ def _certified(tasks: Sequence[Task], asked: Asked, queries: Queries, answer: An
     return len(queries) - len(wrong)
 
 
-def _explained(planned: _Planned, asked: Asked) -> PartPlan:
-    part, way, tasks = planned.part, planned.way, planned.tasks
+def _explained(planned: _Planned, asked: Asked, tasks: Sequence[Task]) -> PartPlan:
+    part, way = planned.part, planned.way
     results = [task.result for task in tasks if task.result is not None]
     return PartPlan(
         kind="segment" if isinstance(part, SegmentPart) else "memtable",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..codec.int8 import HEAD, dot, head
+from ..kernels.bitmap import next_allowed
 from ..kernels.compile import brief, kernel
 from ..kernels.distances import key_of, pair, prefetch
-from ..kernels.scan import AHEAD, next_allowed
+from ..kernels.scan import AHEAD
 from ..kernels.select import offer
 
 _BLOCK_BYTES = 128 << 10  # of codes that stay in a core's own cache while each query passes over them

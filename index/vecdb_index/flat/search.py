@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..codec.int8 import Codes
 from ..contract import Bitmap, Control, Hits, Keys, Rows
+from ..kernels.bitmap import both
 from ..kernels.distances import METRICS, prepared, read_only
 from ..kernels.scan import scan, scan_briefly, with_key
 from ..kernels.select import settle
@@ -129,4 +130,4 @@ class FlatSearcher:
         present = self.rows.present
         if allowed is None:
             return _NO_BITMAP if present is None else read_only(present)
-        return read_only(allowed if present is None else allowed & present)
+        return read_only(allowed if present is None else both(allowed, present))

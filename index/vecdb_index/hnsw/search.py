@@ -21,6 +21,7 @@ from ..codec.int4 import Int4
 from ..codec.int8 import Codes
 from ..contract import Arrays, Bitmap, Control, Damaged, Hits, Keys, Rows
 from ..flat.search import FlatSearcher
+from ..kernels.bitmap import both, ones
 from ..kernels.compile import kernel
 from ..kernels.distances import METRICS, key_of, pair, prefetch, read_only
 from ..kernels.select import insert, key_in, row_in
@@ -66,7 +67,7 @@ class HNSWSearcher:
         self._met_bytes = self._met.codes.shape[1]
         coded = codes.codes, (small or Int4.none(len(rows), codes)).codes, self._met.key_unit
         self._about = *coded, self._vectors, self._norms, self._metric, self._adj, self._deg, self._entries
-        self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
+        self._count = len(rows) if rows.present is None else ones(rows.present)
         self._spare: deque[tuple[Any, ...]] = deque(maxlen=_SCRATCH)
 
     def _check(self) -> None:
@@ -93,8 +94,8 @@ class HNSWSearcher:
         """See contract.Searcher."""
         m = len(queries)
         if allowed is not None and self.rows.present is not None:
-            allowed = allowed & self.rows.present
-        count = self._count if allowed is None else int(np.bitwise_count(allowed).sum())
+            allowed = both(allowed, self.rows.present)
+        count = self._count if allowed is None else ones(allowed)
         wanted = min(k, count)
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes = np.zeros(m, np.int32)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..codec.int4 import coming, estimate4
 from ..codec.int8 import estimate
+from ..kernels.bitmap import is_allowed
 from ..kernels.compile import kernel
 from ..kernels.distances import prefetch
 from ..kernels.select import packed, row_in
@@ -169,11 +170,6 @@ def walk_allowed(
             count = _unseen(adj, deg, row, seen, epoch, small, near, count)
             taken += 1
     return size, scored
-
-
-@kernel
-def is_allowed(allowed, row):
-    return (allowed[row >> 6] >> np.uint64(row & 63)) & np.uint64(1)
 
 
 @kernel

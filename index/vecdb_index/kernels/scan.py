@@ -5,6 +5,7 @@ from __future__ import annotations
 import llvmlite.binding as llvm
 import numpy as np
 
+from .bitmap import next_allowed
 from .compile import brief, kernel
 from .distances import key_of, pair
 from .select import offer
@@ -83,29 +84,6 @@ def _scan_allowed(queries, q, vectors, norms, metric, allowed, start, stop, keys
         scored += 1
         row = next_allowed(allowed, row + 1, stop)
     return scored
-
-
-@kernel
-def next_allowed(allowed, row, stop):
-    """The first allowed row from `row` on, or `stop`. allowed: bitmap words, empty for all."""
-    if len(allowed) == 0:
-        return row
-    while row < stop:
-        bits = allowed[row >> 6] >> np.uint64(row & 63)
-        if bits:
-            return min(stop, row + lowest(bits))
-        row = ((row >> 6) + 1) << 6
-    return stop
-
-
-@kernel
-def lowest(bits):
-    """Position of the lowest set bit of a word that has one: the count of ones below it."""
-    below = (bits & (~bits + np.uint64(1))) - np.uint64(1)
-    below = below - ((below >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    below = (below & np.uint64(0x3333333333333333)) + ((below >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    below = (below + (below >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((below * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
 @kernel

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .bitmap import next_allowed
 from .compile import brief, kernel
-from .scan import next_allowed
 from .select import offer
 
 LEAST_SLOTS = 64

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bitmap import lowest, next_allowed
 from .compile import kernel
 from .distances import COSINE, L2, key_of, pair, prefetch
 from .product import COARSE, LANES, MR, coarse_product, exact_product, magnitude, rounded, widen
-from .scan import AHEAD, lowest, next_allowed
+from .scan import AHEAD
 from .select import offer
 
 _BLOCK_BYTES = 64 << 10  # of rounded rows: with a tile of queries they fit a core's own cache

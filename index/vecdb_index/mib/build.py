@@ -20,6 +20,7 @@ from ..codec import planes as more
 from ..codec.bits import BLOCK, TERMS, Encoder, copy_rows, entropies, unpacked, width_of
 from ..contract import Arrays, Budget, NeedsMemory, Part, Progress, Rows, Trial
 from ..flat.search import FlatSearcher
+from ..kernels.bitmap import ones
 from ..kernels.distances import read_only
 from ..kernels.select import MAX_ROWS, read
 from .gate import KNOWN, NEAREST, PARTS, RECALLS, Gate, Verdict, best_of, measured, verdict_of
@@ -76,7 +77,7 @@ def train(rows: Rows, params: MIB, budget: Budget, before: Arrays | None = None)
     queries, near = queries[:: many // _PROBES], near[:: many // _PROBES]
     gate = {1: measured(near, short_lists(encoder, some, queries, len(some) // _LISTED), len(some))}
     count, d, row_bytes = (
-        len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum()),
+        len(rows) if rows.present is None else ones(rows.present),
         rows.vectors.shape[1],
         rows.vectors[:1].nbytes,
     )

@@ -25,10 +25,10 @@ from numba import types
 from numba.core import cgutils
 
 from ..codec.bits import BLOCK, LEVELS
+from ..kernels.bitmap import lowest
 from ..kernels.compile import intrinsic, kernel
 from ..kernels.distances import fetch, fma, key_of, load, pair, pointer, prefetch, read_only
 from ..kernels.product import AVX2
-from ..kernels.scan import lowest
 from ..kernels.select import keep_least, key_in, offer, packed, row_in, settle
 
 TOGETHER = 4  # queries that share what is done for a block, at most

@@ -42,6 +42,7 @@ import numpy.typing as npt
 from ..codec.bits import BLOCK, LENGTH, TERMS, Encoder, apart, copy_rows
 from ..contract import Bitmap, Budget, Damaged, Metric, Rows
 from ..flat.search import FlatSearcher
+from ..kernels.bitmap import ones
 from ..kernels.distances import read_only
 from ..kernels.select import read
 from .gate import NEAREST
@@ -91,7 +92,7 @@ class Question:
         self, bits: Bits, words: Bitmap = _EVERY, count: int | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """(keys, rows) of the best estimates, best first: of `count` rows, or all. words: of allowed rows, empty for all."""
-        blocks, most = len(bits.codes), int(np.bitwise_count(words).sum()) if len(words) else bits.n
+        blocks, most = len(bits.codes), ones(words) if len(words) else bits.n
         if most == 0:
             return np.zeros(0, np.float64), np.zeros(0, np.int64)
         count = most if count is None else min(count, most)

@@ -37,6 +37,7 @@ from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
 from ..cores import usable
 from ..crew import Crew
 from ..flat.search import FlatSearcher
+from ..kernels.bitmap import ones
 from ..kernels.distances import METRICS, read_only
 from .gate import LATER, NEAREST, RECALLS, Verdict, best_of, verdict_of
 from .layout import LISTS, TRIED, entropy_in, measured_in, more_bits_in, opened
@@ -141,7 +142,7 @@ class MIBSearcher:
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
         self._vectors, self._norms = read_only(bits), read_only(rows.norms)
         self._row_bytes = rows.vectors[:1].nbytes
-        self._count = len(rows) if rows.present is None else int(np.bitwise_count(rows.present).sum())
+        self._count = len(rows) if rows.present is None else ones(rows.present)
         self.verdict = self._verdict(self.depth)
         self.lists = ShortLists(
             len(rows), self.encoder.width, self._row_bytes, self.depth, _power(self.verdict), Decline.of(arrays["decline"]),
@@ -375,7 +376,7 @@ class MIBSearcher:
 
     def spread(self, allowed: Bitmap) -> float:
         """By the pairs of blocks in which a row is allowed, beside how many these were if rows lay anywhere."""
-        among = int(np.bitwise_count(allowed).sum()) / max(1, len(self.rows))
+        among = ones(allowed) / max(1, len(self.rows))
         anywhere = 1 - (1 - min(1.0, among)) ** (2 * BLOCK)
         return min(1.0, np.count_nonzero(allowed) / max(1, len(allowed)) / anywhere) if anywhere > 0 else 1.0
 
@@ -384,7 +385,7 @@ class MIBSearcher:
 
     def _among(self, words: Bitmap) -> int:
         """How many rows a bitmap has."""
-        return int(np.bitwise_count(words).sum()) if len(words) else len(self.rows)
+        return ones(words) if len(words) else len(self.rows)
 
     def _words(self, allowed: Bitmap | None) -> tuple[Bitmap, int]:
         """The bitmap that kernels go by, and how many rows it has."""

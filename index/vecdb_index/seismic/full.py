@@ -24,6 +24,7 @@ from numba import types
 
 from ..contract import Arrays, Bitmap, Budget, Control, Damaged, Hits, Keys, SparseRows
 from ..flat.sparse import SparseSearcher
+from ..kernels.bitmap import ones
 from ..kernels.compile import intrinsic, kernel
 from ..kernels.distances import load, pointer, read_only
 from ..kernels.select import offer, settle
@@ -133,7 +134,7 @@ class ExactSearcher:
     ) -> Hits:
         """See contract.Searcher."""
         n, m = len(self.rows), len(queries)
-        count = n if allowed is None else int(np.bitwise_count(allowed).sum())
+        count = n if allowed is None else ones(allowed)
         if not m or not k or not n or self._scan.cost(k, 1.0, count / n) <= self.cost(k, 1.0, 1.0):
             return self._scan.search(queries, k, allowed=allowed, floor=floor, control=control)
         guess = self._near.nearly(queries, k, _EFFORT, allowed, floor, control)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..contract import Arrays, Bitmap, Control, Hits, Keys, SparseRows
 from ..flat.sparse import SparseSearcher
+from ..kernels.bitmap import ones
 from ..kernels.compile import kernel
 from ..kernels.distances import prefetch, read_only
 from ..kernels.select import insert
@@ -123,7 +124,7 @@ class SeismicSearcher:
     ) -> Hits:
         """See contract.Searcher."""
         n = len(self.rows)
-        share = 1.0 if allowed is None else int(np.bitwise_count(allowed).sum()) / max(1, n)
+        share = 1.0 if allowed is None else ones(allowed) / max(1, n)
         few = share * n < _FEW and self.exact.cost(k, 1.0, share) <= self._cost(k, effort, share)
         if effort >= 1 or self._signed or few or self._is_rare(share):
             return self.exact.search(queries, k, allowed=allowed, floor=floor, control=control)
@@ -137,7 +138,7 @@ class SeismicSearcher:
         self, queries: SparseRows, k: int, effort: float, allowed: Bitmap | None, floor: Keys | None, control: Control | None
     ) -> Hits:
         """Like `search`, but where fewer hits are found than there are, so be it."""
-        share = 1.0 if allowed is None else int(np.bitwise_count(allowed).sum()) / max(1, len(self.rows))
+        share = 1.0 if allowed is None else ones(allowed) / max(1, len(self.rows))
         return self.search_with(settings_of(effort, share, self._near), queries, k, allowed, floor, control, repaired=False)
 
     def search_with(
@@ -155,7 +156,7 @@ class SeismicSearcher:
         if allowed is not None and self.rows.present is not None:
             allowed = allowed & self.rows.present
         allowed = self._present if allowed is None else allowed
-        count = n if allowed is None else int(np.bitwise_count(allowed).sum())
+        count = n if allowed is None else ones(allowed)
         wanted, share = min(k, count), count / max(1, n)
         keys, rows, sizes = np.empty((m, k), np.float32), np.empty((m, k), np.int64), np.zeros(m, np.int32)
         keys.fill(-np.inf)
