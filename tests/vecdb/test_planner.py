@@ -136,6 +136,18 @@ def test_rows_that_lie_together_cost_what_is_read_of_them(rows: Rows) -> None:
         assert way_of(Part(), asked, known, index.exact, N // 20, together, 1.0, 1).searcher is index  # type: ignore[arg-type]
 
 
+def test_between_selectivities_that_were_measured_the_effort_is_between_theirs() -> None:
+    efforts = (0.0, 0.5, 1.0)
+
+    def curve(selectivity: float, recalls: tuple[float, ...]) -> Curve:
+        return Curve(10, selectivity, 600, efforts, recalls, recalls, (1e-4, 2e-4, 3e-4))
+
+    measured = Calibration((curve(1.0, (0.5, 0.9, 1.0)), curve(0.1, (0.9, 1.0, 1.0)), curve(0.01, (1.0, 1.0, 1.0))))
+    given = [measured.effort_for(0.9, 10, share)[0] for share in (1.0, 10**-0.5, 0.1, 0.05, 0.01, 0.001)]
+    assert given == pytest.approx([0.5, 0.25, 0.0, 0.0, 0.0, 0.0])
+    assert measured.effort_for(0.95, 10, 10**-0.5) == pytest.approx((0.5, 0.95))
+
+
 def test_a_question_that_is_asked_often_is_planned_anew_after_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = []
     plan = executor._plan

@@ -94,7 +94,8 @@ class Calibration:
         return bool(self.curves)
 
     def effort_for(self, recall: float, k: int, selectivity: float, share: float = 1.0) -> tuple[float, float | None]:
-        """The effort to give, and the recall to expect of it; None when nothing was measured.
+        """The effort to give, and the recall to expect of it; None when nothing was measured. Between the selectivities that
+        were measured it is between what these need.
 
         share: of all rows, that this index is over. Of the k best of all about k times share are here, and only these have to
         be found; and as errors of several indexes average out, the bound on their mean is so much tighter.
@@ -102,8 +103,12 @@ class Calibration:
         k = max(1, math.ceil(k * share))
         if not self.curves:
             return min(1.0, 0.3 - 0.25 * math.log10(max(1e-4, 1 - recall)) / 4 + 0.1), None
-        curve = min(self.curves, key=lambda c: abs(math.log(c.k / k)) + abs(math.log(c.selectivity / max(selectivity, 1e-4))))
-        return curve.effort_for(recall, share)
+        near = min((curve.k for curve in self.curves), key=lambda one: abs(math.log(one / k)))
+        curves = [curve for curve in self.curves if curve.k == near]
+        given = sorted((math.log(curve.selectivity), *curve.effort_for(recall, share)) for curve in curves)
+        at, efforts, recalls = zip(*given, strict=True)
+        place = math.log(max(selectivity, 1e-9))
+        return float(np.interp(place, at, efforts)), float(np.interp(place, at, recalls))
 
     def seconds(
         self, searcher: Searcher, k: int, effort: float, selectivity: float, queries: int, spread: float = 1.0
