@@ -191,6 +191,7 @@ class Store:
         for state in loaded.states.values():
             self.snapshots.add(state.publish(loaded.seq))
         self.states, self.seq, self._transaction = loaded.states, loaded.seq, loaded.transaction
+        self._names = None, {}  # or it would keep the states before alive, with their rows and the files that they map
         self.flusher.note(None, self.states)
 
     def folder(self, uuid: bytes) -> Path:
@@ -729,7 +730,10 @@ class Store:
             self.closed = self.closed or "it was closed"
             self.growing.close()
             self.environment.close()
-            self.states = {}  # and with them the mappings of files that may be gone; snapshots keep their own
+            self.states, self._names = (
+                {},
+                (None, {}),
+            )  # and with them the mappings of files that may be gone; snapshots keep their own
             self._loader.forget()
             if self._lock is not None:
                 self._lock.release()

@@ -5,12 +5,14 @@ A crash is a copy of the directory taken while the store is open: what a power c
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from vecdb_storage.errors import (
     NewerFormat,
     NotFound,
     ReadOnly,
+    StorageError,
 )
 from vecdb_storage.registry import open_store
 from vecdb_storage.snapshot import Snapshot
@@ -508,3 +511,25 @@ def test_a_reader_process_sees_whole_commits_in_their_order_beside_a_busy_writer
     assert wrong == []
     assert looks > 5
     assert newest > 0
+
+
+def test_a_failed_commit_gives_back_what_it_replaced(tmp_path: Path, rows_of: Rows, schema: dict[str, Any]) -> None:
+    """Memory is read anew from the disk, and nothing keeps what was there before, with the files that it maps."""
+    store = open_store(tmp_path / "db")
+    uuid = store.create_collection("c", schema)
+    store.write(uuid, rows_of(["a", "b"]))
+    store.flush()
+    assert store.uuid_of("c") == uuid
+    before = weakref.ref(store.states[uuid])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise StorageError("no")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store.environment, "commit", fail)
+        with pytest.raises(StorageError, match="no"):
+            store.write(uuid, rows_of(["c"]))
+    gc.collect()
+    assert before() is None
+    assert store.uuid_of("c") == uuid and store.snapshot(uuid).count == 2
+    store.close()
