@@ -730,10 +730,8 @@ class Store:
             self.closed = self.closed or "it was closed"
             self.growing.close()
             self.environment.close()
-            self.states, self._names = (
-                {},
-                (None, {}),
-            )  # and with them the mappings of files that may be gone; snapshots keep their own
+            self._names = None, {}
+            self.states = {}  # and with them the mappings of files that may be gone; snapshots keep their own
             self._loader.forget()
             if self._lock is not None:
                 self._lock.release()
