@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
-_WORTH = 400e-6  # seconds of work for which another thread is worth waking, that of the caller among them
+_WORTH = 400e-6  # seconds of work for each thread, below which fewer are better
 
 
 class Crew:

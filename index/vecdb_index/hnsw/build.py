@@ -445,7 +445,9 @@ def _adopt(graph, entries, lost, through, scratch):
             return True
     for i in range(size):
         row = row_in(scratch.pool[i])
-        for j in range(np.int64(graph.deg[row]) - 1, -1, -1) if through[row] >= 0 else range(0):
+        if through[row] < 0:
+            continue
+        for j in range(np.int64(graph.deg[row]) - 1, -1, -1):
             if through[np.int64(graph.adj[row, j])] != row:  # that one is reached without it
                 graph.adj[row, j] = np.uint32(lost)
                 through[lost] = row

@@ -6,31 +6,23 @@ it starts to wait again.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from .compile import brief, kernel
+from .distances import read_only
 
 
 def ones(words: npt.NDArray[np.uint64]) -> int:
     """How many rows are in it."""
-    return int(_ones(_read_only(words)))
+    return int(_ones(read_only(np.ascontiguousarray(words))))
 
 
 def both(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The rows that are in two of the same length."""
     out = np.empty_like(a)
-    _both(_read_only(a), _read_only(b), out)
+    _both(read_only(np.ascontiguousarray(a)), read_only(np.ascontiguousarray(b)), out)
     return out
-
-
-def _read_only(words: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """As `distances.read_only`, and of one piece: so that kernels see one type."""
-    view = np.ascontiguousarray(words).view()
-    view.flags.writeable = False
-    return view
 
 
 @kernel

@@ -1,0 +1,31 @@
+"""What a graph is, whatever its rows: all of them can be reached, from few entries, also when many are the same."""
+
+from __future__ import annotations
+
+import numpy as np
+from vecdb_index.contract import Budget, Rows, Trial
+from vecdb_index.hnsw.backend import BACKEND
+from vecdb_index.hnsw.params import HNSW
+
+
+def test_copies_of_a_row_are_reached_from_few_entries_also_those_that_were_held_out() -> None:
+    """Of rows that are the same all link to the same few, so that nothing leads to most of them unless it is seen to."""
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([rng.standard_normal((500, 16)), np.repeat(rng.standard_normal((5, 16)), 800, axis=0)])
+    vectors = vectors.astype(np.float32)
+    rows = Rows(vectors, np.linalg.norm(vectors, axis=1).astype(np.float32), "l2")
+    seen = []
+    trial = Trial(np.arange(0, len(rows), 20), lambda searcher, others: seen.append(searcher.search(vectors[:5], 10)))
+    arrays = BACKEND.build(rows, {}, HNSW(), Budget(), lambda share: None, trial)
+    adj, deg, entries = (np.asarray(arrays[name]).astype(np.int64) for name in ("adj", "deg", "entries"))
+    reached = np.zeros(len(rows), np.bool_)
+    waiting = entries.tolist()
+    reached[entries] = True
+    while waiting:
+        row = waiting.pop()
+        for other in adj[row, : deg[row]].tolist():
+            if not reached[other]:
+                reached[other] = True
+                waiting.append(other)
+    assert seen and reached.all()
+    assert len(entries) < 100, "4,000 rows are copies"
