@@ -9,19 +9,17 @@ An Ahead belongs to one writing call. By the size of the vectors, they become
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import growing
 from .batch import LEVEL0_BYTES, Batch, FieldRows
-from .growing import Extent, Growing
-from .ids import Hashes
+from .growing import Placing
 from .segment import Segment, SegmentWriter
 from .ulid import ulid
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from .store import Store
 
 _LONGEST_WAIT = 0.002  # seconds, for the disk to be given something to do
-_Placed = tuple[Growing, Extent, Any]
 
 
 class Ahead:
@@ -40,12 +37,15 @@ class Ahead:
         self._writer: SegmentWriter | None = None
         self._path = Path()
         self._writing: Future[None] | None = None
-        self._placing: Future[_Placed] | None = None
-        self.placing = 0  # bytes of vectors that are on their way to the growing segment
+        self.placing: Placing | None = None
 
     @property
     def begun(self) -> bool:
-        return self._writing is not None or self._placing is not None
+        return self._writing is not None or self.placing is not None
+
+    @property
+    def placing_bytes(self) -> int:
+        return 0 if self.placing is None else self.placing.vectors.nbytes
 
     @property
     def is_segment(self) -> bool:
@@ -59,10 +59,12 @@ class Ahead:
         elif 0 < size >= growing.GROWING_BYTES and self._store.growing.accepts(self._uuid):
             (rows,) = fields.values()
             assert isinstance(rows.vectors, np.ndarray)
-            entered, self.placing = threading.Event(), size
-            self._placing = self._store.writing.submit(self._store.growing.append, self._uuid, rows.vectors, entered.set)
+            # A copy: were the caller to change them now, what is on disk would not be what its checksum is of.
+            placing = Placing(rows.vectors.copy())
+            self._store.writing.submit(self._store.growing.append, self._uuid, placing)
+            self.placing = placing
             # This thread holds the interpreter; until it lets go, the other cannot even begin to write.
-            entered.wait(_LONGEST_WAIT)
+            placing.reached.wait(_LONGEST_WAIT)
 
     def _begin_segment(self, fields: Mapping[str, FieldRows]) -> None:
         store = self._store
@@ -72,28 +74,31 @@ class Ahead:
         self._writing = store.writing.submit(self._writer.add_and_sync_fields, fields)
 
     def place(self, batch: Batch) -> Batch:
-        """The batch for the log, with its vectors in the growing file if they were sent there. Raises StorageError."""
-        if self._placing is None:
-            return batch
-        _, extent, vectors = self._placing.result()
-        ((name, rows),) = batch.fields.items()
-        return replace(batch, fields={name: replace(rows, vectors=vectors)}, extent=extent, owned=True)
+        """The batch for the log, with its vectors in the growing file if they were sent there; they need not be there yet.
 
-    def finish(self, batch: Batch, hashes: Hashes) -> tuple[Segment, int]:
+        Raises StorageError.
+        """
+        if self.placing is None:
+            return batch
+        extent, vectors = self.placing.place()
+        ((name, rows),) = batch.fields.items()
+        return replace(batch, fields={name: replace(rows, vectors=vectors)}, extent=extent, owned=True).packed_up()
+
+    def finish(self, batch: Batch) -> tuple[Segment, int]:
         """The segment, synced under its name and not yet committed, and its length. Raises StorageError."""
         if not self.is_segment:
             self._begin_segment(batch.fields)
         assert self._writer is not None and self._writing is not None
         self._writing.result()
-        length = self._writer.finish(batch, hashes, None)
+        assert batch.packed is not None
+        length = self._writer.finish(batch.packed, None, batch.columns)
         return Segment(self._store.files, self._path, self._store.uuid, 0), length
 
     def release(self) -> None:
         """The batch was committed or refused; of a refused one no trace is left. Harmless when called again."""
-        if self._placing is not None:
-            placing, self._placing = self._placing, None
-            if placing.exception() is None:
-                self._store.growing.release(self._uuid, placing.result()[0])
+        if self.placing is not None:
+            placing, self.placing = self.placing, None
+            self._store.growing.release(self._uuid, placing)
         if self._writer is not None and self._writing is not None:
             self._writing.exception()
             self._writer.abandon()

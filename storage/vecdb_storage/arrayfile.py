@@ -166,9 +166,9 @@ class ArrayWriter:
         self._put(bytes(_padding(self._offset)))
         self._start, self._sums = self._offset, []
 
-    def extend(self, part: Array) -> int:
-        """More of the array that was begun. Returns the offset in the file at which the part lies."""
-        view, offset = _bytes_of(part), self._offset
+    def extend(self, part: Array) -> None:
+        """More of the array that was begun."""
+        view = _bytes_of(part)
         while len(view):
             piece = view[: BLOCK - self._filled]
             view = view[len(piece) :]
@@ -178,13 +178,21 @@ class ArrayWriter:
             if self._filled == BLOCK:
                 self._end_block()
                 self._files.start_writeback(self._fd, self._offset - BLOCK, BLOCK)
-        return offset
 
-    def extend_through(self, part: Array) -> int:
+    def extend_through(self, part: Array) -> None:
         """`extend` and `sync`, as one call of the system."""
-        view, offset = _bytes_of(part), self._offset
+        self.write_through(part)
+        self.count(part)
+
+    def write_through(self, part: Array) -> None:
+        """The first half of `extend_through`, after which the part is on disk. The other half is `count`."""
+        view = _bytes_of(part)
         self._files.write_through(self._fd, view, self._temporary)
         self._offset += len(view)
+
+    def count(self, part: Array) -> None:
+        """The checksums of what `write_through` has written."""
+        view = _bytes_of(part)
         while len(view):
             piece = view[: BLOCK - self._filled]
             view = view[len(piece) :]
@@ -192,7 +200,6 @@ class ArrayWriter:
             self._filled += len(piece)
             if self._filled == BLOCK:
                 self._end_block()
-        return offset
 
     def _end_block(self) -> None:
         self._sums.append(self._hasher.intdigest())
@@ -208,7 +215,7 @@ class ArrayWriter:
         self._entries.append({**entry, "xxh3": self._sums})
 
     def map(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, int]) -> Array:
-        """What was written from `offset` on, mapped from the unfinished file."""
+        """What is written from `offset` on, or will have been when somebody reads it, mapped from the unfinished file."""
         return mapped(self._files, self._fd, self._temporary, offset, dtype, shape)
 
     def sync(self) -> None:

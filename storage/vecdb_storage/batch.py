@@ -6,7 +6,6 @@ large one becomes a level-0 segment. Values are not changed after construction.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import ids as ids_module
+from . import strings
 from .arrayfile import Arrays, check_ends, pack, unpack
 from .columns import Raw
 from .errors import Corruption, VecdbError
 from .growing import Extent
-from .ids import Id
+from .ids import Hashes, Id, IntIds, Rows, StrIds, hashes_of
+from .strings import Texts
 from .vectors import Layout, Vectors, arrays_of, vectors_in
 
 _MOST_DIM = 1 << 16  # no field has more
@@ -45,7 +46,8 @@ class Batch:
 
     columns: typed columns of the payloads with their description, when the caller has built them already. owned: the
     arrays are the engine's own and will not change, so that the memtable may keep them instead of a copy. extent: where
-    the vectors of the one field lie on disk, if not in the log. raw: see columns.Prepared.
+    the vectors of the one field lie on disk, if not in the log. raw: see columns.Prepared. packed: keys and payloads once
+    more, where somebody has needed them so; see `packed_up`.
     """
 
     keys: Sequence[Id] = ()
@@ -56,22 +58,33 @@ class Batch:
     owned: bool = False
     extent: Extent | None = None
     raw: Raw | None = None
+    packed: Packed | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
+    def hashes(self) -> Hashes | None:
+        """Of the keys, if somebody has made them."""
+        return None if self.packed is None else self.packed.hashes
+
+    @property
     def nbytes(self) -> int:
         """About what the rows take in memory and in the log."""
         vectors = sum(f.vectors.nbytes + f.norms.nbytes for f in self.fields.values())
-        return vectors + sum(map(len, self.payloads)) + 64 * (len(self.keys) + len(self.deletes))
+        return vectors + strings.bytes_of(self.payloads) + 64 * (len(self.keys) + len(self.deletes))
+
+    def packed_up(self) -> Batch:
+        """The same with `packed`, which whoever needs it then has without making it again."""
+        return self if self.packed is not None else replace(self, packed=Packed.of(self.keys, self.payloads))
 
     def to_record(self) -> bytes:
         """The batch as a log record."""
         arrays: dict[str, npt.NDArray[Any]] = {}
         if self.keys:
-            arrays |= ids_module.from_list(self.keys).arrays()
-            arrays |= payload_arrays(self.payloads)
+            ids = ids_module.from_list(self.keys) if self.packed is None else self.packed.ids
+            payloads = Texts.of(self.payloads) if self.packed is None else self.packed.payloads
+            arrays |= ids.arrays() | {"payload.offsets": payloads.offsets, "payload.bytes": payloads.text}
             for name, rows in self.fields.items():
                 arrays |= field_arrays(name, rows)
                 if self.extent is not None:  # of dense vectors
@@ -106,6 +119,33 @@ class Batch:
         return replace(self, fields=_fields(meta["fields"], arrays, len(self)), owned=True)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Ids and payloads of n rows as arrays, which is how log records and segments have them. hashes: (n,), of the ids."""
+
+    ids: IntIds | StrIds
+    hashes: Hashes
+    payloads: Texts
+
+    @staticmethod
+    def of(keys: Sequence[Id], payloads: Sequence[bytes]) -> Packed:
+        return Packed(ids_module.from_list(keys), hashes_of(keys), Texts.of(payloads))
+
+    @staticmethod
+    def concat(parts: Sequence[Packed]) -> Packed:
+        """End to end; at least one."""
+        ids = ids_module.concat([part.ids for part in parts])
+        hashes = np.concatenate([part.hashes for part in parts])
+        return Packed(ids, hashes, strings.concat([part.payloads for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def take(self, rows: Rows) -> Packed:
+        """Some of the rows."""
+        return Packed(self.ids.take(rows), self.hashes[rows], self.payloads.take(rows))
+
+
 def _from_record(record: bytes, vectors_at: Callable[[Extent], npt.NDArray[Any]]) -> Batch:
     meta, arrays = unpack(record)
     extent = Extent.from_json(meta["extent"]) if "extent" in meta else None
@@ -119,7 +159,7 @@ def _from_record(record: bytes, vectors_at: Callable[[Extent], npt.NDArray[Any]]
         return Batch(deletes=deletes)
     keys = ids_module.from_arrays(arrays).tolist()
     check_ends(arrays["payload.offsets"], arrays["payload.bytes"], "payload.offsets")
-    payloads = payload_list(arrays["payload.offsets"], arrays["payload.bytes"])
+    payloads = Texts(arrays["payload.offsets"], arrays["payload.bytes"])
     fields = _fields(meta["fields"], arrays, len(keys))
     lengths = [(len(rows.vectors), *rows.norms.shape) for rows in fields.values()]
     if len(payloads) != len(keys) or any(each != (len(keys), len(keys)) for each in lengths):
@@ -158,17 +198,6 @@ def field_arrays(name: str, rows: FieldRows) -> dict[str, npt.NDArray[Any]]:
     if rows.present is not None and not rows.present.all():
         arrays[f"field.{name}.present"] = pack_bits(rows.present)
     return arrays
-
-
-def payload_arrays(payloads: Sequence[bytes]) -> dict[str, npt.NDArray[Any]]:
-    """JSON strings end to end: `payload.offsets` (n+1,) u64 and `payload.bytes`."""
-    offsets = np.fromiter(itertools.accumulate(map(len, payloads), initial=0), np.uint64, len(payloads) + 1)
-    return {"payload.offsets": offsets, "payload.bytes": np.frombuffer(b"".join(payloads), np.uint8)}
-
-
-def payload_list(offsets: npt.NDArray[np.uint64], data: npt.NDArray[np.uint8]) -> list[bytes]:
-    text, ends = data.tobytes(), offsets.tolist()
-    return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def pack_bits(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint64]:

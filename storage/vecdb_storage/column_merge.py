@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .columns import ARRAY, BOOL, FLOAT, INT, MAX_PATHS, MISSING, NO_TIME, STRING, Array, Column, ColumnSet, Dictionary
-from .ids import Rows, ranges
+from .ids import Rows
+from .strings import ranges
 
 Order = npt.NDArray[np.int64] | None  # None: as they are
 

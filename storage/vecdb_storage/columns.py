@@ -40,6 +40,7 @@ import numpy.typing as npt
 import orjson
 
 from .errors import Corruption, InvalidPayload
+from .strings import Texts
 
 MISSING, NULL, BOOL, INT, FLOAT, STRING, ARRAY, OBJECT = range(8)
 MAX_PATHS = 256
@@ -51,7 +52,8 @@ Array = npt.NDArray[Any]
 Payload = dict[str, Any]
 
 _WIDE = 128  # mean characters of a text from which, mostly distinct, it has no column
-_MANY, _NARROW = 8192, 64  # strings, and characters of each, from and up to which NumPy sorts them
+_MANY = 8192  # strings from which NumPy sorts them, if they are narrow
+_NARROW = 64  # characters
 _FEW = 8  # payloads that are validated one by one, which is faster for them
 _PARSED = 2048  # payloads in one call of the parser, about 2 ms
 _ABSENT = object()
@@ -173,7 +175,7 @@ def parse_all(stored: Sequence[bytes]) -> list[Payload | None]:
 # -- building ------------------------------------------------------------------------------------------------
 
 
-Raw = Mapping[str, Sequence[Any] | Array]  # key -> the values of all rows, of one kind: a list of str, or an array
+Raw = Mapping[str, Sequence[Any] | Array]  # key -> the values of all rows, of one kind: an array, or a list of long texts
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Prepared:
     raw: then, for ordinary payloads, the values by key, of which a flush makes columns without parsing the JSON again.
     """
 
-    json: list[bytes]
+    json: Sequence[bytes]
     columns: tuple[dict[str, Array], dict[str, Any]] | None
     raw: Raw | None = None
 
@@ -208,7 +210,7 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
         json = _encoded(payloads)
     except (TypeError, ValueError) as error:
         raise _why_not_json(payloads) or InvalidPayload(f"not JSON: {error}") from None
-    if json and max(map(len, json)) > MAX_PAYLOAD_BYTES:
+    if _longest(json) > MAX_PAYLOAD_BYTES:
         row = next(row for row, text in enumerate(json) if len(text) > MAX_PAYLOAD_BYTES)
         raise InvalidPayload(
             f"its JSON has {len(json[row]):,} bytes, {MAX_PAYLOAD_BYTES:,} are allowed; keep large texts elsewhere",
@@ -236,18 +238,22 @@ def _flat(payloads: Sequence[Payload | None]) -> Prepared | None:
         json = _encoded(payloads)
     except (TypeError, ValueError):
         return None  # the walk finds out why
-    together = b"".join(json)
-    # orjson writes null for what is not finite, and whole numbers up to 2**64; a text may hold the same, and is then walked.
-    doubtful = b"null" in together or b"0" * 19 in together.translate(_DIGITS)
-    if doubtful or max(map(len, json)) > MAX_PAYLOAD_BYTES:
+    if _longest(json) > MAX_PAYLOAD_BYTES:
         return None
-    raw: dict[str, Any] | None = None
     if values is not None and len(values) <= MAX_PATHS and all(len(each) == 1 for each in types.values()):
-        raw = {}
+        raw: dict[str, Any] = {}
         for key, column in values.items():
             (kind,) = types[key]
-            raw[key] = column if kind is str else np.array(column, _ARRAYS[kind])
-    return Prepared(json, None, raw)
+            try:
+                raw[key] = _narrow(column) if kind is str else np.array(column, _ARRAYS[kind])
+            except OverflowError:
+                return None
+            if kind is float and not np.isfinite(raw[key]).all():
+                return None
+        return Prepared(json, None, raw)
+    # orjson writes null for what is not finite, and whole numbers up to 2**64; a text may hold the same, and is then walked.
+    together = json.text.tobytes()
+    return None if b"null" in together or b"0" * 19 in together.translate(_DIGITS) else Prepared(json, None)
 
 
 def _uniform(objects: Sequence[Any]) -> dict[Any, list[Any]] | None:
@@ -260,35 +266,67 @@ def _uniform(objects: Sequence[Any]) -> dict[Any, list[Any]] | None:
 
 def from_raw(parts: Sequence[Raw], count: int) -> tuple[dict[str, Array], dict[str, Any]] | None:
     """The columns of payloads whose values were kept, part after part; None where the parts are of different form."""
-    first = {key: getattr(column, "dtype", None) for key, column in parts[0].items()}
-    if any({key: getattr(column, "dtype", None) for key, column in part.items()} != first for part in parts):
+    first = {key: _form(column) for key, column in parts[0].items()}
+    if any({key: _form(column) for key, column in part.items()} != first for part in parts):
         return None
     builder = _Builder(MAX_PATHS, True)
-    for key, dtype in first.items():
+    for key, form in first.items():
         described: dict[str, Any] = {"path": join_path((key,)), "rows": count}
         prefix = f"col.{len(builder.columns)}."
         builder.columns.append(described)
-        if dtype is None:
-            texts = list(chain.from_iterable(part[key] for part in parts))
-            if not builder._column(prefix, texts, None, count, described, (key,)):
-                builder.columns.pop()
-                builder.wide.append(described["path"])
-        else:
-            name, described["kind"] = _STORED[dtype.kind]
-            builder.arrays[prefix + name] = np.concatenate([part[key] for part in parts])
+        columns = [part[key] for part in parts]
+        if form != "S":
+            name, described["kind"] = _STORED[form]
+            builder.arrays[prefix + name] = np.concatenate(columns)
+        elif all(isinstance(column, np.ndarray) for column in columns):
+            described["kind"] = STRING
+            builder.add_dictionary(prefix, *np.unique(np.concatenate(columns), return_inverse=True))
+        elif not builder._column(prefix, list(chain.from_iterable(map(_texts, columns))), None, count, described, (key,)):
+            builder.columns.pop()
+            builder.wide.append(described["path"])
     return builder.arrays, {"columns": builder.columns, "wide": builder.wide, "complete": builder.complete}
 
 
-def _encoded(payloads: Sequence[Payload | None]) -> list[bytes]:
-    """Each payload as stored.
+def _narrow(texts: list[str]) -> list[str] | Array:
+    """Short texts as NumPy's bytes, (n,) S: in their order, without objects, and sorted while other threads run.
 
-    In one call of orjson, with a newline after each: a newline inside a JSON string is always escaped.
+    As they were where one is long, or has a zero, which would be lost at its end. Raises UnicodeEncodeError.
     """
+    width, together = max(map(len, texts)), "".join(texts)
+    if width > _NARROW or "\0" in together:
+        return texts
+    return np.array(texts, f"S{max(1, width)}") if together.isascii() else np.array([text.encode() for text in texts])
+
+
+def _texts(column: Sequence[str] | Array) -> Sequence[str]:
+    """The inverse of `_narrow`."""
+    return [text.decode() for text in column.tolist()] if isinstance(column, np.ndarray) else column
+
+
+def _form(column: Sequence[str] | Array) -> str:
+    """NumPy's letter for the kind of values of a kept column; "S" for texts in either form."""
+    return column.dtype.kind if isinstance(column, np.ndarray) else "S"
+
+
+def _encoded(payloads: Sequence[Payload | None]) -> Texts:
+    """Each payload as stored, in one call of orjson."""
     if not payloads:
-        return []
-    whole = orjson.dumps(list(chain.from_iterable(zip(payloads, repeat(_NEWLINE)))), _default, _OPTIONS)
-    json = whole[1:-3].split(b",\n,")
-    return [b"" if text == b"null" else text for text in json] if None in payloads else json
+        return Texts.of([])
+    if None not in payloads:
+        whole = np.frombuffer(orjson.dumps(list(payloads), _default, _OPTIONS), np.uint8)
+        between = np.flatnonzero((whole[1:-3] == ord("}")) & (whole[2:-2] == ord(",")) & (whole[3:-1] == ord("{"))) + 1
+        if len(between) == len(payloads) - 1:  # one wherever a payload begins, and so none inside of one
+            text = np.delete(whole[1:-1], between)
+            ends = np.concatenate([[0], between - np.arange(len(between)), [len(text)]])
+            return Texts(ends.astype(np.uint64), text)
+    # With a newline after each: a newline inside a JSON string is always escaped.
+    json = orjson.dumps(list(chain.from_iterable(zip(payloads, repeat(_NEWLINE)))), _default, _OPTIONS)[1:-3].split(b",\n,")
+    return Texts.of([b"" if text == b"null" else text for text in json] if None in payloads else json)
+
+
+def _longest(json: Texts) -> int:
+    """Bytes of the longest."""
+    return int(np.diff(json.offsets).max(initial=0))
 
 
 def _why_not_json(payloads: Sequence[Payload | None]) -> InvalidPayload | None:
@@ -438,36 +476,47 @@ class _Builder:
             self.walk(values, rows, path, count)
 
     def _strings(self, prefix: str, values: list[str], rows: list[int] | None, path: tuple[str, ...]) -> None:
-        codes: Any = None
-        if self.keep and len(values) >= _MANY and max(map(len, values)) <= _NARROW and "\0" not in "".join(values):
-            # NumPy lets other threads run while it sorts; its order is the same, but a zero at the end would be lost.
-            found, codes = np.unique(np.array(values), return_inverse=True)
-            distinct: list[str] = found.tolist()
-        else:
-            distinct = sorted(set(values)) if self.keep else values
-        together = "".join(distinct)
         try:
+            narrow = _narrow(values) if self.keep and len(values) >= _MANY else values
+            if isinstance(narrow, np.ndarray):
+                self.add_dictionary(prefix, *np.unique(narrow, return_inverse=True))
+                return
+            distinct = sorted(set(values)) if self.keep else values
+            together = "".join(distinct)
             data = together.encode()
         except UnicodeEncodeError:
             at = next(i for i, v in enumerate(values) if not _is_unicode(v))
             raise _refused("the text is not valid Unicode (it has a lone surrogate)", rows, at, path) from None
         if not self.keep:
             return
-        if codes is None:
-            places = dict(zip(distinct, range(len(distinct)), strict=True))
-            codes = np.fromiter(map(places.__getitem__, values), np.uint32, len(values))
-        self.arrays[prefix + "codes"] = codes.astype(np.uint32, copy=False)
+        places = dict(zip(distinct, range(len(distinct)), strict=True))
+        codes = np.fromiter(map(places.__getitem__, values), np.uint32, len(values))
         sizes = map(len, distinct) if len(data) == len(together) else (len(text.encode()) for text in distinct)
         offsets = np.zeros(len(distinct) + 1, np.uint64)
         np.cumsum(np.fromiter(sizes, np.uint64, len(distinct)), out=offsets[1:])
-        self.arrays[prefix + "text.offsets"] = offsets
-        self.arrays[prefix + "text.bytes"] = np.frombuffer(data, np.uint8)
+        self.add_codes(prefix, codes, offsets, np.frombuffer(data, np.uint8))
+
+    def add_dictionary(self, prefix: str, distinct: Array, codes: Array) -> None:
+        """Distinct texts in their order as NumPy's bytes, (m,) S, without zeros in them, and which of them each row has."""
+        letters = distinct.view(np.uint8).reshape(len(distinct), -1)
+        there = letters != 0
+        offsets = np.zeros(len(distinct) + 1, np.uint64)
+        np.cumsum(there.sum(axis=1, dtype=np.uint64), out=offsets[1:])
+        self.add_codes(prefix, codes.astype(np.uint32), offsets, letters[there])
+
+    def add_codes(self, prefix: str, codes: Array, offsets: Array, data: Array) -> None:
+        self.arrays |= {prefix + "codes": codes, prefix + "text.offsets": offsets, prefix + "text.bytes": data}
         # A dash after a year is rare, so it is looked for in all strings at once.
         fifth = np.minimum(offsets[:-1] + np.uint64(4), np.uint64(max(0, len(data) - 1)))
-        dashed = np.frombuffer(data or b" ", np.uint8)[fifth] == ord("-")
-        times = {code: time for code in np.flatnonzero(dashed).tolist() if (time := micros_of(distinct[code])) is not None}
+        dashed = np.flatnonzero(data[fifth] == ord("-")) if len(data) else ()
+        text = data.data
+        times = {
+            code: time
+            for code in map(int, dashed)
+            if (time := micros_of(bytes(text[offsets[code] : offsets[code + 1]]).decode())) is not None
+        }
         if times:
-            column = np.full(len(distinct), NO_TIME, np.int64)
+            column = np.full(len(offsets) - 1, NO_TIME, np.int64)
             column[list(times)] = list(times.values())
             self.arrays[prefix + "text.times"] = column
 

@@ -23,7 +23,8 @@ import orjson
 from .batch import Batch, FieldRows
 from .environment import Environment, Transaction
 from .errors import AlreadyExists, InvalidInput, NotFound, StorageError, VecdbError
-from .ids import Hashes, Id
+from .growing import Placing
+from .ids import Id
 from .manifest import Manifest, SegmentEntry
 from .memtable import ADOPTED_BYTES, Memtable
 from .segment import Segment
@@ -44,6 +45,7 @@ class Section:
     seq: int
     touched: set[bytes] = field(default_factory=set)
     dropped: list[str] = field(default_factory=list)
+    placings: list[Placing] = field(default_factory=list)  # that must be written before this transaction is
 
     def state(self, uuid: bytes) -> CollectionState:
         state = self.states.get(uuid)
@@ -60,6 +62,11 @@ class Section:
 
     def put_log(self, state: CollectionState, seq: int, record: bytes) -> None:
         self.environment.put_parts(self.txn, "log", log_key(state.uuid, seq), record)
+
+    def taken_placings(self) -> list[Placing]:
+        """Those that came since the last look."""
+        taken, self.placings = self.placings, []
+        return taken
 
     def put_manifest(self, state: CollectionState, manifest: Manifest) -> None:
         """The manifest and every tombstone that the tombstones table lacks."""
@@ -128,18 +135,18 @@ def _settle_kind(section: Section, state: CollectionState, key: Id) -> None:
 class WriteRows:
     """Rows that replace those of the same ids, or with `insert` refuse to.
 
-    record: the batch as a log record, made outside the section; or segment and length: the batch was written as a
-    level-0 segment, to be committed by reference. checkpoints: kept in the same transaction. Result: how many rows were
-    replaced.
+    record: the batch as a log record, made outside the section, with its vectors in placing if they are not in the record;
+    or segment and length: the batch was written as a level-0 segment, to be committed by reference. checkpoints: kept in
+    the same transaction. Result: how many rows were replaced.
     """
 
     uuid: bytes
     batch: Batch
     insert: bool
     record: bytes | None = None
+    placing: Placing | None = None
     segment: Segment | None = None
     length: int = 0
-    hashes: Hashes | None = None
     checkpoints: Checkpoints = field(default_factory=dict)
     frees: ClassVar[bool] = False
 
@@ -158,7 +165,7 @@ class WriteRows:
         keys = self.batch.keys
         _settle_kind(section, state, keys[0])
         if self.insert:
-            for key, place in zip(keys, state.alive(keys, self.hashes), strict=True):
+            for key, place in zip(keys, state.alive(keys, self.batch.hashes), strict=True):
                 if place is not None:
                     raise AlreadyExists(f"point {key!r} exists in {state.name!r}; use upsert to replace it")
         section.put_checkpoints(self.uuid, self.checkpoints)
@@ -166,9 +173,11 @@ class WriteRows:
         if self.segment is None:
             assert self.record is not None
             section.put_log(state, seq, self.record)
+            if self.placing is not None:
+                section.placings.append(self.placing)
             large = self.batch.extent is None and len(self.record) >= ADOPTED_BYTES
             return state.apply(self.batch.kept_in(self.record) if large else self.batch, seq)
-        replaced = state.kill(keys, seq, self.hashes)
+        replaced = state.kill(keys, seq, self.batch.hashes)
         segment = self.segment
         segment.min_seq = segment.max_seq = seq  # decided only now; its file does not hold it
         state.attach(segment, Tombstones(segment.rows))

@@ -22,7 +22,6 @@ from .commit import Section, log_key
 from .environment import Transaction
 from .errors import StorageError, VecdbError, without_trace
 from .growing import Growing
-from .ids import hashes_of
 from .manifest import Manifest, SegmentEntry
 from .memtable import ALIVE, Memtable, gather
 from .segment import Segment, SegmentWriter
@@ -100,11 +99,10 @@ class Flusher:
         """The rows alive at `seq` as a segment file, or None if there are none."""
         store, layout = self._store, state.layout
         gathered = gather(memtable.blocks, seq, layout)
-        batch = gathered.batch
-        if not batch.keys:
+        if not len(gathered.packed):
             return None
         writer = completes = None
-        if growing is not None and len(layout) == 1 and len(batch) == memtable.rows:
+        if growing is not None and len(layout) == 1 and len(gathered.packed) == memtable.rows:
             ((field, stored),) = gathered.fields.items()
             completes = growing.complete(field, [block.extent for block in memtable.blocks])
         try:
@@ -116,7 +114,7 @@ class Flusher:
                 store.ensure_folder(path.parent)
                 writer = SegmentWriter(store.files, path, store.uuid, store.last_transaction())
                 writer.add_gathered(gathered.fields)
-            length = writer.finish(batch, hashes_of(batch.keys), gathered.seqs)
+            length = writer.finish(gathered.packed, gathered.seqs, gathered.columns)
         except BaseException:
             if completes is not None:
                 completes.close()  # and not deleted: log records name it

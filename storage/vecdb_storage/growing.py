@@ -11,7 +11,8 @@ Appended to from any thread. A Growing that failed to write or sync takes no mor
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,43 @@ class Extent:
             files.close(fd)
 
 
+class Placing:
+    """Vectors (n, d) on their way to a growing file, which one thread writes while another does what it can without them.
+
+    The vectors must not change before they are there.
+    """
+
+    def __init__(self, vectors: npt.NDArray[Any]) -> None:
+        self.vectors = vectors
+        self.growing: Growing | None = None  # and the offset in it, once `reached`
+        self.offset = 0
+        self.reached = threading.Event()
+        self.written: Future[None] = Future()
+
+    def reach(self, growing: Growing, offset: int) -> None:
+        """They are about to be written there."""
+        self.growing, self.offset = growing, offset
+        self.reached.set()
+
+    def place(self) -> tuple[Extent, npt.NDArray[Any]]:
+        """Where they will be, and mapped from there; nothing is to be read of it before `wait`. Raises StorageError."""
+        self.reached.wait()
+        if self.growing is None:
+            self.wait()
+        assert self.growing is not None
+        rows, dim = self.vectors.shape
+        dtype = self.vectors.dtype
+        extent = Extent(self.growing.name, self.offset, dtype.str, rows, dim, checksum(self.vectors))
+        there = self.growing.map(self.offset, dtype, (rows, dim))
+        if self.written.done():  # a full disk says so at once; a batch need not get as far as the commit section for it
+            self.wait()
+        return extent, there
+
+    def wait(self) -> None:
+        """Returns when they are on disk. Raises StorageError."""
+        self.written.result()
+
+
 class Growing:
     """One growing file of this process."""
 
@@ -88,27 +126,34 @@ class Growing:
         self._writer.begin()
         files.sync_directory(folder)
 
-    def append(self, vectors: npt.NDArray[Any], entering: Callable[[], None]) -> tuple[Extent, npt.NDArray[Any]] | None:
-        """Vectors (n, d) on disk: where, and mapped. None when the file takes no more. The caller must `unpin` it.
+    def append(self, placing: Placing) -> bool:
+        """Writes vectors at the end. False when the file takes no more; else whoever placed them must `unpin` it.
 
-        entering: called before the one system call that writes and syncs them. Raises StorageError; what it wrote then
-        belongs to nobody.
+        Raises StorageError; what it wrote then belongs to nobody.
         """
-        rows, dim = vectors.shape
+        vectors = placing.vectors
         with self._lock:
             if not self._open:
-                return None
+                return False
+            self._pinned += 1
             try:
-                entering()
-                offset = self._writer.extend_through(vectors) if self._sync else self._writer.extend(vectors)
-                there = self._writer.map(offset, vectors.dtype, (rows, dim))
-                extent = Extent(self.name, offset, vectors.dtype.str, rows, dim, checksum(there))
+                placing.reach(self, self._writer.offset)
+                if self._sync:
+                    self._writer.write_through(vectors)
+                    placing.written.set_result(None)  # nobody need wait for what follows
+                    self._writer.count(vectors)
+                else:
+                    self._writer.extend(vectors)
+                    placing.written.set_result(None)
             except BaseException:
                 self._open, self._broken = False, True  # who knows what it holds beyond its extents
                 raise
-            self._rows += rows
-            self._pinned += 1
-        return extent, there
+            self._rows += len(vectors)
+        return True
+
+    def map(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
+        """See ArrayWriter.map. While it is pinned."""
+        return self._writer.map(offset, dtype, shape)
 
     def unpin(self) -> None:
         """The batch of an extent was committed or refused."""
@@ -165,28 +210,37 @@ class GrowingFiles:
         state = self._store.states.get(uuid)
         return state is not None and [field["kind"] for field in state.schema["fields"].values()] == ["dense"]
 
-    def append(
-        self, uuid: bytes, vectors: npt.NDArray[Any], entering: Callable[[], None] = lambda: None
-    ) -> tuple[Growing, Extent, npt.NDArray[Any]]:
-        """Vectors (n, d) at the end of the collection's growing file: that file, and see Growing.append. `release` it later."""
-        store = self._store
-        while True:
-            with self._lock:
-                growing = self._taking.get(uuid)
-                if growing is None or not growing.open:
-                    if growing is not None:
-                        self._sealed[growing.name] = growing
-                    folder = store.folder(uuid)
-                    store.ensure_folder(folder)
-                    sync = not store.temporary
-                    growing = Growing(store.files, folder, ulid(), store.uuid, store.last_transaction(), sync=sync)
-                    self._taking[uuid] = growing
-            placed = growing.append(vectors, entering)
-            if placed is not None:
-                return growing, *placed
+    def append(self, uuid: bytes, placing: Placing) -> None:
+        """Vectors at the end of the collection's growing file. `placing` says how it went; `release` it later."""
+        try:
+            while not self._that_takes(uuid).append(placing):
+                pass  # it was sealed a moment ago
+        except BaseException as error:
+            if not placing.written.done():
+                placing.written.set_exception(error)
+            placing.reached.set()
 
-    def release(self, uuid: bytes, growing: Growing) -> None:
+    def _that_takes(self, uuid: bytes) -> Growing:
+        """The collection's growing file; a new one where there is none."""
+        store = self._store
+        with self._lock:
+            growing = self._taking.get(uuid)
+            if growing is None or not growing.open:
+                if growing is not None:
+                    self._sealed[growing.name] = growing
+                folder = store.folder(uuid)
+                store.ensure_folder(folder)
+                sync = not store.temporary
+                growing = Growing(store.files, folder, ulid(), store.uuid, store.last_transaction(), sync=sync)
+                self._taking[uuid] = growing
+            return growing
+
+    def release(self, uuid: bytes, placing: Placing) -> None:
         """The batch of an extent was committed or refused."""
+        placing.written.exception()
+        growing = placing.growing
+        if growing is None:
+            return
         growing.unpin()
         if not growing.open:
             self.delete_unnamed(uuid, {growing.name})

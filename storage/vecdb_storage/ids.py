@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from . import strings
 from .arrayfile import check_ends
 from .errors import Corruption
+from .strings import Texts
 
 Id = int | str
 Kind = Literal["int", "str"]
@@ -114,11 +116,8 @@ class StrIds:
 
     def take(self, rows: Rows) -> StrIds:
         """A column of some rows."""
-        starts = self.offsets[rows].astype(np.int64)
-        lengths = self.offsets[rows + 1].astype(np.int64) - starts
-        offsets = np.zeros(len(rows) + 1, np.uint64)
-        np.cumsum(lengths.astype(np.uint64), out=offsets[1:])
-        return StrIds(offsets, self.data[ranges(starts, lengths)])
+        taken = Texts(self.offsets, self.data).take(rows)
+        return StrIds(taken.offsets, taken.text)
 
     @cached_property
     def _text(self) -> memoryview:
@@ -200,17 +199,8 @@ def concat(columns: Sequence[IntIds | StrIds]) -> IntIds | StrIds:
     ints = [column.values for column in columns if isinstance(column, IntIds)]
     if ints:
         return IntIds(np.concatenate(ints))
-    texts = [column for column in columns if isinstance(column, StrIds)]
-    lengths = np.concatenate([np.zeros(1, np.uint64), *(np.diff(column.offsets) for column in texts)])
-    return StrIds(np.cumsum(lengths, dtype=np.uint64), np.concatenate([column.data for column in texts]))
-
-
-def ranges(starts: Rows, lengths: Rows) -> Rows:
-    """start, start + 1, … for each length, end to end: (sum of lengths,) int64."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    found: Rows = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
-    return found
+    together = strings.concat([Texts(column.offsets, column.data) for column in columns if isinstance(column, StrIds)])
+    return StrIds(together.offsets, together.text)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch, FieldRows
+from .arrayfile import Arrays
+from .batch import Batch, FieldRows, Packed
 from .columns import Raw, from_raw
 from .growing import Extent
 from .ids import Id
+from .strings import bytes_of
 from .vectors import Form, Layout, Vectors, beyond_rows, put
 
 ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
@@ -43,7 +45,8 @@ class Block:
         self.capacity = capacity
         self.rows = 0
         self.keys: list[Id] = []
-        self.payloads: list[bytes] = []
+        self.payloads: Sequence[bytes] = []
+        self.packed: Packed | None = None  # keys and payloads, of a block that is one batch
         self.seq = np.zeros(capacity, np.uint64)
         self.death = np.full(capacity, ALIVE)
         self.previous = np.full(capacity, -1, np.int64)
@@ -65,7 +68,9 @@ class Block:
         for name, rows in batch.fields.items():
             block.fields[name] = FieldRows(rows.vectors, rows.norms, everywhere if rows.present is None else rows.present)
         block.full = {name for name, rows in batch.fields.items() if rows.present is None or rows.present.all()}
-        block.keys, block.payloads, block.rows, block.extent = list(batch.keys), list(batch.payloads), len(batch), batch.extent
+        block.keys, block.rows, block.extent = list(batch.keys), len(batch), batch.extent
+        block.packed = batch.packed
+        block.payloads = list(batch.payloads) if batch.packed is None else batch.packed.payloads
         block.seq[:] = seq
         block.raw = batch.raw
         return block
@@ -73,6 +78,7 @@ class Block:
     def append(self, batch: Batch, start: int, stop: int, seq: int) -> None:
         first, last = self.rows, self.rows + stop - start
         self.keys += batch.keys[start:stop]
+        assert isinstance(self.payloads, list)
         self.payloads += batch.payloads[start:stop]
         self.seq[first:last] = seq
         self.full &= batch.fields.keys()
@@ -103,14 +109,14 @@ class Memtable:
         self._layout = dict(layout)
         self._row_bytes = sum(form.row_bytes + 5 for form in layout.values()) + _ROW_OVERHEAD
 
-    def append(self, batch: Batch, seq: int) -> None:
-        """Adds the batch's rows; whoever calls has marked the rows they replace."""
+    def append(self, batch: Batch, seq: int, *, new: bool) -> None:
+        """Adds the batch's rows; whoever calls has marked the rows they replace. new: none of their ids has been here."""
         self.last_seq = seq
         self.records += 1
         vectors = sum(rows.vectors.nbytes for rows in batch.fields.values())
         if batch.extent is not None or (batch.owned and vectors >= ADOPTED_BYTES):
             self.blocks.append(Block.adopt(batch, self._layout, seq))
-            self._map(batch.keys, 0)
+            self._map(batch.keys, 0, new)
         else:
             start = 0
             while start < len(batch):
@@ -118,20 +124,20 @@ class Memtable:
                 stop = min(len(batch), start + block.capacity - block.rows)
                 first = block.rows
                 block.append(batch, start, stop, seq)
-                self._map(batch.keys[start:stop], first)
+                self._map(batch.keys[start:stop], first, new)
                 start = stop
-        self.bytes += sum(map(len, batch.payloads)) + len(batch) * self._row_bytes + 64 * len(batch.deletes)
+        self.bytes += bytes_of(batch.payloads) + len(batch) * self._row_bytes + 64 * len(batch.deletes)
         self.bytes += sum(beyond_rows(rows.vectors) for rows in batch.fields.values())
         if batch.extent is not None:
             self.bytes -= vectors - vectors // _MAPPED
         if batch.raw is not None:
             self.bytes += sum(map(_bytes_of_column, batch.raw.values()))
 
-    def _map(self, keys: Sequence[Id], first: int) -> None:
+    def _map(self, keys: Sequence[Id], first: int, new: bool) -> None:
         """`keys` have come into the last block, from row `first` on."""
         block, rows_of = self.blocks[-1], self.rows_of
         base = (len(self.blocks) - 1) << 32 | first
-        if not rows_of.keys().isdisjoint(keys):
+        if not new:
             for at in [at for at, key in enumerate(keys) if key in rows_of]:
                 block.previous[first + at] = rows_of[keys[at]]
         rows_of.update(zip(keys, range(base, base + len(keys)), strict=True))
@@ -191,9 +197,13 @@ class GatheredField:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The rows of a memtable alive at some seq: ids and payloads, fields, seqs (n,) u64, and which rows of each block."""
+    """The rows of a memtable alive at some seq: ids and payloads, fields, seqs (n,) u64, and which rows of each block.
 
-    batch: Batch
+    columns: typed columns of the payloads with their description, where they were at hand.
+    """
+
+    packed: Packed
+    columns: tuple[Arrays, dict[str, Any]] | None
     fields: dict[str, GatheredField]
     seqs: npt.NDArray[np.uint64]
     rows: list[npt.NDArray[np.int64]]
@@ -203,20 +213,20 @@ def gather(blocks: Sequence[Block], seq: int, layout: Layout) -> Gathered:
     """The rows of `blocks` alive at `seq`, without a second copy of their vectors."""
     kept = [np.flatnonzero(block.death[: block.rows] > np.uint64(seq)) for block in blocks]
     pairs = list(zip(blocks, kept, strict=True))
-    keys: list[Id] = []
-    payloads: list[bytes] = []
-    for block, rows in pairs:
-        if len(rows) == block.rows:
-            keys += block.keys[: block.rows]
-            payloads += block.payloads[: block.rows]
-        else:
-            keys += [block.keys[row] for row in rows.tolist()]
-            payloads += [block.payloads[row] for row in rows.tolist()]
+    packed = [_pack(block, rows) for block, rows in pairs if len(rows)]
     fields = {name: _gather_field(pairs, name, form) for name, form in layout.items()}
     seqs = np.concatenate([np.zeros(0, np.uint64), *(block.seq[rows] for block, rows in pairs)])
     raws = [block.raw for block, rows in pairs if block.raw is not None and len(rows) == block.rows]
-    columns = from_raw(raws, len(keys)) if raws and len(raws) == len(pairs) else None
-    return Gathered(Batch(keys, payloads=payloads, columns=columns), fields, seqs, kept)
+    columns = from_raw(raws, len(seqs)) if raws and len(raws) == len(pairs) else None
+    return Gathered(Packed.concat(packed) if packed else Packed.of([], []), columns, fields, seqs, kept)
+
+
+def _pack(block: Block, rows: npt.NDArray[np.int64]) -> Packed:
+    if block.packed is not None:
+        return block.packed if len(rows) == block.rows else block.packed.take(rows)
+    if len(rows) == block.rows:
+        return Packed.of(block.keys[: block.rows], block.payloads[: block.rows])
+    return Packed.of([block.keys[row] for row in rows.tolist()], [block.payloads[row] for row in rows.tolist()])
 
 
 def _gather_field(pairs: list[tuple[Block, npt.NDArray[np.int64]]], name: str, form: Form) -> GatheredField:

@@ -23,11 +23,11 @@ import orjson
 
 from . import ids as ids_module
 from .arrayfile import BLOCK, ArrayFile
-from .batch import Batch, unpack_bits
+from .batch import Packed, unpack_bits
 from .commit import Section
 from .environment import Transaction
 from .errors import Corruption, NotFound, VecdbError
-from .ids import Id, hashes_of
+from .ids import Id
 from .manifest import SUFFIX, SegmentEntry
 from .memtable import GatheredField
 from .places import Folder
@@ -265,7 +265,7 @@ def _rewrite(store: Store, state: CollectionState, found: _Salvage, entry: Segme
     try:
         writer.add_gathered({name: _field(found, name, rows) for name in file.meta["fields"]})
         seqs = file.unchecked("seq")[rows] if "seq" in file else np.full(len(rows), entry.seq, np.uint64)
-        length = writer.finish(Batch(keys, payloads=payloads), hashes_of(keys), seqs)
+        length = writer.finish(Packed.of(keys, payloads), seqs)
     except BaseException:
         writer.abandon()
         raise

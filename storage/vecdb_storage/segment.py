@@ -20,13 +20,14 @@ import numpy.typing as npt
 from . import columns as columns_module
 from . import ids as ids_module
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays, check_ends
-from .batch import Batch, FieldRows, field_arrays, pack_bits, payload_arrays
+from .batch import FieldRows, Packed, field_arrays, pack_bits
 from .columns import ColumnSet
 from .errors import Corruption
 from .files import Files
-from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds, ranges
+from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds
 from .manifest import SUFFIX
 from .memtable import GatheredField
+from .strings import ranges
 from .tombstones import Words
 from .vectors import DenseForm, Layout, SparseVectors, Vectors, arrays_of, is_in, vectors_in
 
@@ -106,13 +107,14 @@ class SegmentWriter:
         weights = (part.tight().weights for part in field.vectors() if isinstance(part, SparseVectors))
         self._writer.add_parts(f"field.{name}.weights", np.dtype(np.float32), count, weights)
 
-    def finish(self, batch: Batch, hashes: Hashes, seqs: npt.NDArray[np.uint64] | None) -> int:
-        """Ids, payloads, columns, directory; synced and named. Returns the file's length."""
-        ids = ids_module.from_list(batch.keys)
-        payloads = payload_arrays(batch.payloads)
-        columns = batch.columns or columns_of(batch.payloads)
-        table = IdTable.build(ids, hashes)
-        return self.close(ids, table, seqs, payloads["payload.offsets"], [payloads["payload.bytes"]], columns)
+    def finish(
+        self, packed: Packed, seqs: npt.NDArray[np.uint64] | None, columns: tuple[Arrays, dict[str, Any]] | None = None
+    ) -> int:
+        """Ids, payloads, their columns, directory; synced and named. Returns the file's length."""
+        table = IdTable.build(packed.ids, packed.hashes)
+        return self.close(
+            packed.ids, table, seqs, packed.payloads.offsets, [packed.payloads.text], columns or columns_of(packed.payloads)
+        )
 
     def close(
         self,

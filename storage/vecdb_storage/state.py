@@ -109,12 +109,10 @@ class CollectionState:
                 found[missing[slot]] = (segment, int(rows[slot]))
         return found
 
-    def kill(self, keys: Sequence[Id], seq: int, hashes: Hashes | None = None) -> int:
-        """Marks the live rows of `keys` that are older than `seq` dead as of `seq`; returns how many."""
+    def kill(self, keys: Sequence[Id], seq: int, hashes: Hashes | None = None, known: Sequence[Memtable] | None = None) -> int:
+        """Marks the live rows of `keys` that are older than `seq` dead as of `seq`; returns how many. known: `_that_know`."""
         dead = 0
-        for memtable in (self.active, self.frozen):
-            if memtable is None or not memtable.rows_of or memtable.rows_of.keys().isdisjoint(keys):
-                continue
+        for memtable in self._that_know(keys) if known is None else known:
             for key in keys:
                 address = memtable.live_address(key)
                 if address >= 0 and memtable.seq_of(address) < seq:
@@ -134,12 +132,17 @@ class CollectionState:
                 dead += len(rows)
         return dead
 
+    def _that_know(self, keys: Sequence[Id]) -> list[Memtable]:
+        """The memtables that have, or had, a row of one of `keys`."""
+        return [memtable for memtable in self.memtables if not memtable.rows_of.keys().isdisjoint(keys)]
+
     def apply(self, batch: Batch, seq: int) -> int:
         """A committed batch, in the order of commits: kills what it replaces or deletes, then adds its rows."""
         dead = self.kill(batch.deletes, seq) if batch.deletes else 0
+        known = self._that_know(batch.keys)
         if batch.keys:
-            dead += self.kill(batch.keys, seq)
-        self.active.append(batch, seq)
+            dead += self.kill(batch.keys, seq, batch.hashes, known)
+        self.active.append(batch, seq, new=self.active not in known)
         self.last_seq = seq
         return dead
 
@@ -149,7 +152,7 @@ class CollectionState:
         later = [segment for segment in self.segments if segment.max_seq > seq]
         if not later or not batch.keys:
             return
-        hashes = hashes_of(batch.keys)
+        hashes = hashes_of(batch.keys) if batch.hashes is None else batch.hashes
         for segment in later:
             rows = segment.find(batch.keys, hashes)
             here = np.flatnonzero(rows >= 0)

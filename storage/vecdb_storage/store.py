@@ -58,8 +58,8 @@ from .files import Files, Progress
 from .flush import Flusher
 from .garbage import Garbage
 from .growing import SUFFIX as GROWING_SUFFIX
-from .growing import GrowingFiles
-from .ids import Id, hashes_of
+from .growing import GrowingFiles, Placing
+from .ids import Id
 from .load import Loader
 from .locks import WriterLock
 from .manifest import READABLE_BY, SUFFIX, Manifest
@@ -424,10 +424,10 @@ class Store:
                 if checkpoints or token is not None:
                     self.set_checkpoints(uuid, checkpoints, token)
                 return 0
-            if ahead.is_segment or batch.nbytes - ahead.placing >= LEVEL0_BYTES:
-                hashes = hashes_of(batch.keys)
-                segment, length = ahead.finish(batch, hashes)
-                operation = WriteRows(uuid, batch, insert, None, segment, length, hashes, checkpoints)
+            if ahead.is_segment or batch.nbytes - ahead.placing_bytes >= LEVEL0_BYTES:
+                batch = batch.packed_up()
+                segment, length = ahead.finish(batch)
+                operation = WriteRows(uuid, batch, insert, segment=segment, length=length, checkpoints=checkpoints)
                 try:
                     if token is None:
                         return int(self._submit(operation))
@@ -441,7 +441,9 @@ class Store:
             if not ahead.begun:
                 ahead.add_fields(batch.fields)
             batch = ahead.place(batch)
-            return int(self._submit(WriteRows(uuid, batch, insert, record=batch.to_record(), checkpoints=checkpoints), token))
+            record = batch.to_record()
+            operation = WriteRows(uuid, batch, insert, record=record, placing=ahead.placing, checkpoints=checkpoints)
+            return int(self._submit(operation, token))
         finally:
             ahead.release()
 
@@ -532,24 +534,48 @@ class Store:
     def _commit(self, group: list[Request]) -> None:
         """The commit section: runs a group of operations in one transaction and publishes what they did."""
         with self.commit_lock:
-            self.check_writable()
-
-            def run(txn: Transaction) -> Section:
-                section = Section(self.environment, txn, self.states, self.seq)
-                for request in group:
-                    try:
-                        request.result = request.operation.run(section)
-                    except (StorageError, Corruption):
+            while group:
+                self.check_writable()
+                unwritten: list[Request] = []
+                try:
+                    self._commit_together(group, unwritten)
+                except StorageError:
+                    if not unwritten:
                         raise
-                    except VecdbError as error:  # this one is refused, and has changed nothing
-                        request.error = error
-                self.environment.put(txn, "meta", b"seq", section.seq.to_bytes(8, "big"))
-                return section
-
-            room = sum(request.operation.room for request in group)
-            self.transact(room, run, frees=all(request.operation.frees for request in group))
-            self.accepted += sum(request.operation.size for request in group if request.error is None)
+                    group = [request for request in group if request not in unwritten]  # of whom each has its error
+                    continue
+                self.accepted += sum(request.operation.size for request in group if request.error is None)
+                break
         self.flusher.flush_if_large()
+
+    def _commit_together(self, group: list[Request], unwritten: list[Request]) -> None:
+        """Raises StorageError. unwritten: gets those whose vectors did not reach the disk; they then have their error."""
+
+        def run(txn: Transaction) -> Section:
+            section = Section(self.environment, txn, self.states, self.seq)
+            placings: list[tuple[Request, Placing]] = []
+            for request in group:
+                request.error = None
+                try:
+                    request.result = request.operation.run(section)
+                except (StorageError, Corruption):
+                    raise
+                except VecdbError as error:  # this one is refused, and has changed nothing
+                    request.error = error
+                placings += [(request, placing) for placing in section.taken_placings()]
+            self.environment.put(txn, "meta", b"seq", section.seq.to_bytes(8, "big"))
+            for request, placing in placings:  # last, so that the disk has had all that time
+                try:
+                    placing.wait()
+                except StorageError as error:
+                    request.error = error
+                    unwritten.append(request)
+            if unwritten:
+                raise StorageError("vectors of this group did not reach the disk")
+            return section
+
+        room = sum(request.operation.room for request in group)
+        self.transact(room, run, frees=all(request.operation.frees for request in group))
 
     def transact(self, room: int, run: Callable[[Transaction], Section], *, frees: bool = True) -> None:
         """Commits and publishes; or, if that fails, puts memory back to what the disk says, and raises.

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrayfile import Arrays
-from .ids import ranges
+from .strings import ranges
 
 _OFFSETS, _INDICES, _WEIGHTS = np.dtype(np.uint64), np.dtype(np.uint32), np.dtype(np.float32)
 

@@ -237,3 +237,28 @@ def test_the_quick_way_of_ordinary_payloads_makes_the_same_columns(payloads: lis
 
 def test_no_payloads_have_no_columns() -> None:
     assert build([None] * 20) == NO_COLUMNS
+
+
+tricky = st.recursive(
+    st.text(alphabet='},{"\\n\n[', max_size=6) | st.none() | st.integers(0, 9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet='},{"', max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.lists(st.none() | st.dictionaries(st.text(alphabet='},{"a', max_size=3), tricky, max_size=3), max_size=12))
+def test_payloads_are_told_apart_whatever_they_look_like_inside(payloads: list[Any]) -> None:
+    assert list(prepare(payloads).json) == [encode(payload) for payload in payloads]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["", "a", "ä", "𝄞b", "z" * 65, "a\0"]), min_size=9, max_size=12), min_size=1, max_size=4)
+)
+def test_kept_texts_of_any_form_join(batches: list[list[str]]) -> None:
+    raws = [prepare([{"t": text} for text in batch], columns=False).raw for batch in batches]
+    everything = [{"t": text} for batch in batches for text in batch]
+    made, walked = from_raw([raw for raw in raws if raw is not None], len(everything)), build(everything)
+    assert made is not None
+    assert made[1] == walked[1]
+    for name, array in walked[0].items():
+        np.testing.assert_array_equal(array, made[0][name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import vecdb_storage.growing as growing_module
-from vecdb_storage.errors import AlreadyExists, Corruption
+from vecdb_storage.errors import AlreadyExists, Corruption, StorageError
+from vecdb_storage.files import Files
+from vecdb_storage.growing import Placing
 
 import vecdb
 from vecdb import Dense
@@ -135,7 +138,7 @@ def test_a_file_that_no_record_names_is_deleted_by_the_next_open(tmp_path: Path)
     with vecdb.open(tmp_path / "db") as db:
         docs = db.create_collection("docs", Dense(DIM))
         put(docs, range(10), 1)
-        docs._store.growing.append(docs._uuid, np.ones((2, DIM), np.float32))  # a batch that never came
+        docs._store.growing.append(docs._uuid, Placing(np.ones((2, DIM), np.float32)))  # a batch that never came
         docs.flush()
         assert files(docs) == [".growing", ".seg"], "it might still come"
         assert db.verify().ok
@@ -219,3 +222,64 @@ def test_writers_of_many_threads_and_flushes_lose_nothing(tmp_path: Path) -> Non
         assert db.verify().ok
     with vecdb.open(tmp_path / "db") as db:
         assert stored(db.collection("docs")) == newest
+
+
+def test_vectors_that_do_not_reach_the_disk_refuse_their_own_batch_alone(tmp_path: Path) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM))
+        expected = put(docs, range(5), 1)
+        store = docs._store
+        failed: list[BaseException] = []
+
+        def write(ids: range, mark: int) -> None:
+            try:
+                expected.update(put(docs, ids, mark))
+            except StorageError as error:
+                failed.append(error)
+
+        whole = store.files.write_through
+
+        def fails(fd: int, data: Any, path: Path) -> None:
+            time.sleep(0.2)  # until the other has joined the group
+            store.files.write_through = whole  # type: ignore[method-assign]
+            raise StorageError("injected")
+
+        store.files.write_through = fails  # type: ignore[method-assign]
+        store.queue.LONGEST_WAIT, store.queue._company, store.queue._duration = 1.0, 9.0, 1.0  # type: ignore[misc]
+        threads = [
+            threading.Thread(target=write, args=(range(10, 15), 2)),
+            threading.Thread(target=write, args=(range(20, 25), 3)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(failed) == 1
+        assert "injected" in str(failed[0])
+        assert stored(docs) == expected
+        expected |= put(docs, range(3, 30), 4)
+        assert stored(docs) == expected
+        assert db.verify().ok
+    with vecdb.open(tmp_path / "db") as db:
+        assert stored(db.collection("docs")) == expected
+
+
+def test_a_caller_who_changes_his_array_meanwhile_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.ones((8, DIM), np.float32)
+    whole = Files.write_through
+
+    def later(self: Files, fd: int, data: Any, path: Path) -> None:
+        vectors[:] = 7
+        whole(self, fd, data, path)
+        vectors[:] = 9
+
+    monkeypatch.setattr(Files, "write_through", later)
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM, metric="l2"))
+        docs.upsert(ids=list(range(8)), vectors=vectors)
+        assert stored(docs) == {i: [1.0] * DIM for i in range(8)}
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.collection("docs")
+        docs.flush()
+        assert stored(docs) == {i: [1.0] * DIM for i in range(8)}
+        assert db.verify().ok
