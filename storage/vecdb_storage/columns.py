@@ -252,7 +252,7 @@ def _flat(payloads: Sequence[Payload | None]) -> Prepared | None:
                 return None
         return Prepared(json, None, raw)
     # orjson writes null for what is not finite, and whole numbers up to 2**64; a text may hold the same, and is then walked.
-    together = json.text.tobytes()
+    together = b"".join(json)
     return None if b"null" in together or b"0" * 19 in together.translate(_DIGITS) else Prepared(json, None)
 
 
@@ -308,10 +308,10 @@ def _form(column: Sequence[str] | Array) -> str:
     return column.dtype.kind if isinstance(column, np.ndarray) else "S"
 
 
-def _encoded(payloads: Sequence[Payload | None]) -> Texts:
-    """Each payload as stored, in one call of orjson."""
-    if not payloads:
-        return Texts.of([])
+def _encoded(payloads: Sequence[Payload | None]) -> Sequence[bytes]:
+    """Each payload as stored; many in one call of orjson."""
+    if len(payloads) <= _FEW:
+        return [encode(payload) for payload in payloads]
     if None not in payloads:
         whole = np.frombuffer(orjson.dumps(list(payloads), _default, _OPTIONS), np.uint8)
         between = np.flatnonzero((whole[1:-3] == ord("}")) & (whole[2:-2] == ord(",")) & (whole[3:-1] == ord("{"))) + 1
@@ -321,12 +321,12 @@ def _encoded(payloads: Sequence[Payload | None]) -> Texts:
             return Texts(ends.astype(np.uint64), text)
     # With a newline after each: a newline inside a JSON string is always escaped.
     json = orjson.dumps(list(chain.from_iterable(zip(payloads, repeat(_NEWLINE)))), _default, _OPTIONS)[1:-3].split(b",\n,")
-    return Texts.of([b"" if text == b"null" else text for text in json] if None in payloads else json)
+    return [b"" if text == b"null" else text for text in json] if None in payloads else json
 
 
-def _longest(json: Texts) -> int:
+def _longest(json: Sequence[bytes]) -> int:
     """Bytes of the longest."""
-    return int(np.diff(json.offsets).max(initial=0))
+    return int(np.diff(json.offsets).max()) if type(json) is Texts else max(map(len, json), default=0)
 
 
 def _why_not_json(payloads: Sequence[Payload | None]) -> InvalidPayload | None:

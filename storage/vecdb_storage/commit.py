@@ -9,6 +9,7 @@ from disk (`Store`), so no operation needs an undo.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -342,6 +343,9 @@ class CommitQueue:
         self._lock = threading.Lock()
         self._waiting: deque[Request] = deque()
         self._led = False
+        self._wanted = 0  # how many the leader waits for, if it does
+        self._together = threading.Lock()  # it waits for this one to be released, by whoever makes them so many
+        self._together.acquire()
         self._company = 1.0  # how many writers came together lately
         self._duration = 0.0  # seconds of a commit lately
         self.groups = 0
@@ -353,6 +357,9 @@ class CommitQueue:
         with self._lock:
             self._waiting.append(request)
             lead, self._led = not self._led, True
+            if 0 < self._wanted <= len(self._waiting):
+                self._wanted = 0
+                self._together.release()
         if not lead:
             try:
                 request.turn.acquire()
@@ -427,6 +434,14 @@ class CommitQueue:
         """
         if self._company < 1.5:
             return
-        until = time.perf_counter() + min(self.LONGEST_WAIT, self._duration)
-        while len(self._waiting) < 0.95 * self._company and time.perf_counter() < until:
-            time.sleep(0.00005)
+        with self._lock:
+            wanted = math.ceil(0.95 * self._company)
+            if len(self._waiting) >= wanted:
+                return
+            self._wanted = wanted
+        try:
+            self._together.acquire(timeout=min(self.LONGEST_WAIT, self._duration))
+        finally:
+            with self._lock:
+                self._wanted = 0
+                self._together.acquire(blocking=False)  # it may have been released since

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ Text = npt.NDArray[np.uint8]
 _Rows = npt.NDArray[np.int64]
 
 
+@final
 class Texts(Sequence[bytes]):
     """n strings, each made when it is asked for. offsets: (n + 1,), from 0 on, into text, (bytes,) u8."""
 
@@ -28,7 +29,7 @@ class Texts(Sequence[bytes]):
 
     @staticmethod
     def of(strings: Sequence[bytes]) -> Texts:
-        if isinstance(strings, Texts):
+        if type(strings) is Texts:
             return strings
         offsets = np.fromiter(itertools.accumulate(map(len, strings), initial=0), np.uint64, len(strings) + 1)
         return Texts(offsets, np.frombuffer(b"".join(strings), np.uint8))
@@ -71,7 +72,7 @@ def concat(parts: Sequence[Texts]) -> Texts:
 
 def bytes_of(strings: Sequence[bytes]) -> int:
     """How many bytes they have together."""
-    return strings.nbytes if isinstance(strings, Texts) else sum(map(len, strings))
+    return strings.nbytes if type(strings) is Texts else sum(map(len, strings))
 
 
 def ranges(starts: _Rows, lengths: _Rows) -> _Rows:
