@@ -259,15 +259,17 @@ def kills(work: Path, rounds: int, rows: int | None) -> None:
     seconds = time.perf_counter() - started
     shutil.rmtree(target)
     log.unlink()
+    log.with_suffix(".in").unlink()
     chance, done = np.random.default_rng(7), 0
     while True:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         if done < 10:
-            time.sleep(1.5 + float(chance.uniform(0, seconds / 8)))
+            time.sleep(1.2 + float(chance.uniform(0, seconds / 10)))
             if process.poll() is None:
                 process.kill()
                 done += 1
-        if process.wait() == 0:
+        process.wait()
+        if log.with_suffix(".in").exists():
             break
     read = sum(map(int, log.read_text().split()))
     print(f"### Kills: Parquet of {rows:,} x {DIM} (`--parts kills`)\n")
@@ -299,6 +301,7 @@ def logged(path: str, target: str, log: str) -> None:
     load._Run._file = counted  # type: ignore[method-assign]
     with package.open(target) as db:
         db.ingest("docs", path, index="flat")
+        Path(log).with_suffix(".in").touch()  # killed from here on, it would begin again, as whoever ingests a file twice does
 
 
 # -- the shell -------------------------------------------------------------------------------------------------------

@@ -22,17 +22,20 @@ class Ahead(Generic[T]):
     def __init__(self, items: Iterator[T], drop: Callable[[T], None], before: Ahead[T] | None = None) -> None:
         self._items, self._drop, self._before = items, drop, before
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(1)
+        self._wanted = threading.Semaphore(1)  # the next item is begun when the one before was taken, so that one is ahead
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vecdb-ahead", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            for item in self._items:
+            while not self._stopped.is_set():
+                if not self._wanted.acquire(timeout=0.1):
+                    continue
+                item = next(self._items, None)
                 self._put(item, None)
-                if self._stopped.is_set():
+                if item is None:
                     break
-            self._put(None, None)
         except BaseException as error:
             self._put(None, error)
         finally:
@@ -62,6 +65,7 @@ class Ahead(Generic[T]):
                 raise error
             if item is None:
                 return
+            self._wanted.release()
             yield item
 
     def close(self, *, wait: bool = True) -> None:

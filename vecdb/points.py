@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -434,7 +434,8 @@ def _as_rows(payloads: Any, count: int) -> Sequence[dict[str, Any] | None]:
             if len(column) != count:
                 raise InvalidInput(f"payload column {key!r} has {len(column)} values for {count} points")
         names = list(columns)
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [None] * count
+        # Of maps, which are run without a step of the interpreter for each row.
+        return list(map(dict, map(zip, repeat(names), zip(*columns.values(), strict=True)))) or [None] * count
     if not isinstance(payloads, Iterable):
         raise InvalidInput(f"payloads are a list of dicts, one for each point, or a dict of columns; not {payloads!r}")
     rows = payloads if isinstance(payloads, list) else list(payloads)
@@ -571,7 +572,10 @@ def vectors_of_column(column: Any, name: str) -> Any:
         lengths = np.diff(np.asarray(column.offsets))
         if np.any(lengths != width):
             return column.to_pylist()
-    return flat.to_numpy(zero_copy_only=False).reshape(len(column), width)
+    numbers = pa.types.is_integer(flat.type) or pa.types.is_floating(
+        flat.type
+    )  # which need not import pandas, as to_numpy does
+    return (np.from_dlpack(flat) if numbers else flat.to_numpy(zero_copy_only=False)).reshape(len(column), width)
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:

@@ -11,20 +11,19 @@ JSON, as they did for that part. Pure functions, safe in any thread.
 from __future__ import annotations
 
 import heapq
-from array import array
 from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .columns import ARRAY, BOOL, FLOAT, INT, MAX_PATHS, MISSING, NO_TIME, STRING, Array, Column, ColumnSet, Dictionary
+from .columns import ARRAY, BOOL, FLOAT, INT, MAX_PATHS, MISSING, NO_TIME, STRING, Array, Column, ColumnSet, Dictionary, widen
 from .ids import Rows
-from .strings import ranges
+from .strings import Texts, concat, ranges
 
 Order = npt.NDArray[np.int64] | None  # None: as they are
 
+_PIECE = 8192  # strings of a part that are put in order at once
 _NAMES = {BOOL: ("bools", np.uint8), INT: ("ints", np.int64), FLOAT: ("floats", np.float64)}
 
 
@@ -111,22 +110,24 @@ def _strings(prefix: str, parts: Sequence[tuple[Column | None, Rows]], order: Or
             distinct, code = np.unique(column.array("codes")[at], return_inverse=True)
             used.append((column.text, distinct.astype(np.int64)))
             codes.append(code)
-    data, ends = bytearray(), array("Q", [0])
     maps = [np.zeros(len(distinct), np.uint32) for _, distinct in used]
-    last: bytes | None = None
-    for text, part, number in heapq.merge(*(_texts(part, *each) for part, each in enumerate(used))):
-        if text != last:
-            data += text
-            ends.append(len(data))
-            last = text
-        maps[part][number] = len(ends) - 2
+    merged: list[Texts] = []
+    count = 0
+    for piece in _pieces(used):
+        some = [(dictionary, distinct[run]) for (dictionary, distinct), run in zip(used, piece, strict=True)]
+        texts, places = _put_in_order(some)
+        for numbers, run, of in zip(maps, piece, places, strict=True):
+            numbers[run] = count + of
+        merged.append(texts)
+        count += len(texts)
+    together = concat(merged)
     arrays = {
         prefix + "codes": _in_order(np.concatenate([m[c] for m, c in zip(maps, codes, strict=True)]), order),
-        prefix + "text.offsets": np.frombuffer(ends, np.uint64),
-        prefix + "text.bytes": np.frombuffer(data, np.uint8),
+        prefix + "text.offsets": together.offsets,
+        prefix + "text.bytes": together.text,
     }
     if any(dictionary.times is not None for dictionary, _ in used):
-        times = np.full(len(ends) - 1, NO_TIME, np.int64)
+        times = np.full(count, NO_TIME, np.int64)
         for (dictionary, distinct), codes_of in zip(used, maps, strict=True):
             if dictionary.times is not None:
                 times[codes_of] = dictionary.times[distinct]
@@ -135,9 +136,38 @@ def _strings(prefix: str, parts: Sequence[tuple[Column | None, Rows]], order: Or
     return arrays
 
 
-def _texts(part: int, dictionary: Dictionary, codes: Rows) -> Iterator[tuple[bytes, int, int]]:
-    """Strings of a dictionary in their order, with the part and their number."""
-    return zip(dictionary.at(codes), repeat(part), range(len(codes)))
+def _pieces(used: Sequence[tuple[Dictionary, Rows]]) -> Iterator[list[slice]]:
+    """A run of each part's strings, of some thousands, and the next: what is in one run is below all that is in later ones."""
+    ends = sorted({d[int(codes[at])] for d, codes in used for at in range(_PIECE, len(codes), _PIECE)})
+    starts = [0] * len(used)
+    for end in [*ends, None]:
+        stops = [
+            len(codes) if end is None else int(np.searchsorted(codes, dictionary.place(end)[0])) for dictionary, codes in used
+        ]
+        yield list(map(slice, starts, stops))
+        starts = stops
+
+
+def _put_in_order(parts: Sequence[tuple[Dictionary, Rows]]) -> tuple[Texts, list[npt.NDArray[np.int64]]]:
+    """The distinct strings of some codes of each part, in order, and which of them each code is."""
+    narrow = [dictionary.narrow(codes) for dictionary, codes in parts]
+    short = [each for each in narrow if each is not None]
+    bounds = np.cumsum([len(codes) for _, codes in parts])
+    if len(short) == len(parts):  # without an object for each, and while other threads run
+        distinct, places = np.unique(np.concatenate(short), return_inverse=True)
+        return widen(distinct), np.split(places, bounds[:-1])
+    found: list[bytes] = []
+    places = np.zeros(int(bounds[-1]), np.int64)
+    for text, at in heapq.merge(*(_texts(*each, int(end)) for each, end in zip(parts, bounds, strict=True))):
+        if not found or text != found[-1]:
+            found.append(text)
+        places[at] = len(found) - 1
+    return Texts.of(found), np.split(places, bounds[:-1])
+
+
+def _texts(dictionary: Dictionary, codes: Rows, end: int) -> Iterator[tuple[bytes, int]]:
+    """The strings of a part, which is the one that ends there."""
+    return zip(dictionary.at(codes), range(end - len(codes), end), strict=True)
 
 
 def _items(prefix: str, parts: Sequence[tuple[Column | None, Rows]], order: Order) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -241,19 +241,35 @@ def _flat(payloads: Sequence[Payload | None]) -> Prepared | None:
     if _longest(json) > MAX_PAYLOAD_BYTES:
         return None
     if values is not None and len(values) <= MAX_PATHS and all(len(each) == 1 for each in types.values()):
-        raw: dict[str, Any] = {}
-        for key, column in values.items():
-            (kind,) = types[key]
-            try:
-                raw[key] = _narrow(column) if kind is str else np.array(column, _ARRAYS[kind])
-            except OverflowError:
-                return None
-            if kind is float and not np.isfinite(raw[key]).all():
-                return None
-        return Prepared(json, None, raw)
+        raw = _kept(values, {key: kind for key, (kind,) in types.items()})
+        return None if raw is None else Prepared(json, None, raw)
     # orjson writes null for what is not finite, and whole numbers up to 2**64; a text may hold the same, and is then walked.
     together = b"".join(json)
     return None if b"null" in together or b"0" * 19 in together.translate(_DIGITS) else Prepared(json, None)
+
+
+def _kept(values: Mapping[str, list[Any]], kinds: Mapping[str, type]) -> Raw | None:
+    """Values of one kind each, as they are kept; None where a number does not fit."""
+    raw: dict[str, Any] = {}
+    for key, column in values.items():
+        try:
+            raw[key] = _narrow(column) if kinds[key] is str else np.array(column, _ARRAYS[kinds[key]])
+        except OverflowError:
+            return None
+        if kinds[key] is float and not np.isfinite(raw[key]).all():
+            return None
+    return raw
+
+
+def raw_of(stored: Sequence[bytes]) -> Raw | None:
+    """What `prepare` would keep of stored payloads; None where they are not of one form."""
+    values = _uniform(payloads) if set(map(type, payloads := parse_all(stored))) == {dict} else None
+    if values is None or len(values) > MAX_PATHS:
+        return None
+    kinds = {key: set(map(type, column)) for key, column in values.items()}
+    if not all(len(each) == 1 and each <= {str, int, float, bool} for each in kinds.values()):
+        return None
+    return _kept(values, {key: kind for key, (kind,) in kinds.items()})
 
 
 def _uniform(objects: Sequence[Any]) -> dict[Any, list[Any]] | None:
@@ -296,6 +312,15 @@ def _narrow(texts: list[str]) -> list[str] | Array:
     if width > _NARROW or "\0" in together:
         return texts
     return np.array(texts, f"S{max(1, width)}") if together.isascii() else np.array([text.encode() for text in texts])
+
+
+def widen(narrow: Array) -> Texts:
+    """Texts as NumPy's bytes, (n,) S, without zeros in them, end to end."""
+    letters = narrow.view(np.uint8).reshape(len(narrow), -1)
+    there = letters != 0
+    offsets = np.zeros(len(narrow) + 1, np.uint64)
+    np.cumsum(there.sum(axis=1, dtype=np.uint64), out=offsets[1:])
+    return Texts(offsets, letters[there])
 
 
 def _texts(column: Sequence[str] | Array) -> Sequence[str]:
@@ -498,11 +523,8 @@ class _Builder:
 
     def add_dictionary(self, prefix: str, distinct: Array, codes: Array) -> None:
         """Distinct texts in their order as NumPy's bytes, (m,) S, without zeros in them, and which of them each row has."""
-        letters = distinct.view(np.uint8).reshape(len(distinct), -1)
-        there = letters != 0
-        offsets = np.zeros(len(distinct) + 1, np.uint64)
-        np.cumsum(there.sum(axis=1, dtype=np.uint64), out=offsets[1:])
-        self.add_codes(prefix, codes.astype(np.uint32), offsets, letters[there])
+        widened = widen(distinct)
+        self.add_codes(prefix, codes.astype(np.uint32), widened.offsets, widened.text)
 
     def add_codes(self, prefix: str, codes: Array, offsets: Array, data: Array) -> None:
         self.arrays |= {prefix + "codes": codes, prefix + "text.offsets": offsets, prefix + "text.bytes": data}
@@ -629,7 +651,7 @@ class Dictionary:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def _at(self, code: int) -> bytes:
+    def __getitem__(self, code: int) -> bytes:
         return self._data[self._offsets[code] : self._offsets[code + 1]].tobytes()
 
     def at(self, codes: npt.NDArray[np.int64]) -> Iterator[bytes]:
@@ -638,17 +660,31 @@ class Dictionary:
         for start, end in zip(self._offsets[codes].tolist(), self._offsets[codes + 1].tolist(), strict=True):
             yield bytes(text[start:end])
 
+    def narrow(self, codes: npt.NDArray[np.int64]) -> Array | None:
+        """The strings of some codes as NumPy's bytes, (m,) S; None where one is long or has a zero. See `_narrow`."""
+        chosen = Texts(self._offsets, self._data).take(codes)
+        lengths = np.diff(chosen.offsets)
+        width = max(1, int(lengths.max(initial=0)))
+        if width > _NARROW or not chosen.text.all():
+            return None
+        letters = np.zeros((len(codes), width), np.uint8)
+        letters[np.arange(width, dtype=np.uint64) < lengths[:, None]] = chosen.text
+        return letters.view(f"S{width}")[:, 0]
+
     def find(self, text: str) -> tuple[int, bool]:
         """The first code whose string is not below `text`, and whether it is `text`."""
-        wanted = text.encode()
+        return self.place(text.encode())
+
+    def place(self, wanted: bytes) -> tuple[int, bool]:
+        """`find`, of a string as UTF-8."""
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
-            if self._at(middle) < wanted:
+            if self[middle] < wanted:
                 low = middle + 1
             else:
                 high = middle
-        return low, low < len(self) and self._at(low) == wanted
+        return low, low < len(self) and self[low] == wanted
 
     def prefixed(self, prefix: str) -> tuple[int, int]:
         """The range of codes whose strings begin with `prefix`."""
@@ -657,7 +693,7 @@ class Dictionary:
         low, high = start, len(self)
         while low < high:
             middle = (low + high) // 2
-            if self._at(middle).startswith(wanted):
+            if self[middle].startswith(wanted):
                 low = middle + 1
             else:
                 high = middle

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from .arrayfile import Arrays
 from .batch import Batch, FieldRows, Packed
-from .columns import Raw, from_raw
+from .columns import Raw, from_raw, raw_of
 from .growing import Extent
 from .ids import Id
 from .strings import bytes_of
@@ -216,9 +216,20 @@ def gather(blocks: Sequence[Block], seq: int, layout: Layout) -> Gathered:
     packed = [_pack(block, rows) for block, rows in pairs if len(rows)]
     fields = {name: _gather_field(pairs, name, form) for name, form in layout.items()}
     seqs = np.concatenate([np.zeros(0, np.uint64), *(block.seq[rows] for block, rows in pairs)])
-    raws = [block.raw for block, rows in pairs if block.raw is not None and len(rows) == block.rows]
-    columns = from_raw(raws, len(seqs)) if raws and len(raws) == len(pairs) else None
-    return Gathered(Packed.concat(packed) if packed else Packed.of([], []), columns, fields, seqs, kept)
+    together = Packed.concat(packed) if packed else Packed.of([], [])
+    return Gathered(together, _columns(pairs, packed), fields, seqs, kept)
+
+
+def _columns(pairs: list[tuple[Block, npt.NDArray[np.int64]]], packed: list[Packed]) -> Any:
+    """Columns of values that were kept, if they were of most blocks; those of the others are read from their JSON."""
+    pairs = [(block, rows) for block, rows in pairs if len(rows)]
+    whole = [block.raw if len(rows) == block.rows else None for block, rows in pairs]
+    if 2 * sum(len(rows) for (_, rows), raw in zip(pairs, whole, strict=True) if raw is not None) <= sum(map(len, packed)):
+        return None
+    raws = [raw_of(own.payloads) if raw is None else raw for raw, own in zip(whole, packed, strict=True)]
+    if any(raw is None for raw in raws):
+        return None
+    return from_raw([raw for raw in raws if raw is not None], sum(map(len, packed)))
 
 
 def _pack(block: Block, rows: npt.NDArray[np.int64]) -> Packed:

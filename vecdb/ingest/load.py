@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _PREFIX = b"ingest."
 _SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 16 << 20  # bytes of a commit
+_GROWING_BATCH = 3 << 20  # whose vectors are written while the rest is prepared; two of them are lost by a kill
 _BATCHES = 64  # into which files are divided, if that leaves a commit between these
 _SEGMENT = LEVEL0_BYTES + (256 << 10)  # a commit of so many bytes becomes a segment at once; of a bit less, it costs more
 _HEAD = 100  # rows that guesses are made of
@@ -278,6 +279,8 @@ def plan(
     finally:
         reader.close()
     mapped = settle(columns, wanted, fields, sources[0].name, embeds=embed is not None)
+    if how.batch_bytes is None and _grows(mapped, fields):
+        options = replace(options, limits=replace(options.limits, piece=min(options.limits.piece, _GROWING_BATCH)))
     if how.chunk is not None and mapped.text is None:
         raise InvalidInput("texts are split where they are embedded: say --embed, too")
     created: dict[str, Field] | None = None
@@ -303,6 +306,14 @@ def plan(
             f"on would replace: say --id COLUMN, --first-id {into.count()} or so, or --id :ulid"
         )
     return made
+
+
+def _grows(mapped: Mapped, fields: Mapping[str, Field] | None) -> bool:
+    """Whether the vectors are of the kind that growing segments take: of the only field, and dense."""
+    kinds = (
+        [dim is not None for dim in mapped.dims.values()] if fields is None else [isinstance(f, Dense) for f in fields.values()]
+    )
+    return kinds == [True]
 
 
 def _batch_of(sources: Sequence[Source]) -> int:
@@ -374,13 +385,15 @@ class _Run:
         self._missing: dict[str, list[str]] = {}
         self._bytes = 0
         self._rejects = _Rejects(plan) if plan.how.on_error == "skip" else None
+        # Small chunks are not prepared ahead: their vectors go to a growing segment, which a flush takes as it is only where
+        # nothing is on its way.
+        self._ahead = plan.options.limits.piece >= LEVEL0_BYTES
 
     def run(self) -> Summary:
-        if self._plan.mapped.text is None:
-            chunks = Ahead((self._prepared(work) for work in self._read()), _Work.drop)
-        else:
-            read = Ahead(self._read(), _Work.drop)
-            chunks = Ahead((self._prepared(self._embedded(work)) for work in read), _Work.drop, read)
+        chunks = read = Ahead(self._read(), _Work.drop)
+        embeds = self._plan.mapped.text is not None
+        if embeds or self._ahead:
+            chunks = Ahead((self._prepared(self._embedded(work) if embeds else work) for work in read), _Work.drop, read)
         try:
             for work in chunks:
                 try:
@@ -489,11 +502,8 @@ class _Run:
         return chunk.take([at for at in range(len(chunk)) if at not in without]), unread
 
     def _prepared(self, work: _Work) -> _Work:
-        """Checks the rows and sets their vectors on their way to disk, while the chunk before is committed.
-
-        Not of small ones: their vectors go to a growing segment, which a flush takes as it is only where nothing is on its way.
-        """
-        if self._plan.options.limits.piece >= LEVEL0_BYTES and len(work.chunk) and not (work.unread and self._rejects is None):
+        """Checks the rows and sets their vectors on their way to disk, while the chunk before is committed."""
+        if self._ahead and len(work.chunk) and not (work.unread and self._rejects is None):
             with suppress(InvalidInput):  # it comes again when it is written, and is dealt with there
                 work.prepared = self._collection.prepare(work.chunk.ids, work.chunk.vectors, work.chunk.payloads)
         return work
