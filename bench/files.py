@@ -12,6 +12,7 @@ Each program runs in a process of its own, rounds take turns, medians are report
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import shutil
@@ -36,6 +37,8 @@ MIB = 1 << 20
 
 def tables(parts: list[str] | None, rounds: int, rows: int | None) -> None:
     print("## Files\n")
+    for package in ("vecdb", "index", "storage"):  # as pip does when it installs them; imports may be forbidden to do it
+        compileall.compile_dir(Path(__file__).parents[1] / package, quiet=1)
     with tempfile.TemporaryDirectory(prefix="vecdb-files-") as folder:
         work = Path(folder)
         for part in parts or PARTS:

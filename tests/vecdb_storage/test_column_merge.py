@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vecdb_storage import column_merge
 from vecdb_storage.column_merge import merge_columns
 from vecdb_storage.columns import ColumnSet, build, encode, open_columns
 
@@ -59,8 +61,23 @@ def test_merged_columns_are_those_of_the_rows_that_are_kept(parts: list[Payloads
     cat = [part[row] for part, rows in zip(parts, kept, strict=True) for row in rows]
     order = data.draw(st.permutations(range(len(cat))))
     chosen: Sequence[tuple[ColumnSet, Any]] = [(opened(p), np.array(r, np.int64)) for p, r in zip(parts, kept, strict=True)]
-    assert_same(merge_columns(chosen, None), cat)
-    assert_same(merge_columns(chosen, np.array(order, np.int64)), [cat[at] for at in order])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(column_merge, "_PIECE", data.draw(st.sampled_from([1, 2, 8192])))
+        assert_same(merge_columns(chosen, None), cat)
+        assert_same(merge_columns(chosen, np.array(order, np.int64)), [cat[at] for at in order])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    parts=st.lists(st.lists(st.text(max_size=3) | st.sampled_from(["z" * 65, "a\0", "ß"]), min_size=1), min_size=1, max_size=4),
+    piece=st.integers(1, 4),
+)
+def test_dictionaries_of_many_strings_are_merged_piece_by_piece(parts: list[list[str]], piece: int) -> None:
+    payloads: list[Payloads] = [[{"t": text} for text in texts] for texts in parts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(column_merge, "_PIECE", piece)
+        merged = merge_columns([(opened(each), np.arange(len(each))) for each in payloads], None)
+    assert_same(merged, [payload for each in payloads for payload in each])
 
 
 def test_what_one_part_cannot_tell_has_no_column() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vecdb_storage import columns
+from vecdb_storage.batch import Batch
 from vecdb_storage.columns import (
     MISSING,
     NO_COLUMNS,
@@ -26,6 +27,7 @@ from vecdb_storage.columns import (
     split_path,
 )
 from vecdb_storage.errors import InvalidPayload
+from vecdb_storage.memtable import Block, Memtable, gather
 
 
 class Colour(enum.IntEnum):
@@ -262,3 +264,48 @@ def test_kept_texts_of_any_form_join(batches: list[list[str]]) -> None:
     assert made[1] == walked[1]
     for name, array in walked[0].items():
         np.testing.assert_array_equal(array, made[0][name])
+
+
+@settings(max_examples=60, deadline=None)
+@given(form=plain, sizes=st.lists(st.integers(1, 14), min_size=1, max_size=4), data=st.data())
+def test_a_flush_has_the_columns_of_its_payloads(form: Any, sizes: list[int], data: Any) -> None:
+    """Batches that kept their values, batches that came by the log, and rows that have died meanwhile."""
+    memtable, first, seq = Memtable({}), 0, 0
+    for size in sizes:
+        payloads = [{key: data.draw(of) for key, of in form.items()} for _ in range(size)]
+        made = prepare(payloads, columns=False)
+        logged = data.draw(st.booleans())
+        batch = Batch(range(first, first + size), {}, made.json, raw=None if logged else made.raw, owned=True)
+        seq += 1
+        if logged:
+            memtable.append(batch, seq, new=True)
+        else:
+            memtable.blocks.append(Block.adopt(batch.packed_up(), {}, seq))
+        for row in data.draw(st.sets(st.integers(0, size - 1), max_size=2)):
+            block = memtable.blocks[-1]
+            memtable.kill((len(memtable.blocks) - 1) << 32 | (block.rows - size + row), seq)
+        first += size
+    gathered = gather(memtable.blocks, seq, {})
+    if gathered.columns is None:
+        return
+    arrays, meta = build([parse(text) for text in gathered.packed.payloads])
+    assert gathered.columns[1] == meta
+    assert gathered.columns[0].keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, gathered.columns[0][name])
+
+
+def test_a_few_logged_rows_do_not_cost_a_flush_the_values_that_were_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    memtable, payloads = Memtable({}), [{"t": f"{i:03}", "n": i} for i in range(50)]
+    for start, stop in ((0, 20), (20, 40)):
+        made = prepare(payloads[start:stop], columns=False)
+        batch = Batch(range(start, stop), {}, made.json, raw=made.raw, owned=True).packed_up()
+        memtable.blocks.append(Block.adopt(batch, {}, 1))
+    memtable.append(Batch(range(40, 50), {}, [encode(payload) for payload in payloads[40:]]), 2, new=True)
+    memtable.kill(3, 3)
+    columns_of_rows = gather(memtable.blocks, 2, {}).columns
+    assert columns_of_rows is not None
+    assert columns_of_rows[1] == build(payloads)[1]
+    mostly_read = gather(memtable.blocks[1:], 2, {}).columns
+    assert mostly_read is not None
+    assert gather(memtable.blocks, 3, {}).columns is None, "of most rows the JSON has to be read: then of all, in one walk"
