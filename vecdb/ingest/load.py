@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _PREFIX = b"ingest."
 _SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 16 << 20  # bytes of a commit
 _GROWING_BATCH = 3 << 20  # whose vectors are written while the rest is prepared; two of them are lost by a kill
+_GROWING_DIM = 256  # numbers of a vector from which that is so: of shorter ones the rows themselves, in the memtable, cost more
 _BATCHES = 64  # into which files are divided, if that leaves a commit between these
 _SEGMENT = LEVEL0_BYTES + (256 << 10)  # a commit of so many bytes becomes a segment at once; of a bit less, it costs more
 _HEAD = 100  # rows that guesses are made of
@@ -309,11 +310,10 @@ def plan(
 
 
 def _grows(mapped: Mapped, fields: Mapping[str, Field] | None) -> bool:
-    """Whether the vectors are of the kind that growing segments take: of the only field, and dense."""
-    kinds = (
-        [dim is not None for dim in mapped.dims.values()] if fields is None else [isinstance(f, Dense) for f in fields.values()]
-    )
-    return kinds == [True]
+    """Whether growing segments take the vectors, which are those of the only field, and dense, as fast as larger commits do."""
+    others = fields is not None and len(fields) > 1
+    dims = list(mapped.dims.values())
+    return not others and len(dims) == 1 and dims[0] is not None and dims[0] >= _GROWING_DIM
 
 
 def _batch_of(sources: Sequence[Source]) -> int:
