@@ -21,7 +21,7 @@ class Ahead(Generic[T]):
 
     def __init__(self, items: Iterator[T], drop: Callable[[T], None], before: Ahead[T] | None = None) -> None:
         self._items, self._drop, self._before = items, drop, before
-        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(1)
+        self._queue: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
         self._wanted = threading.Semaphore(1)  # the next item is begun when the one before was taken, so that one is ahead
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vecdb-ahead", daemon=True)
@@ -29,31 +29,19 @@ class Ahead(Generic[T]):
 
     def _run(self) -> None:
         try:
-            while not self._stopped.is_set():
-                if not self._wanted.acquire(timeout=0.1):
-                    continue
+            while self._wanted.acquire() and not self._stopped.is_set():
                 item = next(self._items, None)
-                self._put(item, None)
+                self._queue.put((item, None))
                 if item is None:
                     break
         except BaseException as error:
-            self._put(None, error)
+            self._queue.put((None, error))
         finally:
             close = getattr(self._items, "close", None)
             if close is not None:
                 close()
             if self._stopped.is_set():
                 self._empty()
-
-    def _put(self, item: T | None, error: BaseException | None) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put((item, error), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-        if item is not None:
-            self._drop(item)
 
     def __iter__(self) -> Iterator[T]:
         while not self._stopped.is_set():
@@ -74,6 +62,7 @@ class Ahead(Generic[T]):
         wait: False where the next piece may be long in coming; the thread then ends when it comes, or fails to.
         """
         self._stopped.set()
+        self._wanted.release()
         if self._before is not None:
             self._before.close(wait=wait)
         if wait:

@@ -572,9 +572,7 @@ def vectors_of_column(column: Any, name: str) -> Any:
         lengths = np.diff(np.asarray(column.offsets))
         if np.any(lengths != width):
             return column.to_pylist()
-    numbers = pa.types.is_integer(flat.type) or pa.types.is_floating(
-        flat.type
-    )  # which need not import pandas, as to_numpy does
+    numbers = pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type)  # to_numpy would import pandas for them
     return (np.from_dlpack(flat) if numbers else flat.to_numpy(zero_copy_only=False)).reshape(len(column), width)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import ids as ids_module
 from . import strings
 from .arrayfile import Arrays, check_ends, pack, unpack
-from .columns import Raw
+from .columns import Columns, Raw
 from .errors import Corruption, VecdbError
 from .growing import Extent
 from .ids import Hashes, Id, IntIds, Rows, StrIds, hashes_of
@@ -54,7 +54,7 @@ class Batch:
     fields: dict[str, FieldRows] = field(default_factory=dict)
     payloads: Sequence[bytes] = ()
     deletes: Sequence[Id] = ()
-    columns: tuple[Arrays, dict[str, Any]] | None = None
+    columns: Columns | None = None
     owned: bool = False
     extent: Extent | None = None
     raw: Raw | None = None

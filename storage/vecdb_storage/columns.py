@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -50,6 +50,7 @@ NO_TIME = np.iinfo(np.int64).min
 
 Array = npt.NDArray[Any]
 Payload = dict[str, Any]
+Columns = tuple[dict[str, Array], dict[str, Any]]  # arrays, and the meta that describes them
 
 _WIDE = 128  # mean characters of a text from which, mostly distinct, it has no column
 _MANY = 8192  # strings from which NumPy sorts them, if they are narrow
@@ -186,7 +187,7 @@ class Prepared:
     """
 
     json: Sequence[bytes]
-    columns: tuple[dict[str, Array], dict[str, Any]] | None
+    columns: Columns | None
     raw: Raw | None = None
 
 
@@ -219,57 +220,59 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
     return Prepared(json, built if columns else None)
 
 
-NO_COLUMNS: tuple[dict[str, Array], dict[str, Any]] = ({}, {"columns": [], "wide": [], "complete": True})  # of no payloads
+NO_COLUMNS: Columns = ({}, {"columns": [], "wide": [], "complete": True})  # of no payloads
 
 
 def _flat(payloads: Sequence[Payload | None]) -> Prepared | None:
     """Payloads of strings and numbers, if nothing about them needs the walk: the common case, three times faster."""
     if set(map(type, payloads)) != {dict}:
         return None
-    values = _uniform(payloads)
-    if values is not None:
-        types = {key: set(map(type, column)) for key, column in values.items()}
-        found: set[type] = set().union(*types.values())
-    else:
-        found = set(map(type, chain.from_iterable(map(dict.values, payloads))))  # type: ignore[arg-type]
-    if not found <= {str, int, float, bool}:
-        return None
     try:
+        raw = _kept(payloads)
+        if raw is None and not _plain_types(chain.from_iterable(map(dict.values, payloads))):  # type: ignore[arg-type]
+            return None
         json = _encoded(payloads)
     except (TypeError, ValueError):
         return None  # the walk finds out why
     if _longest(json) > MAX_PAYLOAD_BYTES:
         return None
-    if values is not None and len(values) <= MAX_PATHS and all(len(each) == 1 for each in types.values()):
-        raw = _kept(values, {key: kind for key, (kind,) in types.items()})
-        return None if raw is None else Prepared(json, None, raw)
+    if raw is not None:
+        return Prepared(json, None, raw)
     # orjson writes null for what is not finite, and whole numbers up to 2**64; a text may hold the same, and is then walked.
     together = b"".join(json)
     return None if b"null" in together or b"0" * 19 in together.translate(_DIGITS) else Prepared(json, None)
 
 
-def _kept(values: Mapping[str, list[Any]], kinds: Mapping[str, type]) -> Raw | None:
-    """Values of one kind each, as they are kept; None where a number does not fit."""
+def _plain_types(values: Iterable[Any]) -> set[type]:
+    """The types of the values; none where one is not of those that need no walk."""
+    found = set(map(type, values))
+    return found if found <= _ARRAYS.keys() | {str} else set()
+
+
+def _kept(payloads: Sequence[Any]) -> Raw | None:
+    """The values by key, where all payloads have the same keys, and the values of each are of one kind and fit it."""
+    values = _uniform(payloads)
+    if values is None or len(values) > MAX_PATHS:
+        return None
     raw: dict[str, Any] = {}
     for key, column in values.items():
+        kinds = _plain_types(column)
+        if len(kinds) != 1:
+            return None
+        (kind,) = kinds
         try:
-            raw[key] = _narrow(column) if kinds[key] is str else np.array(column, _ARRAYS[kinds[key]])
+            raw[key] = _narrow(column) if kind is str else np.array(column, _ARRAYS[kind])
         except OverflowError:
             return None
-        if kinds[key] is float and not np.isfinite(raw[key]).all():
+        if kind is float and not np.isfinite(raw[key]).all():
             return None
     return raw
 
 
 def raw_of(stored: Sequence[bytes]) -> Raw | None:
     """What `prepare` would keep of stored payloads; None where they are not of one form."""
-    values = _uniform(payloads) if set(map(type, payloads := parse_all(stored))) == {dict} else None
-    if values is None or len(values) > MAX_PATHS:
-        return None
-    kinds = {key: set(map(type, column)) for key, column in values.items()}
-    if not all(len(each) == 1 and each <= {str, int, float, bool} for each in kinds.values()):
-        return None
-    return _kept(values, {key: kind for key, (kind,) in kinds.items()})
+    payloads = parse_all(stored)
+    return _kept(payloads) if set(map(type, payloads)) == {dict} else None
 
 
 def _uniform(objects: Sequence[Any]) -> dict[Any, list[Any]] | None:
@@ -280,7 +283,7 @@ def _uniform(objects: Sequence[Any]) -> dict[Any, list[Any]] | None:
     return None
 
 
-def from_raw(parts: Sequence[Raw], count: int) -> tuple[dict[str, Array], dict[str, Any]] | None:
+def from_raw(parts: Sequence[Raw], count: int) -> Columns | None:
     """The columns of payloads whose values were kept, part after part; None where the parts are of different form."""
     first = {key: _form(column) for key, column in parts[0].items()}
     if any({key: _form(column) for key, column in part.items()} != first for part in parts):
@@ -363,9 +366,7 @@ def _why_not_json(payloads: Sequence[Payload | None]) -> InvalidPayload | None:
     return None
 
 
-def build(
-    payloads: Sequence[Payload | None], *, max_paths: int = MAX_PATHS, keep: bool = True
-) -> tuple[dict[str, Array], dict[str, Any]]:
+def build(payloads: Sequence[Payload | None], *, max_paths: int = MAX_PATHS, keep: bool = True) -> Columns:
     """Columns of payloads: (arrays, meta). None is no payload. keep: false to validate only. Raises InvalidPayload."""
     builder = _Builder(max_paths, keep)
     kinds = set(map(type, payloads))

@@ -46,7 +46,6 @@ class Section:
     seq: int
     touched: set[bytes] = field(default_factory=set)
     dropped: list[str] = field(default_factory=list)
-    placings: list[Placing] = field(default_factory=list)  # that must be written before this transaction is
 
     def state(self, uuid: bytes) -> CollectionState:
         state = self.states.get(uuid)
@@ -63,11 +62,6 @@ class Section:
 
     def put_log(self, state: CollectionState, seq: int, record: bytes) -> None:
         self.environment.put_parts(self.txn, "log", log_key(state.uuid, seq), record)
-
-    def taken_placings(self) -> list[Placing]:
-        """Those that came since the last look."""
-        taken, self.placings = self.placings, []
-        return taken
 
     def put_manifest(self, state: CollectionState, manifest: Manifest) -> None:
         """The manifest and every tombstone that the tombstones table lacks."""
@@ -116,6 +110,10 @@ class Operation(Protocol):
     @property
     def frees(self) -> bool:
         """Whether it may be what makes room, so that it is let through where there is none."""
+
+    @property
+    def placing(self) -> Placing | None:
+        """Vectors that must have reached the disk before the transaction does."""
 
     def run(self, section: Section) -> Any:
         """Raises a VecdbError before it has changed anything, or returns the caller's result."""
@@ -174,8 +172,6 @@ class WriteRows:
         if self.segment is None:
             assert self.record is not None
             section.put_log(state, seq, self.record)
-            if self.placing is not None:
-                section.placings.append(self.placing)
             large = self.batch.extent is None and len(self.record) >= ADOPTED_BYTES
             return state.apply(self.batch.kept_in(self.record) if large else self.batch, seq)
         replaced = state.kill(keys, seq, self.batch.hashes)
@@ -195,6 +191,7 @@ class DeleteRows:
     keys: Sequence[Id]
     as_of: int | None = None
     frees: ClassVar[bool] = True
+    placing: ClassVar[Placing | None] = None
 
     @property
     def room(self) -> int:
@@ -225,6 +222,7 @@ class ChangePayloads:
     change: Callable[[Id, bytes], bytes]
     as_of: int | None = None
     frees: ClassVar[bool] = False
+    placing: ClassVar[Placing | None] = None
 
     @property
     def room(self) -> int:
@@ -255,6 +253,7 @@ class ChangeCatalog:
     room: int = 1 << 16
     size: int = 0
     frees: ClassVar[bool] = True
+    placing: ClassVar[Placing | None] = None
 
     def run(self, section: Section) -> Any:
         return self.change(section)

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrayfile import Arrays
 from .batch import Batch, FieldRows, Packed
-from .columns import Raw, from_raw, raw_of
+from .columns import Columns, Raw, from_raw, raw_of
 from .growing import Extent
 from .ids import Id
 from .strings import bytes_of
@@ -203,7 +202,7 @@ class Gathered:
     """
 
     packed: Packed
-    columns: tuple[Arrays, dict[str, Any]] | None
+    columns: Columns | None
     fields: dict[str, GatheredField]
     seqs: npt.NDArray[np.uint64]
     rows: list[npt.NDArray[np.int64]]
@@ -220,7 +219,7 @@ def gather(blocks: Sequence[Block], seq: int, layout: Layout) -> Gathered:
     return Gathered(together, _columns(pairs, packed), fields, seqs, kept)
 
 
-def _columns(pairs: list[tuple[Block, npt.NDArray[np.int64]]], packed: list[Packed]) -> Any:
+def _columns(pairs: list[tuple[Block, npt.NDArray[np.int64]]], packed: list[Packed]) -> Columns | None:
     """Columns of values that were kept, if they were of most blocks; those of the others are read from their JSON."""
     pairs = [(block, rows) for block, rows in pairs if len(rows)]
     whole = [block.raw if len(rows) == block.rows else None for block, rows in pairs]

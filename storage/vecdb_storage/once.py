@@ -29,6 +29,7 @@ import orjson
 from .commit import Operation, Section
 from .environment import Environment, Transaction
 from .errors import Corruption, InvalidInput, StorageError
+from .growing import Placing
 
 if TYPE_CHECKING:
     from .store import Store
@@ -99,6 +100,10 @@ class Once:
     @property
     def frees(self) -> bool:
         return self.operation.frees
+
+    @property
+    def placing(self) -> Placing | None:
+        return None if self._again else self.operation.placing
 
     def run(self, section: Section) -> Kept:
         environment, txn, now = section.environment, section.txn, clock()

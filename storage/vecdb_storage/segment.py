@@ -21,7 +21,7 @@ from . import columns as columns_module
 from . import ids as ids_module
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays, check_ends
 from .batch import FieldRows, Packed, field_arrays, pack_bits
-from .columns import ColumnSet
+from .columns import Columns, ColumnSet
 from .errors import Corruption
 from .files import Files
 from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds
@@ -107,9 +107,7 @@ class SegmentWriter:
         weights = (part.tight().weights for part in field.vectors() if isinstance(part, SparseVectors))
         self._writer.add_parts(f"field.{name}.weights", np.dtype(np.float32), count, weights)
 
-    def finish(
-        self, packed: Packed, seqs: npt.NDArray[np.uint64] | None, columns: tuple[Arrays, dict[str, Any]] | None = None
-    ) -> int:
+    def finish(self, packed: Packed, seqs: npt.NDArray[np.uint64] | None, columns: Columns | None = None) -> int:
         """Ids, payloads, their columns, directory; synced and named. Returns the file's length."""
         table = IdTable.build(packed.ids, packed.hashes)
         return self.close(
@@ -123,7 +121,7 @@ class SegmentWriter:
         seqs: npt.NDArray[np.uint64] | None,
         offsets: npt.NDArray[np.uint64],
         payloads: Iterable[npt.NDArray[np.uint8]],
-        columns: tuple[Arrays, dict[str, Any]],
+        columns: Columns,
     ) -> int:
         """`finish`, from arrays. offsets (n+1,): of the payloads, whose bytes come in pieces."""
         self._add(ids.arrays())
@@ -145,7 +143,7 @@ class SegmentWriter:
         self._writer.abandon()
 
 
-def columns_of(payloads: Sequence[bytes]) -> tuple[Arrays, dict[str, Any]]:
+def columns_of(payloads: Sequence[bytes]) -> Columns:
     """Typed columns over stored payloads."""
     return columns_module.build(columns_module.parse_all(payloads))
 

@@ -84,9 +84,7 @@ class CollectionState:
         """Where the live row of each id is: a memtable and address, a segment and row, or None."""
         found: list[tuple[Segment | Memtable, int] | None] = [None] * len(keys)
         missing = list(range(len(keys)))
-        for memtable in (self.active, self.frozen):
-            if memtable is None or memtable.rows_of.keys().isdisjoint(keys):
-                continue
+        for memtable in self._that_know(keys):
             known = memtable.rows_of
             for position in [p for p in missing if keys[p] in known]:
                 address = memtable.live_address(keys[position])

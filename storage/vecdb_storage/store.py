@@ -58,7 +58,7 @@ from .files import Files, Progress
 from .flush import Flusher
 from .garbage import Garbage
 from .growing import SUFFIX as GROWING_SUFFIX
-from .growing import GrowingFiles, Placing
+from .growing import GrowingFiles
 from .ids import Id
 from .load import Loader
 from .locks import WriterLock
@@ -553,7 +553,6 @@ class Store:
 
         def run(txn: Transaction) -> Section:
             section = Section(self.environment, txn, self.states, self.seq)
-            placings: list[tuple[Request, Placing]] = []
             for request in group:
                 request.error = None
                 try:
@@ -562,11 +561,12 @@ class Store:
                     raise
                 except VecdbError as error:  # this one is refused, and has changed nothing
                     request.error = error
-                placings += [(request, placing) for placing in section.taken_placings()]
             self.environment.put(txn, "meta", b"seq", section.seq.to_bytes(8, "big"))
-            for request, placing in placings:  # last, so that the disk has had all that time
+            for request in group:  # last, so that the disk has had all that time
+                placing = request.operation.placing
                 try:
-                    placing.wait()
+                    if request.error is None and placing is not None:
+                        placing.wait()
                 except StorageError as error:
                     request.error = error
                     unwritten.append(request)

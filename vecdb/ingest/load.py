@@ -317,7 +317,7 @@ def _grows(mapped: Mapped, fields: Mapping[str, Field] | None) -> bool:
 
 
 def _batch_of(sources: Sequence[Source]) -> int:
-    """Bytes of a commit: a kill costs what is on its way, which is two or three of them, so of few bytes they are small."""
+    """Bytes of a commit: a kill costs what is on its way, which is two of them, so of few bytes they are small."""
     share = sum(source.size or _LARGEST_BATCH * _BATCHES for source in sources) // _BATCHES
     if share > _SEGMENT // 3:
         share = max(share, _SEGMENT)

@@ -45,7 +45,7 @@ class Parquet(FileReader):
     def _group(self, number: int, first: int, most: int | None) -> Iterator[Piece]:
         group, row = self._groups[number], self._firsts[number]
         share = self._source.size / max(1, self.rows) if self._source.size else 0.0
-        pieces = max(1, round(group.total_byte_size / self._limits.piece))
+        pieces = max(1, -(-group.total_byte_size // self._limits.piece))
         rows = most or max(1, -(-group.num_rows // pieces))  # of about one size: a small one would take the way of small writes
         with reading(self._source.name):
             batches: Any = self._parquet.iter_batches(rows, row_groups=[number], columns=self._columns, use_threads=False)
