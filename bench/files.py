@@ -289,7 +289,7 @@ def logged(path: str, target: str, log: str) -> None:
     import vecdb as package
     from vecdb.ingest import load
 
-    out, whole = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), load._Run._file
+    out, whole = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), load.Run._file
 
     def counted(self: Any, state: Any, reader: Any) -> Any:
         made = whole(self, state, reader)
@@ -301,7 +301,7 @@ def logged(path: str, target: str, log: str) -> None:
             os.write(out, f"{len(work.chunk)}\n".encode())
             yield work
 
-    load._Run._file = counted  # type: ignore[method-assign]
+    load.Run._file = counted  # type: ignore[method-assign]
     with package.open(target) as db:
         db.ingest("docs", path, index="flat")
         Path(log).with_suffix(".in").touch()  # killed from here on, it would begin again, as whoever ingests a file twice does

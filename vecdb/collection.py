@@ -20,9 +20,10 @@ from vecdb_index.contract import Cancelled, DeadlineReached, Queries
 from vecdb_index.contract import Overloaded as TooMany
 from vecdb_storage.ahead import Ahead
 from vecdb_storage.batch import Batch
-from vecdb_storage.columns import parse, prepare
+from vecdb_storage.column_build import prepare
 from vecdb_storage.ids import Id
 from vecdb_storage.once import Token
+from vecdb_storage.payloads import parse
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.store import Store
 from vecdb_storage.ulid import series

@@ -187,13 +187,13 @@ class Database:
         files: paths, folders, globs, URLs or "-". how: `id`, `vectors`, `payload`, `without`, `rename`, `text`: which columns;
         left out, they are guessed. `metric`, `dtype`, `index`, `embed`, `create`: of a new collection. `on_error`, `rejects`,
         `insert`, `first_id`, `chunk`, `overlap`, `batch_bytes`, `restart`, `format`, `dataset`, `ids`, `types`,
-        `storage_options`: see `vecdb.ingest.load`. A run that was cut short goes on where its last commit ended when the same
+        `storage_options`: see `vecdb.ingest.plan`. A run that was cut short goes on where its last commit ended when the same
         call is made again. progress: called after each commit.
 
         Raises InvalidFile, which names file, row and column, NotFound, InvalidInput, Unsupported, StorageError.
         """
         self._writable()
-        from .ingest.load import plan_of
+        from .ingest.plan import plan_of
 
         return plan_of(self, collection, files, **how).run(progress)
 

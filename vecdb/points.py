@@ -20,7 +20,7 @@ import orjson
 from vecdb_index.contract import Queries
 from vecdb_storage.arrayfile import checksum
 from vecdb_storage.batch import LEVEL0_BYTES, Batch, FieldRows
-from vecdb_storage.columns import NO_COLUMNS, prepare
+from vecdb_storage.column_build import NO_COLUMNS, prepare
 from vecdb_storage.ids import MAX_ID_BYTES, Id, Ints
 from vecdb_storage.once import DATABASE, Kept, Token
 from vecdb_storage.ulid import series, ulids

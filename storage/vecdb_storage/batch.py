@@ -16,7 +16,8 @@ import numpy.typing as npt
 from . import ids as ids_module
 from . import strings
 from .arrayfile import Arrays, check_ends, pack, unpack
-from .columns import Columns, Raw
+from .column_build import Raw
+from .columns import Columns
 from .errors import Corruption, VecdbError
 from .growing import Extent
 from .ids import Hashes, Id, IntIds, Rows, StrIds, hashes_of

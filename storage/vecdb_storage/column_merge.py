@@ -30,7 +30,7 @@ _NAMES = {BOOL: ("bools", np.uint8), INT: ("ints", np.int64), FLOAT: ("floats", 
 def merge_columns(
     parts: Sequence[tuple[ColumnSet, Rows]], order: Order, pause: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The columns of the kept rows of all parts: (arrays, meta), as `columns.build` gives them.
+    """The columns of the kept rows of all parts: (arrays, meta), as `column_build.build` gives them.
 
     order: (n,) or None. pause: called before each column.
     """

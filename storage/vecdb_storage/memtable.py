@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .batch import Batch, FieldRows, Packed
-from .columns import Columns, Raw, from_raw, raw_of
+from .column_build import Raw, from_raw, raw_of
+from .columns import Columns
 from .growing import Extent
 from .ids import Id
 from .strings import bytes_of

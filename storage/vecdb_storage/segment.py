@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import columns as columns_module
 from . import ids as ids_module
 from .arrayfile import ArrayFile, Arrays, ArrayWriter, CheckedArrays, check_ends
 from .batch import FieldRows, Packed, field_arrays, pack_bits
-from .columns import Columns, ColumnSet
+from .column_build import of_stored
+from .columns import Columns, ColumnSet, open_columns
 from .errors import Corruption
 from .files import Files
 from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds
@@ -111,7 +111,7 @@ class SegmentWriter:
         """Ids, payloads, their columns, directory; synced and named. Returns the file's length."""
         table = IdTable.build(packed.ids, packed.hashes)
         return self.close(
-            packed.ids, table, seqs, packed.payloads.offsets, [packed.payloads.text], columns or columns_of(packed.payloads)
+            packed.ids, table, seqs, packed.payloads.offsets, [packed.payloads.text], columns or of_stored(packed.payloads)
         )
 
     def close(
@@ -141,11 +141,6 @@ class SegmentWriter:
 
     def abandon(self) -> None:
         self._writer.abandon()
-
-
-def columns_of(payloads: Sequence[bytes]) -> Columns:
-    """Typed columns over stored payloads."""
-    return columns_module.build(columns_module.parse_all(payloads))
 
 
 class Segment:
@@ -257,7 +252,7 @@ class Segment:
     @cached_property
     def columns(self) -> ColumnSet:
         try:
-            return columns_module.open_columns(self.file.meta["columns"], self._arrays, self.rows)
+            return open_columns(self.file.meta["columns"], self._arrays, self.rows)
         except (KeyError, TypeError) as error:
             raise Corruption(f"the description of its columns is none: {error!r}", file=str(self.file.path)) from error
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from . import columns as columns_module
 from .batch import pack_bits
-from .columns import ColumnSet
+from .column_build import of_stored
+from .columns import ColumnSet, open_columns
 from .ids import Hashes, Id, Rows, hashes_of
 from .memtable import Block, Memtable
 from .segment import Segment, StoredField
@@ -127,8 +127,8 @@ class BlockPart:
         kept = self.block.stripes
         columns = kept.get((start, size))
         if columns is None:
-            arrays, meta = columns_module.build(columns_module.parse_all(self.block.payloads[start : start + size]))
-            columns = kept[start, size] = columns_module.open_columns(meta, arrays, size)
+            arrays, meta = of_stored(self.block.payloads[start : start + size])
+            columns = kept[start, size] = open_columns(meta, arrays, size)
             for smaller in range(start, start + size, _STRIPES[-1]):
                 if size > _STRIPES[-1]:
                     kept.pop((smaller, _STRIPES[-1]), None)

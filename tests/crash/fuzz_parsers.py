@@ -31,6 +31,7 @@ with atheris.instrument_imports(include=["vecdb_storage", "vecdb.ingest", "vecdb
     from vecdb_storage import arrayfile, columns, pages
     from vecdb_storage.arrayfile import ArrayFile, checksum
     from vecdb_storage.batch import Batch
+    from vecdb_storage.column_build import of_stored
     from vecdb_storage.errors import Corruption, VecdbError
     from vecdb_storage.files import Files
     from vecdb_storage.manifest import Manifest
@@ -181,7 +182,7 @@ def trees() -> tuple[list[bytes], Target]:
 def column_sets() -> tuple[list[bytes], Target]:
     """Changes of the arrays under some columns: each u8 array, u8 what, u16 where; then, behind a zero byte, what the meta is."""
     batch = some_batch({"n": "mixed", "s": None, "in": {"x": 1.5}})
-    arrays, meta = columns.build(columns.parse_all(batch.payloads))
+    arrays, meta = of_stored(batch.payloads)
     names = sorted(arrays)
     filters = [
         F("n") >= 1, F("n") == "mixed", F("s") == "text 1", F("s").startswith("te"), F("s") < "text 2", F("a").contains("x"),

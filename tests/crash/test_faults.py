@@ -15,9 +15,9 @@ import pytest
 import vecdb_storage.flush as flush_module
 from disk import Fault, Faulty
 from vecdb_storage.batch import Batch
-from vecdb_storage.columns import parse
 from vecdb_storage.errors import StorageError
 from vecdb_storage.files import Files
+from vecdb_storage.payloads import parse
 from vecdb_storage.registry import open_store
 from vecdb_storage.store import Store
 from workload import Model, Subject, check_backup, check_whole, patiently, settle, steps

@@ -32,7 +32,7 @@ from vecdb.ingest import load
 
 log = os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 left, delay = int(sys.argv[4]), float(sys.argv[5])
-whole = load._Run._file
+whole = load.Run._file
 def counted(self, state, reader):
     global left
     made = whole(self, state, reader)
@@ -47,7 +47,7 @@ def counted(self, state, reader):
             time.sleep(delay)
             os.kill(os.getpid(), signal.SIGKILL)
         yield work
-load._Run._file = counted
+load.Run._file = counted
 with vecdb.open(sys.argv[1]) as db:
     summary = db.ingest("docs", sys.argv[2])
     print("done", summary.points, summary.known, flush=True)

@@ -19,10 +19,10 @@ import vecdb_storage.growing as growing_module
 import vecdb_storage.store as store_module
 from vecdb_storage.backup import restore
 from vecdb_storage.batch import Batch
-from vecdb_storage.columns import parse
 from vecdb_storage.errors import AlreadyExists, VecdbError
 from vecdb_storage.files import Files
 from vecdb_storage.merge import Merger
+from vecdb_storage.payloads import parse
 from vecdb_storage.registry import open_store
 from vecdb_storage.store import Store
 

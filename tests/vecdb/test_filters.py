@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vecdb_storage.columns import build, encode, join_path, open_columns
-from vecdb_storage.columns import parse as parse_payload
+from vecdb_storage.column_build import build
+from vecdb_storage.columns import open_columns
+from vecdb_storage.payloads import encode, join_path
+from vecdb_storage.payloads import parse as parse_payload
 
 import vecdb
 from vecdb import Dense, F

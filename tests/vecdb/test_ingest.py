@@ -23,7 +23,7 @@ import pytest
 import vecdb
 from vecdb import Dense
 from vecdb.errors import AlreadyExists, InvalidFile, InvalidInput, NotFound
-from vecdb.ingest.load import plan_of
+from vecdb.ingest.plan import plan_of
 from vecdb.ingest.readers import START, Options, open_reader
 from vecdb.ingest.sources import find
 from vecdb.ingest.split import split

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vecdb_storage import column_merge
+from vecdb_storage.column_build import build
 from vecdb_storage.column_merge import merge_columns
-from vecdb_storage.columns import ColumnSet, build, encode, open_columns
+from vecdb_storage.columns import ColumnSet, open_columns
+from vecdb_storage.payloads import encode
 
 Payloads = list[dict[str, Any] | None]
 

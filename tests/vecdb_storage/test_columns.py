@@ -11,23 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from vecdb_storage import columns
+from vecdb_storage import column_build
 from vecdb_storage.batch import Batch
-from vecdb_storage.columns import (
-    MISSING,
-    NO_COLUMNS,
-    NO_TIME,
-    build,
-    encode,
-    from_raw,
-    join_path,
-    open_columns,
-    parse,
-    prepare,
-    split_path,
-)
+from vecdb_storage.column_build import NO_COLUMNS, build, from_raw, prepare
+from vecdb_storage.columns import MISSING, NO_TIME, open_columns
 from vecdb_storage.errors import InvalidPayload
 from vecdb_storage.memtable import Block, Memtable, gather
+from vecdb_storage.payloads import encode, join_path, parse, split_path
 
 
 class Colour(enum.IntEnum):
@@ -211,10 +201,10 @@ def test_kept_values_of_different_form_make_no_columns_together() -> None:
 )
 def test_many_strings_are_sorted_elsewhere_into_the_same_columns(texts: list[str]) -> None:
     payloads = [{"t": text} for text in texts]
-    few = columns.build(payloads)
+    few = build(payloads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns, "_MANY", 1)
-        many = columns.build(payloads)
+        patch.setattr(column_build, "_MANY", 1)
+        many = build(payloads)
     assert few[1] == many[1]
     assert few[0].keys() == many[0].keys()
     for name, array in few[0].items():

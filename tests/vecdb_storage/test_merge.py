@@ -15,10 +15,10 @@ import vecdb_storage.store as store_module
 from hypothesis import given
 from hypothesis import strategies as st
 from vecdb_storage.batch import Batch
-from vecdb_storage.columns import parse
 from vecdb_storage.errors import DiskFull, NotFound
 from vecdb_storage.files import Files
 from vecdb_storage.merge import FAN, MOST_DEAD, SPREAD, Candidate, bins, choose
+from vecdb_storage.payloads import parse
 from vecdb_storage.registry import open_store
 from vecdb_storage.snapshot import Snapshot
 from vecdb_storage.store import Store

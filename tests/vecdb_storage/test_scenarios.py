@@ -22,7 +22,6 @@ import pytest
 import vecdb_storage.locks as locks_module
 import vecdb_storage.store as store_module
 from vecdb_storage.batch import Batch
-from vecdb_storage.columns import parse
 from vecdb_storage.commit import DeleteRows, Request, WriteRows
 from vecdb_storage.errors import (
     AlreadyExists,
@@ -35,6 +34,7 @@ from vecdb_storage.errors import (
     ReadOnly,
     StorageError,
 )
+from vecdb_storage.payloads import parse
 from vecdb_storage.registry import open_store
 from vecdb_storage.snapshot import Snapshot
 from vecdb_storage.store import Store

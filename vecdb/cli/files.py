@@ -15,7 +15,8 @@ from . import output
 from .output import Db, Field, Json, Name, Where
 
 if TYPE_CHECKING:
-    from ..ingest.load import Plan, Progress, Summary
+    from ..ingest.load import Progress, Summary
+    from ..ingest.plan import Plan
 
 _Many = list[str] | None
 
@@ -127,7 +128,7 @@ def ingest(
 ) -> None:
     """Load files into a collection. A run that is cut short goes on where it ended when the same is said again."""
     from vecdb.errors import InvalidInput
-    from vecdb.ingest.load import plan_of
+    from vecdb.ingest.plan import plan_of
     from vecdb.sparse import tokens_of
 
     if on_error not in ("stop", "skip"):

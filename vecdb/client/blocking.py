@@ -173,7 +173,7 @@ class RemoteDatabase:
         **how: Any,
     ) -> Summary:
         """As `vecdb.Database.ingest`: files of this machine, read here."""
-        from ..ingest.load import plan_of
+        from ..ingest.plan import plan_of
 
         return plan_of(self, collection, files, **how).run(progress)
 

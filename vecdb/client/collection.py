@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from vecdb_index.contract import Queries
 from vecdb_storage.batch import Batch
-from vecdb_storage.columns import prepare
+from vecdb_storage.column_build import prepare
 
 from ..arguments import (
     asked_ids,

@@ -6,7 +6,7 @@ segment and `plain` over a single payload.
 
 from __future__ import annotations
 
-from vecdb_storage.columns import split_path
+from vecdb_storage.payloads import split_path
 
 from .evaluate import evaluate
 from .expression import Expression, F, dict_of, text_of

@@ -13,19 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_storage.columns import (
-    ARRAY,
-    BOOL,
-    FLOAT,
-    INT,
-    MISSING,
-    NO_TIME,
-    NULL,
-    STRING,
-    Column,
-    ColumnSet,
-    micros,
-)  # fmt: skip
+from vecdb_storage.columns import ARRAY, BOOL, FLOAT, INT, MISSING, NO_TIME, NULL, STRING, Column, ColumnSet
+from vecdb_storage.payloads import micros  # fmt: skip
 
 from .expression import And, Compare, Contains, Exists, Expression, In, IsNull, Not, Or, StartsWith
 from .plain import OPERATORS, matches_value, value_at

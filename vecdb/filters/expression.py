@@ -27,7 +27,7 @@ from datetime import UTC, date, datetime
 from typing import Any, NoReturn
 
 import numpy as np
-from vecdb_storage.columns import join_path, rfc3339, split_path
+from vecdb_storage.payloads import join_path, rfc3339, split_path
 
 from ..errors import InvalidFilter
 

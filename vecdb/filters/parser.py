@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
-from vecdb_storage.columns import join_path, micros_of
+from vecdb_storage.payloads import join_path, micros_of
 
 from ..errors import InvalidFilter
 from .expression import MAX_DEPTH, RESERVED, And, Expression, F, Not, Or

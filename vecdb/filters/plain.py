@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from vecdb_storage.columns import micros, micros_of, split_path
+from vecdb_storage.payloads import micros, micros_of, split_path
 
 from .expression import And, Compare, Contains, Exists, Expression, In, IsNull, Not, Or, StartsWith
 

@@ -14,8 +14,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from vecdb_index.kernels.bitmap import both, ones
-from vecdb_storage.columns import parse
 from vecdb_storage.memtable import Block
+from vecdb_storage.payloads import parse
 from vecdb_storage.segment import Segment
 from vecdb_storage.snapshot import BlockPart, Part, SegmentPart
 from vecdb_storage.tombstones import Words

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from vecdb_index.codec.bits import BLOCK, width_of
 from vecdb_index.contract import Cancelled, Control, DeadlineReached, Queries
-from vecdb_storage.columns import parse
+from vecdb_storage.payloads import parse
 
 from .. import errors
 from ..arguments import Where, check_threshold, checked_k, checked_recall, checked_timeout, is_texts
