@@ -1,7 +1,8 @@
 """Files into a collection, as a Plan says, so that a kill at any moment loses nothing and doubles nothing.
 
 A Run reads, embeds and writes at the same time, in threads that are one chunk ahead of each other, so memory is a few chunks
-whatever the files hold. Each chunk is one commit, and how far its file is read is part of it: the checkpoint `ingest.` + xxh3-128 of the file's URL, a JSON object
+whatever the files hold. Each chunk is one commit, and how far its file is read is part of it: the checkpoint `ingest.` +
+xxh3-128 of the file's URL, a JSON object
 
     identity, options    of the file, and of how it was read: another file of that name, or other options, are not continued
     row, offset          where to go on; first: the number that its row 0 has among those of all files
