@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import vecdb
-from vecdb.ingest.load import plan_of
+from vecdb.ingest.plan import plan_of
 
 with tempfile.TemporaryDirectory() as folder:
     day = Path(folder) / "2024-05-01.jsonl"
