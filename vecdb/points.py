@@ -366,10 +366,10 @@ def batch_from_arrays(
             raise InvalidInput(f"{_count(values)} vectors for {len(keys)} ids", field=name)
         declared = fields[name]
         if isinstance(declared, Sparse):
-            given, present = (values, None) if hasattr(values, "tocsr") else _fill_absent(values, {})
+            given, present = (values, None) if hasattr(values, "tocsr") else _fill_absent(values, dict)
             stored[name] = sparse.checked_rows(given, name, keys, present)
         else:
-            given, present = _fill_absent(values, np.zeros(declared.dim, np.float32))
+            given, present = _fill_absent(values, partial(np.zeros, declared.dim, np.float32))
             stored[name] = checked_vectors(given, declared, name, keys, present)
     if not stored and keys:
         raise InvalidInput(f"points need a vector; this collection's fields are {', '.join(fields)}")
@@ -417,12 +417,13 @@ def _count(values: Any) -> int:
     return int(values.shape[0]) if hasattr(values, "tocsr") else len(values)
 
 
-def _fill_absent(values: Any, nothing: Any) -> tuple[Any, npt.NDArray[np.bool_] | None]:
+def _fill_absent(values: Any, nothing: Callable[[], Any]) -> tuple[Any, npt.NDArray[np.bool_] | None]:
     """With something in the place of rows that are None, and which rows are not."""
     if not isinstance(values, Sequence) or not any(v is None for v in values):
         return values, None
     present = np.array([v is not None for v in values])
-    return [nothing if v is None else v for v in values], present
+    absent = nothing()
+    return [absent if v is None else v for v in values], present
 
 
 def _as_rows(payloads: Any, count: int) -> Sequence[dict[str, Any] | None]:

@@ -1,10 +1,11 @@
 """The commit section: where writes are put in order, made durable in one transaction, and applied.
 
 Writers that arrive while a commit is being synced join the next one (`CommitQueue`): the first of them leads,
-runs every waiting operation in one LMDB transaction, and wakes the others when it is on disk. An operation's `run`
-reads the collection as the operations before it in the group left it, refuses or writes, and applies itself to
-memory; readers see none of it until the whole group is durable. If the transaction fails, memory is rebuilt
-from disk (`Store`), so no operation needs an undo.
+runs every waiting operation in one LMDB transaction, and when it is on disk wakes the next of them, who wakes the next:
+were all woken at once, they would only fight for the interpreter. An operation's `run` reads the collection as the
+operations before it in the group left it, refuses or writes, and applies itself to memory; readers see none of it
+until the whole group is durable. If the transaction fails, memory is rebuilt from disk (`Store`), so no operation
+needs an undo.
 """
 
 from __future__ import annotations
@@ -314,7 +315,7 @@ def _rows_at(state: CollectionState, chosen: Sequence[tuple[Id, Place]]) -> Batc
 class Request:
     """One operation on its way through the queue. Its thread waits on `turn`."""
 
-    __slots__ = ("error", "finished", "leads", "operation", "result", "turn")
+    __slots__ = ("error", "finished", "leads", "next", "operation", "result", "turn")
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
@@ -322,6 +323,7 @@ class Request:
         self.error: BaseException | None = None
         self.finished = False
         self.leads = False
+        self.next: Request | None = None  # whom this one's thread wakes, once it is awake itself
         self.turn = threading.Lock()
         self.turn.acquire()
 
@@ -359,14 +361,18 @@ class CommitQueue:
             if 0 < self._wanted <= len(self._waiting):
                 self._wanted = 0
                 self._together.release()
-        if not lead:
-            try:
-                request.turn.acquire()
-            except BaseException:  # an interrupt: what was not begun is not done
-                self._withdraw(request)
-                raise
-        if not request.finished:
-            self._lead()
+        try:
+            if not lead:
+                try:
+                    request.turn.acquire()
+                except BaseException:  # an interrupt: what was not begun is not done
+                    self._withdraw(request)
+                    raise
+            if not request.finished:
+                self._lead()
+        finally:
+            if request.next is not None:
+                request.next.turn.release()
         if request.error is not None:
             raise request.error
         return request.result
@@ -417,9 +423,8 @@ class CommitQueue:
         self.operations += len(group)
         with self._lock:
             successor = self._promote()
-        for request in group:
-            request.finished = True
-            request.turn.release()
+        for request, after in zip(group, [*group[1:], None], strict=True):
+            request.finished, request.next = True, after
         if successor is not None:
             successor.turn.release()
         if failure is not None and not isinstance(failure, VecdbError):
