@@ -293,8 +293,9 @@ def checked_queries(queries: Any, declared: Field, name: str) -> Queries:
     if isinstance(declared, Sparse):
         return sparse.checked_queries(queries, name)
     if isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.shape == (1, declared.dim):
-        only = queries[0]
-        if 1e-30 < only.dot(only) < 1e30:  # the common case; BLAS raises no warnings
+        with np.errstate(over="ignore"):  # and not `dot`, which lets go of the interpreter, even for a microsecond
+            square = np.vecdot(queries, queries)[0]
+        if 1e-30 < square < 1e30:  # the common case
             return np.ascontiguousarray(queries)
     try:
         given = _as_matrix(queries, declared, name, _Positions(len(queries)))

@@ -1,4 +1,4 @@
-"""Moves memtables into segments: on request, and in a background thread when they have grown.
+"""Moves memtables into segments: on request, and in a background thread when they have grown or somebody asks for it.
 
 A flush freezes the memtable under the commit lock, writes its live rows as a segment beside the writers, and then takes the
 lock again to commit: the segment joins the manifest, the log records go, and rows that died meanwhile become tombstones.
@@ -56,6 +56,7 @@ class Flusher:
         self.count, self.seconds = 0, 0.0  # flushes done, and the time that they took
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
+        self._asked: set[bytes] = set()  # collections to flush however small they are
 
     def flush(self, uuid: bytes) -> None:
         """One collection's memtable; returns when it is on disk."""
@@ -149,10 +150,18 @@ class Flusher:
     def flush_if_large(self) -> None:
         """After a commit: wakes the background thread when it is time."""
         if self._active_bytes() >= MEMTABLE_BYTES:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="vecdb-flush", daemon=True)
-                self._thread.start()
-            self._wanted.set()
+            self._wake()
+
+    def flush_soon(self, uuid: bytes) -> None:
+        """One collection's memtable, in the background."""
+        self._asked.add(uuid)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="vecdb-flush", daemon=True)
+            self._thread.start()
+        self._wanted.set()
 
     def note(self, touched: set[bytes] | None, states: Mapping[bytes, CollectionState]) -> None:
         """Memtables of these collections, or of all, have changed. Called under the commit lock."""
@@ -177,9 +186,12 @@ class Flusher:
             if store.closed:
                 return
             try:
-                while self._active_bytes() >= MEMTABLE_BYTES // 2:
+                least = MEMTABLE_BYTES // 2 if self._active_bytes() >= MEMTABLE_BYTES else MEMTABLE_BYTES
+                while self._active_bytes() >= least:
                     largest = max(store.states.values(), key=lambda state: state.active.bytes)
                     self.flush(largest.uuid)
+                while self._asked:
+                    self.flush(self._asked.pop())
                 self.error = None
             except Exception as error:  # kept for `info`; the rows are safe in the log, and the next commit tries again
                 self.error = without_trace(error if isinstance(error, VecdbError) else StorageError(f"flush failed: {error}"))

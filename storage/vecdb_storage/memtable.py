@@ -1,8 +1,9 @@
 """Rows since the last flush, in memory and in the log.
 
-A memtable is a list of blocks that only grow. Each row has the seq of its commit and the seq of its death (`ALIVE`
-until then), so that a snapshot at seq s sees exactly the rows with seq <= s < death, without a copy of anything,
-however the table goes on. `rows_of` maps an id to its newest row, and `previous` chains to the older ones.
+A memtable is a list of blocks that only grow: in place, and where one is full and small, as a larger copy. Each row has
+the seq of its commit and the seq of its death (`ALIVE` until then), so that a snapshot at seq s sees exactly the rows with
+seq <= s < death, without a copy of anything, however the table goes on. `rows_of` maps an id to its newest row, and
+`previous` chains to the older ones.
 A row's address is block << 32 | row.
 
 Written only in the commit section; read from any thread through snapshots, which hold a number of rows.
@@ -27,7 +28,7 @@ from .vectors import Form, Layout, Vectors, beyond_rows, put
 
 ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _FIRST_BLOCK, _LARGEST_BLOCK = 256 << 10, 16 << 20
-_GROWTH = 4  # times all blocks before it, is the size of the next one: each costs a search some 50 µs
+_GROWTH = 4  # times all rows before, is what a block has room for that is begun or made larger
 ADOPTED_BYTES = 1 << 20  # vectors from which a batch becomes a block as it is, if it is the engine's own
 _MAPPED = 4  # vectors that are mapped from a growing file count for so much less than those in memory
 _ROW_OVERHEAD = 200  # bytes of an id, its map entry and its share of the row arrays, about
@@ -54,6 +55,7 @@ class Block:
         self.extent: Extent | None = None  # where its vectors lie on disk, if all of them do
         self.stripes: dict[tuple[int, int], Any] = {}  # typed columns of finished runs of rows, built when first asked for
         self.deaths = 0  # rows that have died, at whatever seq
+        self.adopted = False  # its arrays are those of a batch
         self.full = set(layout)  # fields that every row has
         self.fields = {
             name: FieldRows(form.growing(capacity), np.zeros(capacity, np.float32), np.zeros(capacity, np.bool_))
@@ -72,7 +74,22 @@ class Block:
         block.packed = batch.packed
         block.payloads = list(batch.payloads) if batch.packed is None else batch.packed.payloads
         block.seq[:] = seq
-        block.raw = batch.raw
+        block.raw, block.adopted = batch.raw, True
+        return block
+
+    def grown(self, capacity: int, layout: Layout) -> Block:
+        """A larger block that begins with the same rows. This one stays as it is, for snapshots that hold it."""
+        block, rows = Block(capacity, layout), self.rows
+        block.rows, block.deaths, block.full, block.stripes = rows, self.deaths, self.full, self.stripes
+        block.keys, block.payloads = self.keys, self.payloads  # of which each sees so many as it has rows
+        for mine, own in ((self.seq, block.seq), (self.death, block.death), (self.previous, block.previous)):
+            own[:rows] = mine[:rows]
+        for name, source in self.fields.items():
+            target = block.fields[name]
+            put(target.vectors, 0, rows, source.vectors[:rows])
+            target.norms[:rows] = source.norms[:rows]
+            assert target.present is not None and source.present is not None
+            target.present[:rows] = source.present[:rows]
         return block
 
     def append(self, batch: Batch, start: int, stop: int, seq: int) -> None:
@@ -143,14 +160,19 @@ class Memtable:
         rows_of.update(zip(keys, range(base, base + len(keys)), strict=True))
 
     def _open_block(self, rows: int) -> Block:
-        if self.blocks:
-            last = self.blocks[-1]
-            if last.rows < last.capacity and last.fields.keys() == self._layout.keys():
-                return last
+        """A block with room. A small one is made larger: each costs a search some 50 µs, however few rows it has."""
+        last = self.blocks[-1] if self.blocks else None
+        if last is not None and (last.adopted or last.fields.keys() != self._layout.keys()):
+            last = None
+        if last is not None and last.rows < last.capacity:
+            return last
         size = min(_LARGEST_BLOCK, max(_FIRST_BLOCK, _GROWTH * self.bytes))
-        block = Block(max(1, size // self._row_bytes, min(rows, 8192)), self._layout)
-        self.blocks.append(block)
-        return block
+        capacity = max(1, size // self._row_bytes, min(rows, 8192))
+        if last is not None and capacity >= 2 * last.capacity:
+            self.blocks[-1] = last.grown(capacity, self._layout)
+        else:
+            self.blocks.append(Block(capacity, self._layout))
+        return self.blocks[-1]
 
     def live_address(self, key: Id) -> int:
         """The address of the id's newest row if it is alive, else -1. For the commit section."""

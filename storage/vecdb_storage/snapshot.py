@@ -158,6 +158,11 @@ class Snapshot:
     def count(self) -> int:
         return sum(part.live_rows for part in self.parts)
 
+    @cached_property
+    def unflushed(self) -> int:
+        """Rows that are in no segment yet."""
+        return sum(part.rows for part in self.parts if isinstance(part, BlockPart))
+
     def find(self, keys: Sequence[Id]) -> list[tuple[Part, int] | None]:
         """Where each id is: its part and row, or None when it does not exist at this seq."""
         found: list[tuple[Part, int] | None] = [None] * len(keys)

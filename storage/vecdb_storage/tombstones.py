@@ -17,6 +17,8 @@ CHUNK_ROWS = 65_536
 _CHUNK_WORDS = CHUNK_ROWS // 64
 
 Words = npt.NDArray[np.uint64]
+_NONE_DEAD: Words = np.zeros(_CHUNK_WORDS, np.uint64)
+_NONE_DEAD.flags.writeable = False
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class Tombstones:
         """uint64 words with a bit for each live row, padding bits zero; None when every row is live."""
         if not self.count:
             return None
-        words = np.full(-(-self.rows // 64), ~np.uint64(0), np.uint64)
+        # Joined as bytes: put together by NumPy, each chunk would be a moment at which the interpreter is lost to a writer.
+        chunks = (self.chunks.get(number, _NONE_DEAD) for number in range(-(-self.rows // CHUNK_ROWS)))
+        dead = b"".join(chunk.data for chunk in chunks)
+        words = ~np.frombuffer(dead, np.uint64)[: -(-self.rows // 64)]
         if self.rows % 64:
-            words[-1] = np.uint64((1 << self.rows % 64) - 1)
-        for number, chunk in self.chunks.items():
-            part = words[number * _CHUNK_WORDS : (number + 1) * _CHUNK_WORDS]
-            part &= ~chunk[: len(part)]
+            words[-1] &= np.uint64((1 << self.rows % 64) - 1)
         return words
 
 

@@ -266,6 +266,34 @@ def test_builds_can_be_paused(db: vecdb.Database, vectors: np.ndarray) -> None:
     assert docs.info().indexes["vector"].segments == 1
 
 
+@pytest.mark.parametrize("why", ["many", "few", "flat", "paused", "unsearched"])
+def test_rows_in_memory_that_take_searches_long_become_a_segment_with_an_index(
+    db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr(indexing, "_LONG_SCAN", 0.0)
+    monkeypatch.setattr(indexing, "_SOONEST", 0.0)
+    asked: list[bytes] = []
+    soon = db._store.flusher.flush_soon
+    monkeypatch.setattr(db._store.flusher, "flush_soon", lambda uuid: asked.append(uuid) or soon(uuid))
+    if why == "paused":
+        db.pause_indexing()
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index="flat" if why == "flat" else "hnsw"))
+    rows = 4000 if why == "few" else 6000
+    docs.upsert(ids=range(rows), vectors=vectors[:rows], payloads=[{"n": i % 100} for i in range(rows)])
+    if why != "unsearched":
+        assert docs.search(vectors[7], k=1).ids == [7]
+    assert asked == ([docs._uuid] if why == "many" else [])
+    if why == "many":
+        end = time.monotonic() + 60
+        while docs.info().indexes["vector"].rows < rows and time.monotonic() < end:
+            assert docs.search(vectors[7], k=1).ids == [7]
+            time.sleep(0.01)
+        assert ways(docs, vectors[7]) == ["index"] and docs.count() == rows
+        assert len(set(asked)) == 1 and docs.info().segments == 1, "and not again, while it is being built"
+        docs.upsert(ids=[7], vectors=vectors[9:10])
+        assert docs.search(vectors[9], k=2).ids == [7, 9]
+
+
 def test_a_build_that_cannot_have_its_memory_says_so(
     db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

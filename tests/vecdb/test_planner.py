@@ -160,7 +160,8 @@ def test_a_question_that_is_asked_often_is_planned_anew_after_each_write(monkeyp
             query = vectors[nearest]
             for _ in range(9):
                 assert docs.search(query, k=1, where=where).ids == [nearest]
-            assert len(planned) == 3 * len(docs._snapshot().parts), "by then copies of the rows are made"
+            # The first time copies of the rows are not made yet, or the filter may never be asked again.
+            assert len(planned) == 2 * len(docs._snapshot().parts)
             planned.clear()
             docs.delete([nearest])
             docs.upsert(ids=[nearest + 10_000], vectors=[query], payloads=[{"even": True}])

@@ -19,6 +19,7 @@ refused or failed; 70 an error that nobody expected; 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -77,6 +78,8 @@ def _say_version(asked: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Errors are one line on stderr, and an exit code that says what kind they are of."""
+    # A command loads a few hundred thousand objects that stay: of its second, a tenth would go into looking through them.
+    gc.set_threshold(200_000, 100, 100)
     import typer
 
     refused: Any = typer.BadParameter.__mro__[2]  # click's ClickException, wherever Typer has it from

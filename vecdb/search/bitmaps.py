@@ -2,8 +2,8 @@
 
 A filter is evaluated once per segment over its typed columns; the bitmap is kept with the segment, whose rows never
 change, so that the next search with the same filter finds it. So it is with the blocks of a memtable, which only grow:
-stripes of rows that have columns are evaluated once, and the last, unfinished one payload by payload. Bitmaps are uint64
-words, bit i % 64 of word i // 64. Safe in any thread.
+rows are evaluated once, few of them payload by payload, many by columns, which are made for stripes of them. Bitmaps are
+uint64 words, bit i % 64 of word i // 64. Safe in any thread.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..errors import Corruption, VecdbError
 from ..filters import Expression, evaluate, matches
 
 _KEPT = 64  # bitmaps of a segment or block
+_FEW = 256  # rows of a block, up to which columns are not worth making
 _lock = threading.Lock()
 _kept: WeakKeyDictionary[Segment | Block, OrderedDict[Expression, Words]] = WeakKeyDictionary()
 
@@ -56,17 +57,18 @@ def _keep(rows: Segment | Block, where: Expression, words: Words) -> None:
 
 
 def _of_block(part: BlockPart, where: Expression) -> Words:
-    """What is kept are whole words of rows that have columns."""
+    """What is kept are words of which all rows are there."""
     words = np.zeros(-(-part.rows // 64), np.uint64)
+    whole = len(words) if part.rows == part.block.capacity else part.rows // 64
     found = _known(part.block, where)
-    known = 0 if found is None else min(len(found), len(words) if part.rows == part.block.capacity else part.rows // 64)
+    known = 0 if found is None else min(len(found), whole)
     if found is not None:
         words[:known] = found[:known]
-    whole = known
-    for start, stop, columns in part.column_sets(after=64 * known):
+    first = 64 * known
+    few = part.rows - first <= _FEW
+    for start, stop, columns in [(first, part.rows, None)] if few else part.column_sets(after=first):
         if columns is not None:
             here = evaluate(where, columns, lambda row, start=start: parse(part.payload(start + row)))  # type: ignore[misc]
-            whole = -(-stop // 64)
         else:
             here = _one_by_one(part, where, start, stop)
         words[start // 64 : start // 64 + len(here)] = here

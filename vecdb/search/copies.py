@@ -69,6 +69,13 @@ def searcher_of(part: Part, field: str, rows: AnyRows) -> ExactSearcher:
     return found
 
 
+def is_due(searcher: ExactSearcher) -> bool:
+    """Whether the next to ask for a searcher of these rows may get another one, over their copy."""
+    if not isinstance(searcher, FlatSearcher) or searcher.codes is not None:
+        return False
+    return searcher.rows.vectors.nbytes >= _LEAST_BYTES and searcher.rows.vectors.dtype != np.int8
+
+
 def drop(segment: Segment, field: str) -> None:
     """The index of a segment's field is there."""
     if segment in _kept:

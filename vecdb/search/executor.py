@@ -38,7 +38,7 @@ from .planner import Asked, Way, way_of
 _Means = tuple[Index, ExactSearcher]
 _FEWEST_QUERIES = 8  # of an index, for which another thread is worth waking
 _LONG = 200e-6  # seconds of a task that another thread may take
-_SETTLED, _QUESTIONS = 2, 64  # times that a question is planned anew; questions of a snapshot that are kept
+_SETTLED, _QUESTIONS = 2, 64  # times that a question is planned anew at most; questions of a snapshot that are kept
 _CHECKED = 0.25  # seconds that a check of an explained search may take
 _settled: WeakKeyDictionary[Segment, dict[str, tuple[str | None, _Means]]] = WeakKeyDictionary()  # by field, for an index file
 _plans: WeakKeyDictionary[Snapshot, _Plans] = WeakKeyDictionary()
@@ -175,18 +175,20 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """How a part is searched. way: None where nothing is. words: its allowed rows, None for all."""
+    """How a part is searched. way: None where nothing is. words: its allowed rows, None for all. settled: it stays so."""
 
     part: Part
     way: Way | None
     whole: ExactSearcher | None = None
     words: Words | None = None
+    settled: bool = True
 
 
 class _Plans:
     """Plans of one snapshot, so that the same question is planned once, however many parts there are.
 
-    A question is kept when it is asked again and again: copies of rows (`copies`) come with the second search.
+    One with a filter is kept when it is asked again, for its bitmaps take room; and none before copies of rows (`copies`)
+    are there, which come with the second search.
     """
 
     __slots__ = ("_asked", "_known")
@@ -195,13 +197,14 @@ class _Plans:
         self._asked: Counter[Any] = Counter()
         self._known: dict[Any, list[_Planned]] = {}
 
-    def of(self, question: Any, plan: Callable[[], list[_Planned]]) -> list[_Planned]:
+    def of(self, question: Any, filtered: bool, plan: Callable[[], list[_Planned]]) -> list[_Planned]:
         known = self._known.get(question)
         if known is not None:
             return known
         planned = plan()
         self._asked[question] += 1
-        if self._asked[question] > _SETTLED:
+        times = self._asked[question]
+        if times > _SETTLED or (times > filtered and all(each.settled for each in planned)):
             self._known[question] = planned
         if len(self._asked) > _QUESTIONS:
             self._asked.clear()
@@ -277,7 +280,8 @@ class Executor:
         if kept is None:
             kept = _plans.setdefault(snapshot, _Plans())
         filters = asked.where, asked.without
-        return kept.of((asked.field, asked.k, asked.recall, asked.effort, asked.whole, asked.outgrown, queries, *filters), plan)
+        question = asked.field, asked.k, asked.recall, asked.effort, asked.whole, asked.outgrown, queries, *filters
+        return kept.of(question, filtered=any(each is not None for each in filters), plan=plan)
 
     def _tasks(self, planned: _Planned, queries: int) -> list[Task]:
         part, way, whole = planned.part, planned.way, planned.whole
@@ -342,7 +346,9 @@ def _plan(part: Part, asked: Asked, total: int, queries: int) -> _Planned:
     index, whole = _means(part, asked, stored)
     # Of the k best of all parts about so many are here, and these have to be found.
     share = part.live_rows / max(1, total)
-    return _Planned(part, way_of(part, asked, index, whole, allowed, words, share, queries), whole, words)
+    way = way_of(part, asked, index, whole, allowed, words, share, queries)
+    settled = way.searcher is not None or asked.declared.is_flat or not copies.is_due(whole)
+    return _Planned(part, way, whole, words, settled)
 
 
 def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:

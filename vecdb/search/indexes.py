@@ -64,10 +64,15 @@ def wanted(declared: Field, rows: int) -> Any:
         return None if declared.is_flat else declared.index
     if isinstance(declared, Sparse):
         return registry.params("seismic")() if rows >= AUTO_SPARSE_ROWS and "seismic" in registry.names() else None
-    row_bytes = declared.dim * {"f32": 4, "f16": 2, "i8": 1}[declared.dtype]
-    if rows >= AUTO_ROWS and rows * (2e-9 + row_bytes / 18e9) >= AUTO_SECONDS:
+    if rows >= AUTO_ROWS and scan_seconds(declared, rows) >= AUTO_SECONDS:
         return registry.params("hnsw")()
     return None
+
+
+def scan_seconds(declared: Dense, rows: int) -> float:
+    """That an exact search of so many rows takes, about."""
+    row_bytes = declared.dim * {"f32": 4, "f16": 2, "i8": 1}[declared.dtype]
+    return rows * (2e-9 + row_bytes / 18e9)
 
 
 def why_auto(declared: Field, rows: int) -> str:

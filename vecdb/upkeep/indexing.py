@@ -12,6 +12,7 @@ from any thread.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -25,21 +26,22 @@ from vecdb_index.contract import Arrays, Budget, Cancelled, Control, NeedsMemory
 from vecdb_storage.merge import Merged
 from vecdb_storage.priority import give_way
 from vecdb_storage.segment import Segment
-from vecdb_storage.snapshot import SegmentPart
+from vecdb_storage.snapshot import SegmentPart, Snapshot
 from vecdb_storage.state import CollectionState
 from vecdb_storage.store import Store
 
 from ..errors import Closed, NotFound
 from ..memory import available
-from ..schema import Field, Unregistered, field_from_json
+from ..schema import Dense, Field, Unregistered, field_from_json
 from ..search import whole
 from ..search.calibrate import Calibrating
 from ..search.executor import Executor
-from ..search.indexes import TRAINED, is_current, rows_of, stored, wanted
+from ..search.indexes import AUTO_ROWS, TRAINED, is_current, rows_of, scan_seconds, stored, wanted
 
 _AGAIN, _LONGEST = 60.0, 3600.0  # seconds after which what failed is tried again
 _MOST_WAITING = 2  # merges that wait for their indexes
 _SOONEST = 0.5  # that pass at least before it is looked for
+_LONG_SCAN = 0.5e-3  # seconds that a search may spend on rows in memory
 _log = logging.getLogger("vecdb")
 
 
@@ -118,6 +120,7 @@ class Indexer:
         self._failed: dict[Job, _Failure] = {}
         self._merged: deque[Merged] = deque()  # merges that wait for their indexes
         self._forced: set[tuple[bytes, str, str]] = set()
+        self._looked: dict[bytes, float] = {}  # when rows in memory were last thought about
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -409,6 +412,23 @@ class Indexer:
                 self._forced.add((uuid, part.segment.name, field))
         self._failed = {job: failure for job, failure in self._failed.items() if job.uuid != uuid}
         self.wake()
+
+    def scanned(self, uuid: bytes, snapshot: Snapshot, field: str, declared: Field) -> None:
+        """A search went through rows in memory. Where that takes long, they become a segment, so that it gets an index.
+
+        One after the other: while a segment lacks its index, another one would not make searches quicker.
+        """
+        now, rows = time.monotonic(), snapshot.unflushed
+        if now < self._looked.get(uuid, -math.inf) + _SOONEST:
+            return
+        self._looked[uuid] = now
+        if not isinstance(declared, Dense) or isinstance(declared.index, Unregistered) or self.paused:
+            return
+        if rows < AUTO_ROWS or scan_seconds(declared, rows) < _LONG_SCAN or wanted(declared, rows) is None:
+            return
+        segments = [part for part in snapshot.parts if isinstance(part, SegmentPart)]
+        if all(field in part.indexes or wanted(declared, part.rows) is None for part in segments):
+            self._store.flusher.flush_soon(uuid)
 
     def share_of(self, uuid: bytes, field: str) -> tuple[str, float] | None:
         """The segment of this field that is being indexed, and how much of it is done."""

@@ -13,16 +13,35 @@ import os
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numba
 import numba.extending
 from numba.core import event
+from numba.np import linalg
 
 intrinsic: Any = numba.extending.intrinsic
 _log = logging.getLogger("vecdb")
 _SECONDS = 20  # that compiling what a search needs takes, at most
+
+
+def _spare_scipy() -> None:
+    """Loads what Numba needs for any kernel, without SciPy's linear algebra.
+
+    Numba would import that to see whether it is there: a quarter of a second of each process's first search, for what no
+    kernel uses. Whoever compiles such a function has it looked for then, as always.
+    """
+    of: Any = linalg
+    look, of.ensure_blas = of.ensure_blas, lambda: None
+    try:
+        import_module("numba.np.arraymath")
+    finally:
+        of.ensure_blas = look
+
+
+_spare_scipy()
 
 
 @cache
