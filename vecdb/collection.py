@@ -922,8 +922,8 @@ class Collection:
             raise errors.Overloaded(f"{error}; search from fewer threads, or ask for several queries together") from None
         if self._prober is not None:
             self._prober.offer(self._uuid, snapshot, wanted, vectors, found)
-        if self._indexer is not None and snapshot.unflushed:
-            self._indexer.scanned(self._uuid, snapshot, name, fields[name])
+        if self._indexer is not None:
+            self._indexer.searched(self._uuid, snapshot, name, fields[name])
         if score is not None and least is not None:
             found.keep(least)
         if told is None:

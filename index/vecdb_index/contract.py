@@ -141,6 +141,10 @@ class Control:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise DeadlineReached
 
+    def threads(self, most: int) -> int:
+        """How many threads work is best done by just now, 1 to `most`; asked again as it goes on."""
+        return most
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:

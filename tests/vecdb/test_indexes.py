@@ -294,6 +294,17 @@ def test_rows_in_memory_that_take_searches_long_become_a_segment_with_an_index(
         assert docs.search(vectors[9], k=2).ids == [7, 9]
 
 
+def test_builds_leave_a_core_to_searches_and_take_it_back(docs: vecdb.Collection, vectors: np.ndarray) -> None:
+    indexer = docs._indexer
+    assert indexer is not None
+    for control in (indexer._control, indexer._merging):
+        indexer._control.searched = -1e9
+        assert [control.threads(most) for most in (1, 2, 8)] == [1, 2, 8]
+        docs.search(vectors[3], k=1)
+        indexer._control.searched += 60  # so that it is not over before it is looked at
+        assert [control.threads(most) for most in (1, 2, 8)] == [1, 1, 7]
+
+
 def test_a_build_that_cannot_have_its_memory_says_so(
     db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

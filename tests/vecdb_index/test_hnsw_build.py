@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from vecdb_index.contract import Budget, Rows, Trial
+from vecdb_index.contract import Budget, Control, Rows, Trial
 from vecdb_index.hnsw.backend import BACKEND
 from vecdb_index.hnsw.params import HNSW
 
@@ -29,3 +29,21 @@ def test_copies_of_a_row_are_reached_from_few_entries_also_those_that_were_held_
                 waiting.append(other)
     assert seen and reached.all()
     assert len(entries) < 100, "4,000 rows are copies"
+
+
+def test_a_graph_is_the_same_however_many_threads_are_left_to_its_build() -> None:
+    """A control that gives fewer threads, and more again, while it is built: each row is inserted, once."""
+    vectors = np.random.default_rng(0).standard_normal((6000, 16)).astype(np.float32)
+    rows = Rows(vectors, np.linalg.norm(vectors, axis=1).astype(np.float32), "l2")
+    given = []
+
+    class Changing(Control):
+        def threads(self, most: int) -> int:
+            given.append(1 + len(given) % most)
+            return given[-1]
+
+    built = [BACKEND.build(rows, {}, HNSW(), Budget(4, control=control), lambda _: None) for control in (Control(), Changing())]
+    assert len(given) > 30 and set(given) == {1, 2, 3, 4}
+    assert built[0].keys() == built[1].keys()
+    for name, array in built[0].items():
+        assert array.tobytes() == built[1][name].tobytes(), name

@@ -219,7 +219,8 @@ class Calibrating:
         exact: list[tuple[float, int, float]] = []
         single: list[tuple[float, float, float]] = []
         self._warm(searcher, _words(there))
-        with ThreadPoolExecutor(self._threads) as pool:
+        threads = self._threads if self._control is None else self._control.threads(self._threads)
+        with ThreadPoolExecutor(threads) as pool:
             for selectivity in SELECTIVITIES:
                 flags = there if selectivity == 1 else there & (self._rng.random(len(rows)) < selectivity)
                 ks = [k for k in KS if k < flags.sum()]

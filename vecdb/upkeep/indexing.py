@@ -42,22 +42,27 @@ _AGAIN, _LONGEST = 60.0, 3600.0  # seconds after which what failed is tried agai
 _MOST_WAITING = 2  # merges that wait for their indexes
 _SOONEST = 0.5  # that pass at least before it is looked for
 _LONG_SCAN = 0.5e-3  # seconds that a search may spend on rows in memory
+_SEARCHING = 0.5  # seconds after a search in which the next one is expected
 _log = logging.getLogger("vecdb")
 
 
-class _Pausable(Control):
-    """A Control whose polls wait while it is paused."""
+class _Background(Control):
+    """A Control whose polls wait while it is paused, and that leaves a core to searches while there are any."""
 
-    __slots__ = ("going",)
+    __slots__ = ("going", "searched")
 
     def __init__(self) -> None:
         super().__init__()
         self.going = threading.Event()
         self.going.set()
+        self.searched = -math.inf  # when there was a search
 
     def poll(self) -> None:
         self.going.wait()
         super().poll()
+
+    def threads(self, most: int) -> int:
+        return max(1, most - 1) if time.monotonic() < self.searched + _SEARCHING else most
 
     def cancel(self) -> None:
         super().cancel()
@@ -67,16 +72,19 @@ class _Pausable(Control):
 class _Unless(Control):
     """The Control of builds for merges: these do not wait while it is paused, but give up, for somebody may wait for them."""
 
-    __slots__ = ("_pausable",)
+    __slots__ = ("_background",)
 
-    def __init__(self, pausable: _Pausable) -> None:
+    def __init__(self, background: _Background) -> None:
         super().__init__()
-        self._pausable = pausable
+        self._background = background
 
     def poll(self) -> None:
-        if not self._pausable.going.is_set():
+        if not self._background.going.is_set():
             raise _Abandoned
         super().poll()
+
+    def threads(self, most: int) -> int:
+        return self._background.threads(most)
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class Indexer:
         self._woken = threading.Event()
         self._touched: set[bytes] = set()  # collections that have changed since they were looked at
         self._thread: threading.Thread | None = None
-        self._control = _Pausable()
+        self._control = _Background()
         self._merging = _Unless(self._control)
         self._stopped = False
         self._current: tuple[Job, float] | None = None
@@ -413,13 +421,14 @@ class Indexer:
         self._failed = {job: failure for job, failure in self._failed.items() if job.uuid != uuid}
         self.wake()
 
-    def scanned(self, uuid: bytes, snapshot: Snapshot, field: str, declared: Field) -> None:
-        """A search went through rows in memory. Where that takes long, they become a segment, so that it gets an index.
+    def searched(self, uuid: bytes, snapshot: Snapshot, field: str, declared: Field) -> None:
+        """Builds leave a core to searches. Rows in memory that these go through for long become a segment, to be indexed.
 
         One after the other: while a segment lacks its index, another one would not make searches quicker.
         """
-        now, rows = time.monotonic(), snapshot.unflushed
-        if now < self._looked.get(uuid, -math.inf) + _SOONEST:
+        now = self._control.searched = time.monotonic()
+        rows = snapshot.unflushed
+        if not rows or now < self._looked.get(uuid, -math.inf) + _SOONEST:
             return
         self._looked[uuid] = now
         if not isinstance(declared, Dense) or isinstance(declared.index, Unregistered) or self.paused:

@@ -233,15 +233,18 @@ class _Team:
         """work(start, stop, scratch) over 0..count, `task` at a time. Raises Cancelled."""
         steps = iter(range(0, count, task))
 
-        def share(scratch: Any) -> None:
+        def share(number: int) -> None:
             for start in steps:  # one iterator for all: whoever is free takes the next
                 self._control.poll()
-                work(start, min(count, start + task), scratch)
+                work(start, min(count, start + task), self.scratch[number])
+                if number >= self._control.threads(most):
+                    break  # others go on
 
+        most = len(self.scratch)
         if self._pool is None or count <= task:
-            share(self.scratch[0])
+            share(0)
         else:
-            for _ in self._pool.map(share, self.scratch):
+            for _ in self._pool.map(share, range(self._control.threads(most))):
                 pass
 
     def __enter__(self) -> _Team:
