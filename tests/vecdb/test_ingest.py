@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -416,6 +417,24 @@ def test_wrong_rows_are_named_and_can_be_skipped(db: vecdb.Database, tmp_path: P
     assert all(each["reason"] for each in said)
     kept = [row for number, row in enumerate(rows) if number not in expected]
     assert points(db["docs"]) == model(kept)
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", "\t", "^", "]"])
+def test_csv_of_other_delimiters(db: vecdb.Database, tmp_path: Path, rows: list[Any], delimiter: str) -> None:
+    coded = [{**row, "title": f"{at:03}"} for at, row in enumerate(rows)]  # which are texts, and no numbers
+    (tmp_path / "a.csv").write_bytes(csv_of(coded, delimiter))
+    if delimiter in ";|\t":
+        with pytest.raises(InvalidFile, match=re.escape(f"say --delimiter {delimiter!r}")):
+            db.ingest("docs", tmp_path / "a.csv")
+    db.ingest("docs", tmp_path / "a.csv", delimiter=delimiter)
+    assert points(db["docs"]) == model(coded)
+
+
+@pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n", "ä"])
+def test_what_is_no_delimiter_is_refused(db: vecdb.Database, tmp_path: Path, rows: list[Any], delimiter: str) -> None:
+    (tmp_path / "a.csv").write_bytes(csv_of(rows))
+    with pytest.raises(InvalidInput, match="one ASCII character"):
+        db.ingest("docs", tmp_path / "a.csv", delimiter=delimiter)
 
 
 def test_csv_values_of_the_wrong_type_are_named(db: vecdb.Database, tmp_path: Path, rows: list[Any]) -> None:

@@ -92,6 +92,9 @@ def ingest(
     format: Annotated[
         str | None, typer.Option("--format", help="Of all files, where their names do not say it.", show_default=False)
     ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", help="Of CSV files whose columns no comma divides.", show_default=False)
+    ] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Of HDF5 files; default: train.", show_default=False)] = None,
     ids: Annotated[str | None, typer.Option("--ids", help="An NPY file of the ids of an NPY file.", show_default=False)] = None,
     first_id: Annotated[
@@ -149,6 +152,7 @@ def ingest(
         "dtype": dtype,
         "index": index,
         "format": format,
+        "delimiter": delimiter,
         "dataset": dataset,
         "ids": ids,
         "first_id": first_id,

@@ -257,6 +257,7 @@ def _options_of(plan: Plan) -> str:
         plan.options.dataset,
         dict(plan.options.types),
         plan.options.ids,
+        plan.options.delimiter,
     ]
     return xxhash.xxh3_64_hexdigest(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))
 

@@ -307,11 +307,13 @@ class Executor:
         return tasks
 
     def _split_queries(self, part: Part, way: Way, whole: ExactSearcher, words: Words | None, queries: int) -> list[Task]:
-        pieces = min(self._crew.pieces(way.seconds * queries), max(1, queries // _FEWEST_QUERIES))
-        step = -(-queries // pieces)
-        ranges = [slice(start, min(queries, start + step)) for start in range(0, queries, step)]
         searcher, exact = (whole, whole) if way.searcher is None else (way.searcher, None)
         per = way.seconds
+        if queries == 1:
+            return [Task(part, 0, searcher, exact, words, way.effort, slice(0, 1), per)]
+        pieces = min(self._crew.pieces(per * queries), max(1, queries // _FEWEST_QUERIES))
+        step = -(-queries // pieces)
+        ranges = [slice(start, min(queries, start + step)) for start in range(0, queries, step)]
         return [Task(part, 0, searcher, exact, words, way.effort, some, per * (some.stop - some.start)) for some in ranges]
 
     def _helped(self, task: Task) -> Searcher:
@@ -413,12 +415,13 @@ def _merge(tasks: Sequence[Task], query: int, queries: Queries, k: int) -> list[
             return [Found(key, name, part, row) for key, name, row in hits]
     candidates: list[tuple[float, Task, int]] = []
     tied = []
-    for task in tasks:
-        result, at = task.result, query - task.queries.start
-        assert result is not None
+    results = [(task, task.result, query - task.queries.start) for task in tasks if task.result is not None]
+    least = max((float(result.keys[at, -1]) for _, result, at in results), default=-np.inf) if k else -np.inf  # k are no less
+    for task, result, at in results:
         count = int(result.lengths[at])
         found_keys = result.keys[at, :count].tolist()
-        candidates += [(key, task, row) for key, row in zip(found_keys, result.rows[at, :count].tolist(), strict=True)]
+        rows_found = result.rows[at, :count].tolist()
+        candidates += [(key, task, row) for key, row in zip(found_keys, rows_found, strict=True) if key >= least]
         if result.tied[at]:
             tied.append((found_keys[-1], task))
     if len(tasks) > 1:

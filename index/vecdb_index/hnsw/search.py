@@ -102,8 +102,8 @@ class HNSWSearcher:
         scored, read, short = 0, 0, 0
         if m and k and wanted and len(self._entries):
             asked = self._met.ask(queries)
-            ef = min(ef_of(effort), len(self.rows))
-            limit = min(len(self.rows), max(ef, looked_at(k)))
+            ef, closely = min(ef_of(effort), len(self.rows)), looked_at(k)
+            limit = min(len(self.rows), max(ef, closely))
             scratch = self._borrow(limit, allowed is not None)
             words = _NO_BITMAP if allowed is None else read_only(allowed)
             share = 1.0 if allowed is None else count / len(self.rows)
@@ -114,7 +114,7 @@ class HNSWSearcher:
                 if control is not None:
                     control.poll()
                 more, looked, fewer = _search(
-                    *asked, start, min(m, start + step), *self._about, limit, ef, looked_at(k), words, most, wanted, lowest,
+                    *asked, start, min(m, start + step), *self._about, limit, ef, closely, words, most, wanted, lowest,
                     keys, rows, sizes, *scratch,
                 )  # fmt: skip
                 scored += more

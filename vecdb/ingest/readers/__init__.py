@@ -64,12 +64,13 @@ class Limits:
 @dataclass(frozen=True)
 class Options:
     """What the user says of files, where they do not. dataset: of an HDF5 file. ids: a file beside an NPY file. types: of the
-    columns of a CSV file: "string", "int", "float", "bool", "time".
+    columns of a CSV file: "string", "int", "float", "bool", "time". delimiter: of its columns; a comma, or in TSV a tab.
     """
 
     dataset: str | None = None
     ids: str | None = None
     types: Mapping[str, str] = field(default_factory=dict)
+    delimiter: str | None = None
     limits: Limits = field(default_factory=Limits)
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
-from ...errors import InvalidFile
+from ...errors import InvalidFile, InvalidInput
 from ..sources import Source
 from . import Limits, Options, Piece, Place, Unread
 from .text import Blocks
@@ -25,14 +25,20 @@ _SHOWN = 200
 _LOOKED_AT = 1 << 20  # bytes from which types are taken
 _ZEROS = r"^[+-]?0\d|^\+"  # of numbers that say more than their value
 _LONG = _ZEROS + r"|^-?\d{16,}$"  # likewise as floats, which also round whole numbers of so many digits
-_PADDED = re.compile(rb"(?:^|[,\t\n\"])(?:[+-]?0\d|\+|[+-]?\d{16})")
+_PADDED = rb"(?:^|[%b\n\"])(?:[+-]?0\d|\+|[+-]?\d{16})"  # where such a value may be, of some delimiter
+_DELIMITERS = ",;\t|"  # usual ones
 _BOM = b"\xef\xbb\xbf"
 
 
 class Csv:
     def __init__(self, source: Source, options: Options) -> None:
         self._source = source
-        self._delimiter = "\t" if source.format == "tsv" else ","
+        said = options.delimiter
+        if said is not None and (len(said.encode()) != 1 or said in '"\r\n'):
+            raise InvalidInput(f"a delimiter is one ASCII character, and no quote or end of a line; not {said!r}")
+        self._delimiter = said or ("\t" if source.format == "tsv" else ",")
+        self._guessed = said is None
+        self._numbers = re.compile(_PADDED % re.escape(self._delimiter.encode()))
         self._limits = options.limits
         self._blocks = Blocks(source, options.limits, quoted=True)
         self._names: list[str] = []
@@ -101,6 +107,11 @@ class Csv:
                 f"its header is not UTF-8 ({error.reason}); `iconv -t utf-8` converts it", file=self._source.name
             ) from None
         names = next(csv.reader(io.StringIO(text), delimiter=self._delimiter), [])
+        if self._guessed and len(names) == 1 and (other := next((each for each in _DELIMITERS if each in names[0]), None)):
+            raise InvalidFile(
+                f"its columns seem to be delimited by {other!r}; say --delimiter {other!r} (in Python, delimiter={other!r})",
+                file=self._source.name,
+            )
         if not names or len(set(names)) != len(names) or not all(names):
             raise InvalidFile(f"its first line is to name each column once; it is {text[:_SHOWN]!r}", file=self._source.name)
         unknown = [name for name in self._asked if name not in names]
@@ -143,7 +154,7 @@ class Csv:
             column.name for column in table.schema
             if (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)) and column.name not in self._said
         ]  # fmt: skip
-        if not numbers or not _PADDED.search(records):
+        if not numbers or not self._numbers.search(records):
             return []
         texts = self._arrow(records, dict.fromkeys(numbers, pa.string()), [], only=numbers)
         return [name for name in numbers if not _keeps(texts.column(name), table.schema.field(name).type)]
