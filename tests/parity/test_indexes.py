@@ -14,6 +14,8 @@ BENEATH: dict[str, str] = {
     "test_with_several_segments_whole_searches_are_measured_and_deliver_what_is_asked": "looks at what is known inside",
     "test_more_recall_than_an_index_was_seen_to_reach_is_got_by_an_exact_search": "looks at what is known inside",
     "test_an_index_can_be_changed_and_rebuilt_on_a_live_collection": "looks at what is known inside",
+    "test_rows_in_memory_that_take_searches_long_become_a_segment_with_an_index": "looks at who asks for a flush",
+    "test_builds_leave_a_core_to_searches_and_take_it_back": "looks at what is known inside",
 }
 
 globals().update(runpy.run_path(str(Path(__file__).parent / "borrow.py"))["tests_of"]("test_indexes.py", BENEATH))
