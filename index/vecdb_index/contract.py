@@ -148,7 +148,9 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a build may use. threads: 1 or more. memory: bytes beside the rows, None for no limit. seed: of all chance."""
+    """What a build may use. threads: 1 or more, of which `control.threads(threads)` should work just now. memory: bytes beside
+    the rows, None for no limit. seed: of all chance. control: to be polled between steps.
+    """
 
     threads: int = 1
     memory: int | None = None

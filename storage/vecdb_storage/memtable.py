@@ -80,7 +80,7 @@ class Block:
     def grown(self, capacity: int, layout: Layout) -> Block:
         """A larger block that begins with the same rows. This one stays as it is, for snapshots that hold it."""
         block, rows = Block(capacity, layout), self.rows
-        block.rows, block.deaths, block.full, block.stripes = rows, self.deaths, self.full, self.stripes
+        block.rows, block.deaths, block.full, block.stripes = rows, self.deaths, set(self.full), self.stripes
         block.keys, block.payloads = self.keys, self.payloads  # of which each sees so many as it has rows
         for mine, own in ((self.seq, block.seq), (self.death, block.death), (self.previous, block.previous)):
             own[:rows] = mine[:rows]

@@ -230,7 +230,7 @@ def build(rows: Rows, trained: Arrays, params: MIB, budget: Budget, progress: Pr
         if deeper is not None:
             more.fill(encoder, rows, start, min(n, start + _TASK), *deeper)
 
-    with ThreadPoolExecutor(budget.threads) as pool:
+    with ThreadPoolExecutor(budget.control.threads(budget.threads)) as pool:
         for start, _ in zip(range(0, n, _TASK), pool.map(fill, range(0, n, _TASK)), strict=True):
             progress(0.1 + 0.7 * min(n, start + _TASK) / n)
     arrays = {**learned, **_stored(encoder, rows, codes, factors, deeper, budget)}

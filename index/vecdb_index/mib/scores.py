@@ -214,7 +214,7 @@ def fitted(encoder: Encoder, bits: Bits, rows: Rows, budget: Budget) -> tuple[np
             for place, row in enumerate(near[i][near[i] != me][:NEAREST]):
                 places[start + i, place] = next(iter(np.flatnonzero(found == row)), listed)
 
-    with ThreadPoolExecutor(budget.threads) as pool:
+    with ThreadPoolExecutor(budget.control.threads(budget.threads)) as pool:
         list(pool.map(look, range(0, _ASKED, _TASK)))
     curves = [_curve_of(each, best[:, :_LISTED], places[:, :each]) for each in PLACES]
     below = np.subtract(best[:, NEAREST - 1 : NEAREST].copy(), best, out=best)  # in its place: a build is to take little memory

@@ -57,7 +57,7 @@ def build(rows: SparseRows, params: Seismic, budget: Budget, progress: Progress,
     offsets, weights = read_only(rows.offsets), read_only(rows.weights)
     terms = terms_of(rows, first, last, largest, budget)
     progress(0.02)
-    with ThreadPoolExecutor(budget.threads) as pool:
+    with ThreadPoolExecutor(budget.control.threads(budget.threads)) as pool:
         unit, threshold, share, negative, df = _weigh(offsets, weights, terms, present, params, budget)
         progress(0.05)
         records = records_of(offsets, weights, terms, present, unit, budget, pool)
@@ -98,7 +98,7 @@ def _neighbours(rows: SparseRows, arrays: Arrays, params: Seismic, budget: Budge
         _without_self(start, found.rows, near[start:stop])
         return stop
 
-    with ThreadPoolExecutor(budget.threads) as pool:
+    with ThreadPoolExecutor(budget.control.threads(budget.threads)) as pool:
         for stop in pool.map(find, range(0, n, CHUNK // 8)):
             progress(0.5 + 0.48 * stop / n)
     return near
