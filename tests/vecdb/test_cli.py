@@ -128,6 +128,23 @@ def test_search_is_the_search_of_the_api(data: Path, capsys: pytest.CaptureFixtu
     assert "recall 0.95" in say(capsys, "explain", "docs", "--like", "p7")
 
 
+@pytest.mark.parametrize("command", [["search", "--like", "p7"], ["scroll"], ["delete", "--yes"]])
+def test_where_nothing_is_found_keys_that_no_point_has_are_told(
+    data: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    def told(where: str) -> list[str]:
+        capsys.readouterr()
+        assert run(command[0], "docs", *command[1:], "--where", where) == 0
+        said = capsys.readouterr()
+        assert "p7" not in said.out
+        return [line for line in said.err.splitlines() if line.startswith("nothing found")]
+
+    (line,) = told("yaer >= 1990 and lang == 'en' or not (author.name == 'K')")[:1]
+    assert "'yaer'" in line and "vecdb scroll docs" in line
+    assert len(told("yaer >= 1990 and lang == 'en' or not (author.name == 'K') and yaer < 3")) == 2
+    assert told("year >= 3000") == [], "it is there, and only not so great"
+
+
 def test_get_scroll_and_delete(data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts(capsys, "get", "docs", "p3")["payload"] == {"year": 1993, "lang": "en"}
     assert say(capsys, "get", "docs", "p3", "nope", code=1)

@@ -123,8 +123,21 @@ def search(
         )  # fmt: skip
         found = [hit for hit in hits if left_out is None or hit.id != left_out][:k]
         _print_hits(found, with_vectors, json)
+        if not found:
+            _say_unknown(collection, where)
         if explained:
             output.say(str(hits.plan))
+
+
+def _say_unknown(collection: Collection, where: str | None) -> None:
+    """Nothing was found: on stderr, keys of the filter that no point has. They may be misspelt."""
+    from vecdb import F
+    from vecdb.filters import parse, paths_of
+
+    expression = None if where is None else parse(where)
+    for path in [] if expression is None else paths_of(expression):
+        if not collection.count(F(path).exists()):
+            output.say(f"nothing found: no point has a key {path!r} (`vecdb scroll {collection.name} --limit 1` shows one)")
 
 
 def _print_hits(hits: Any, with_vectors: bool, json: bool) -> None:
@@ -171,7 +184,8 @@ def hybrid(
     except ValueError:
         raise InvalidInput(f"--weight is FIELD=NUMBER, as in terms=2, not {' '.join(weight or [])}") from None
     with output.opened(db) as database:
-        hits = _collection(database, name, encoder).search_hybrid(
+        collection = _collection(database, name, encoder)
+        hits = collection.search_hybrid(
             queries, k, fuse=cast("Any", fuse), weights=weights, where=where, recall=recall, exact=exact,
             with_vectors=with_vectors, explain=explained, timeout=timeout,
         )  # fmt: skip
@@ -181,6 +195,8 @@ def hybrid(
             print(hits.plan)
         else:
             _print_hits(hits, with_vectors, json)
+        if not hits:
+            _say_unknown(collection, where)
 
 
 def _pairs(option: str, given: list[str]) -> list[tuple[str, str]]:
@@ -277,9 +293,13 @@ def scroll(
 ) -> None:
     """All points that match, as JSON lines, in the order in which they were last written."""
     with output.opened(db) as database:
-        for point in database[name].scroll(where, with_vectors=with_vectors, limit=limit):
+        collection, nothing = database[name], True
+        for point in collection.scroll(where, with_vectors=with_vectors, limit=limit):
             line = {"id": point.id, **({"vectors": point.vectors} if with_vectors else {}), "payload": point.payload}
             print(output.json_of(line))
+            nothing = False
+        if nothing:
+            _say_unknown(collection, where)
 
 
 def delete(
@@ -306,6 +326,8 @@ def delete(
             )
             typer.confirm(f"delete {count:,} points of {name}?", abort=True, err=True)
         deleted = collection.delete(keys) if keys else collection.delete(where=where)
+        if not deleted:
+            _say_unknown(collection, where)
     if json:
         output.print_json({"deleted": deleted})
     else:

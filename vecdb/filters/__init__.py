@@ -9,8 +9,8 @@ from __future__ import annotations
 from vecdb_storage.payloads import split_path
 
 from .evaluate import evaluate
-from .expression import Expression, F, dict_of, text_of
+from .expression import Expression, F, dict_of, paths_of, text_of
 from .parser import parse
 from .plain import matches
 
-__all__ = ["Expression", "F", "dict_of", "evaluate", "matches", "parse", "split_path", "text_of"]
+__all__ = ["Expression", "F", "dict_of", "evaluate", "matches", "parse", "paths_of", "split_path", "text_of"]

@@ -176,6 +176,13 @@ def _set_depth(node: Expression, parts: Iterable[Expression]) -> None:
     object.__setattr__(node, "depth", depth)
 
 
+def paths_of(expression: Expression) -> list[str]:
+    """The payload paths that a filter looks at, each once, in its order."""
+    if isinstance(expression, And | Or):
+        return list(dict.fromkeys(path for part in expression.parts for path in paths_of(part)))
+    return paths_of(expression.part) if isinstance(expression, Not) else [expression.path]  # type: ignore[attr-defined]
+
+
 class F:
     """A payload path in a filter: `F("year") >= 2020`, `F("author.name").startswith("Knuth")`.
 
