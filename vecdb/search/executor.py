@@ -119,12 +119,13 @@ class Answer:
                 rows[task.queries, columns] = task.result.rows + task.first
                 settle[task.queries] |= task.result.tied
             answer._parts.append(group[0].part)
-        order = np.argsort(-keys, axis=1, kind="stable")[:, : k + 1]
-        best = np.take_along_axis(keys, order, 1)
+        best, owner = keys, np.zeros((m, k), np.int64)  # of one part, in their order already
+        if len(groups) > 1:
+            order = np.argsort(-keys, axis=1, kind="stable")[:, : k + 1]
+            best, rows = np.take_along_axis(keys, order, 1), np.take_along_axis(rows, order[:, :k], 1)
+            owner = order[:, :k] // k
         settle |= ((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -np.inf)).any(axis=1)
-        order = order[:, :k]
-        answer.keys, answer._owner = best[:, :k], order // k
-        answer._rows = np.take_along_axis(rows, order, 1)
+        answer.keys, answer._owner, answer._rows = best[:, :k], owner, rows
         for number, part in enumerate(answer._parts):
             here = (answer._owner == number) & (answer.keys > -np.inf)
             if here.any():
