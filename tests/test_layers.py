@@ -82,3 +82,15 @@ def test_importing_vecdb_takes_less_than_a_fifth_of_a_second() -> None:
     """The best of five, in CPU time, above the interpreter's own start: load on the machine is not its fault."""
     code = "import time; t = time.process_time(); import vecdb; print(time.process_time() - t)"
     assert min(float(run(code)) for _ in range(5)) < 0.2
+
+
+def test_kernels_run_without_scipys_linear_algebra_and_other_functions_of_numba_still_find_it() -> None:
+    code = """
+import sys, numba, numpy as np
+from vecdb_index.kernels.bitmap import ones
+assert ones(np.array([5], np.uint64)) == 2
+assert "scipy.linalg" not in sys.modules, "a kernel has brought it"
+square = np.arange(4.0).reshape(2, 2)
+assert (numba.njit(lambda a: np.dot(a, a))(square) == square @ square).all() and "scipy.linalg" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

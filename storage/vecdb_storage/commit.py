@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -423,7 +424,7 @@ class CommitQueue:
         self.operations += len(group)
         with self._lock:
             successor = self._promote()
-        for request, after in zip(group, [*group[1:], None], strict=True):
+        for request, after in zip_longest(group, group[1:]):
             request.finished, request.next = True, after
         if successor is not None:
             successor.turn.release()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import vecdb_storage.store as store_module
 from vecdb_storage.batch import Batch
+from vecdb_storage.commit import ChangeCatalog, CommitQueue
 from vecdb_storage.errors import StorageError
 from vecdb_storage.registry import open_store
 
@@ -75,3 +76,13 @@ def test_an_interrupted_bulk_write_is_there_as_a_whole_or_not_at_all(
     expected = {"warm", "after", *(f"other-{i}" for i in range(company))}
     assert all(again.snapshot(uuid).find(sorted(expected)))
     again.close()
+
+
+def test_a_leader_that_was_interrupted_before_it_took_a_group_leaves_the_queue_usable() -> None:
+    queue = CommitQueue(lambda group: None)
+    queue._led = True
+    queue._lead()
+    done = threading.Thread(target=queue.submit, args=(ChangeCatalog(lambda section: None),), daemon=True)
+    done.start()
+    done.join(20)
+    assert not done.is_alive(), "the queue stands still"

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from vecdb_index.codec.int8 import Codes, width_of
-from vecdb_index.contract import AnyRows, ExactSearcher, SparseRows
+from vecdb_index.contract import AnyRows, ExactSearcher, Rows, SparseRows
 from vecdb_index.flat.backend import exactly
 from vecdb_index.flat.search import FlatSearcher
 from vecdb_storage.memtable import Block
@@ -44,7 +44,7 @@ def searcher_of(part: Part, field: str, rows: AnyRows) -> ExactSearcher:
     """An exact searcher of a part's field, over its copy if it has one or is to get one."""
     if isinstance(rows, SparseRows):
         return exactly(rows)
-    if rows.vectors.nbytes < _LEAST_BYTES or rows.vectors.dtype == np.int8:
+    if not _is_worth(rows):
         return FlatSearcher(rows)
     owner: Segment | Block = part.segment if isinstance(part, SegmentPart) else part.block  # type: ignore[attr-defined]
     with _lock:
@@ -71,9 +71,12 @@ def searcher_of(part: Part, field: str, rows: AnyRows) -> ExactSearcher:
 
 def is_due(searcher: ExactSearcher) -> bool:
     """Whether the next to ask for a searcher of these rows may get another one, over their copy."""
-    if not isinstance(searcher, FlatSearcher) or searcher.codes is not None:
-        return False
-    return searcher.rows.vectors.nbytes >= _LEAST_BYTES and searcher.rows.vectors.dtype != np.int8
+    return isinstance(searcher, FlatSearcher) and searcher.codes is None and _is_worth(searcher.rows)
+
+
+def _is_worth(rows: Rows) -> bool:
+    """Whether rows get a copy at all."""
+    return rows.vectors.nbytes >= _LEAST_BYTES and rows.vectors.dtype != np.int8
 
 
 def drop(segment: Segment, field: str) -> None:
