@@ -95,7 +95,7 @@ _FEWEST_QUERIES = 20  # that a calibration can be made of
 
 @dataclass
 class Prepared:
-    """A batch whose vectors are being written already. Belongs to one thread at a time."""
+    """A batch that is checked, and whose vectors may be on their way to disk. Belongs to one thread at a time."""
 
     store: Store
     uuid: bytes
@@ -216,7 +216,7 @@ class Collection:
                     raise InvalidInput("give texts or vectors, not both")
                 ids = ids if ids is None or isinstance(ids, np.ndarray) else checked_ids(ids)  # it may be read twice
                 vectors, payloads = self.embedding.of_points(texts, payloads, lambda v, p: batch_from_arrays(fields, ids, v, p))
-            prepared = self.prepare(ids, vectors, payloads)
+            prepared = self._prepare(ids, vectors, payloads)
             prepared.commit(insert=insert, token=token)
             return prepared.ids
         check_columns_alone(ids, vectors, payloads, texts)
@@ -249,15 +249,21 @@ class Collection:
         return [*series(*kept.made)]
 
     def prepare(self, ids: Any, vectors: Any, payloads: Any) -> Prepared:
-        """Columns as in `upsert`, checked and on their way to disk, to be committed or released. For loaders.
+        """Columns as in `upsert`, checked and if large on their way to disk, to be committed or released. For loaders.
 
-        So the next batch can be prepared in one thread while another commits the one before. Raises as `upsert`.
+        So the next batch can be prepared in one thread while another commits the one before. The vectors must not change
+        meanwhile. Raises as `upsert`.
         """
+        return self._prepare(ids, vectors, payloads, later=True)
+
+    def _prepare(self, ids: Any, vectors: Any, payloads: Any, *, later: bool = False) -> Prepared:
+        """later: others are committed before it."""
         store = self._writable()
-        ahead = store.begin(self._uuid)
+        ahead = store.begin(self._uuid, later=later)
         try:
             fields = self._fields(store.state(self._uuid).schema)
             batch = batch_from_arrays(fields, ids, vectors, payloads, early=ahead.add_fields)
+            batch = ahead.place(batch).packed_up() if later else batch
         except BaseException:
             ahead.release()
             raise

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import orjson
 from vecdb_index.contract import Queries
 from vecdb_storage.arrayfile import checksum
 from vecdb_storage.batch import LEVEL0_BYTES, Batch, FieldRows
-from vecdb_storage.column_build import NO_COLUMNS, prepare
+from vecdb_storage.column_build import NO_COLUMNS, Prepared, prepare, prepare_by_key
 from vecdb_storage.ids import MAX_ID_BYTES, Id, Ints
 from vecdb_storage.once import DATABASE, Kept, Token
 from vecdb_storage.ulid import series, ulids
@@ -379,14 +379,16 @@ def batch_from_arrays(
     large = sum(rows.vectors.nbytes for rows in stored.values()) >= LEVEL0_BYTES
     if payloads is None:  # nothing to walk
         return Batch(keys, stored, [b""] * len(keys), (), NO_COLUMNS if large else None)
-    prepared = _prepared(_as_rows(payloads, len(keys)), keys, columns=large and columns)
+    prepared = _prepared(payloads, keys, columns=large and columns)
     return Batch(keys, stored, prepared.json, (), prepared.columns, raw=prepared.raw)
 
 
-def _prepared(payloads: Sequence[dict[str, Any] | None], keys: Sequence[Id], *, columns: bool) -> Any:
-
+def _prepared(payloads: Any, keys: Sequence[Id], *, columns: bool) -> Prepared:
+    """payloads: n dicts or None, or a dict of columns."""
     try:
-        return prepare(payloads, columns=columns)
+        if isinstance(payloads, Mapping):
+            return prepare_by_key(_as_columns(payloads, len(keys)), len(keys), columns=columns)
+        return prepare(_as_rows(payloads, len(keys)), columns=columns)
     except InvalidPayload as error:  # it knows the row; the user knows the id
         if isinstance(error.point, int) and error.reason:
             raise InvalidPayload(error.reason, point=keys[error.point], field=error.field) from None
@@ -427,17 +429,15 @@ def _fill_absent(values: Any, nothing: Callable[[], Any]) -> tuple[Any, npt.NDAr
     return [absent if v is None else v for v in values], present
 
 
-def _as_rows(payloads: Any, count: int) -> Sequence[dict[str, Any] | None]:
-    if payloads is None:
-        return [None] * count
-    if isinstance(payloads, Mapping):
-        columns = {str(key): _as_list(column) for key, column in payloads.items()}
-        for key, column in columns.items():
-            if len(column) != count:
-                raise InvalidInput(f"payload column {key!r} has {len(column)} values for {count} points")
-        names = list(columns)
-        # Of maps, which are run without a step of the interpreter for each row.
-        return list(map(dict, map(zip, repeat(names), zip(*columns.values(), strict=True)))) or [None] * count
+def _as_columns(payloads: Mapping[Any, Any], count: int) -> dict[str, list[Any]]:
+    columns = {str(key): _as_list(column) for key, column in payloads.items()}
+    for key, column in columns.items():
+        if len(column) != count:
+            raise InvalidInput(f"payload column {key!r} has {len(column)} values for {count} points")
+    return columns
+
+
+def _as_rows(payloads: Any, count: int) -> list[dict[str, Any] | None]:
     if not isinstance(payloads, Iterable):
         raise InvalidInput(f"payloads are a list of dicts, one for each point, or a dict of columns; not {payloads!r}")
     rows = payloads if isinstance(payloads, list) else list(payloads)

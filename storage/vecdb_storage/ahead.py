@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from . import growing
 from .batch import LEVEL0_BYTES, Batch, FieldRows
@@ -26,17 +27,21 @@ from .ulid import ulid
 if TYPE_CHECKING:
     from .store import Store
 
+_BEFORE = 3  # batches, one of which is being committed, and one ready: so much may come before the one that is prepared
+_ROW = 256  # bytes of a row beside its vector, about
 _LONGEST_WAIT = 0.002  # seconds, for the disk to be given something to do
 
 
 class Ahead:
     """The order is: `add_fields` as soon as vectors are checked; then `place` or `finish`; `release` in any case."""
 
-    def __init__(self, store: Store, uuid: bytes) -> None:
+    def __init__(self, store: Store, uuid: bytes, *, later: bool = False) -> None:
         self._store, self._uuid = store, uuid
+        self.later = later  # others are committed before it
         self._writer: SegmentWriter | None = None
         self._path = Path()
         self._writing: Future[None] | None = None
+        self._vectors: npt.NDArray[Any] | None = None  # for a growing segment
         self.placing: Placing | None = None
 
     @property
@@ -59,12 +64,35 @@ class Ahead:
         elif 0 < size >= growing.GROWING_BYTES and self._store.growing.accepts(self._uuid):
             (rows,) = fields.values()
             assert isinstance(rows.vectors, np.ndarray)
-            # A copy: were the caller to change them now, what is on disk would not be what its checksum is of.
-            placing = Placing(rows.vectors.copy())
-            self._store.writing.submit(self._store.growing.append, self._uuid, placing)
-            self.placing = placing
-            # This thread holds the interpreter; until it lets go, the other cannot even begin to write.
-            placing.reached.wait(_LONGEST_WAIT)
+            # A copy: were the caller to change them now, what is on disk would not be what its checksum is of. Loaders do not.
+            self._vectors = rows.vectors if self.later else rows.vectors.copy()
+            self._store.growing.enter(self._uuid, self)
+            if self.placing is not None:
+                # This thread holds the interpreter; until it lets go, the other cannot even begin to write.
+                self.placing.reached.wait(_LONGEST_WAIT)
+
+    def is_early(self) -> bool:
+        """Whether its place is better taken when those before it are committed, as there may be a new growing segment by then.
+
+        A flush takes one as it is only where all that is in it was committed, in the order of its places.
+        """
+        assert self._vectors is not None
+        size = self._vectors.nbytes + _ROW * len(self._vectors)
+        return self.later and self._store.flusher.is_near(_BEFORE * size)
+
+    def send(self) -> None:
+        """Sets the vectors on their way to the growing segment, behind those that were sent before."""
+        assert self._vectors is not None
+        self.placing = Placing(self._vectors)
+        self._store.writing.submit(self._store.growing.append, self._uuid, self.placing)
+
+    def take_turn(self, fields: Mapping[str, FieldRows]) -> None:
+        """Its batch is the next to be committed: its fields wait no longer."""
+        self.later = False
+        if self._vectors is not None:
+            self._store.growing.proceed(self._uuid, self)
+        elif not self.begun:
+            self.add_fields(fields)
 
     def _begin_segment(self, fields: Mapping[str, FieldRows]) -> None:
         store = self._store
@@ -78,7 +106,7 @@ class Ahead:
 
         Raises StorageError.
         """
-        if self.placing is None:
+        if self.placing is None or batch.extent is not None:
             return batch
         extent, vectors = self.placing.place()
         ((name, rows),) = batch.fields.items()
@@ -96,6 +124,8 @@ class Ahead:
 
     def release(self) -> None:
         """The batch was committed or refused; of a refused one no trace is left. Harmless when called again."""
+        if self._vectors is not None:
+            self._store.growing.leave(self._uuid, self)
         if self.placing is not None:
             placing, self.placing = self.placing, None
             self._store.growing.release(self._uuid, placing)

@@ -1,6 +1,7 @@
 """Typed columns from payloads, which are validated on the way; there is no other place that does.
 
     prepare(payloads)      what a writing call needs: JSON, and columns or the values that a flush will make them of
+    prepare_by_key(values) the same of payloads whose values come key by key
     build(payloads)        the walk over each payload, for any shape
     from_raw(parts, n)     columns of values that were kept
 
@@ -72,11 +73,8 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
     Raises InvalidPayload with the row and the path.
     """
     built = None
-    if len(payloads) > _FEW and (flat := _flat(payloads)) is not None:
-        if not columns:
-            return flat
-        if flat.raw is not None and (made := from_raw([flat.raw], len(payloads))) is not None:
-            return Prepared(flat.json, made)
+    if len(payloads) > _FEW and (flat := _flat(payloads)) is not None and (done := _finished(flat, columns)) is not None:
+        return done
     if len(payloads) > _FEW:
         built = build(payloads, keep=columns)
     else:
@@ -95,6 +93,29 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
     return Prepared(json, built if columns else None)
 
 
+def prepare_by_key(values: Mapping[str, Sequence[Any]], count: int, *, columns: bool = True) -> Prepared:
+    """As `prepare`, of `count` payloads that have the same keys: key -> the value of each, none of which need be a dict."""
+    if count > _FEW and values:
+        with suppress(TypeError, ValueError):  # the walk finds out why
+            raw = _kept(values)
+            json = None if raw is None else _joined(values, count)
+            if json is not None and _longest(json) <= MAX_PAYLOAD_BYTES:
+                done = _finished(Prepared(json, None, raw), columns)
+                if done is not None:
+                    return done
+    # Of maps, which are run without a step of the interpreter for each row.
+    rows: list[Payload | None] = list(map(dict, map(zip, repeat(list(values)), zip(*values.values(), strict=True))))
+    return prepare(rows or [None] * count, columns=columns)
+
+
+def _finished(flat: Prepared, columns: bool) -> Prepared | None:
+    """With columns, if they are wanted; None where they take a walk."""
+    if not columns:
+        return flat
+    made = None if flat.raw is None else from_raw([flat.raw], len(flat.json))
+    return None if made is None else Prepared(flat.json, made)
+
+
 NO_COLUMNS: Columns = ({}, {"columns": [], "wide": [], "complete": True})  # of no payloads
 
 
@@ -103,7 +124,8 @@ def _flat(payloads: Sequence[Payload | None]) -> Prepared | None:
     if set(map(type, payloads)) != {dict}:
         return None
     try:
-        raw = _kept(payloads)
+        values = _uniform(payloads)
+        raw = None if values is None else _kept(values)
         if raw is None and not _plain_types(chain.from_iterable(map(dict.values, payloads))):  # type: ignore[arg-type]
             return None
         json = _encoded(payloads)
@@ -124,10 +146,9 @@ def _plain_types(values: Iterable[Any]) -> set[type]:
     return found if found <= _ARRAYS.keys() | {str} else set()
 
 
-def _kept(payloads: Sequence[Any]) -> Raw | None:
-    """The values by key, where all payloads have the same keys, and the values of each are of one kind and fit it."""
-    values = _uniform(payloads)
-    if values is None or len(values) > MAX_PATHS:
+def _kept(values: Mapping[str, Sequence[Any]]) -> Raw | None:
+    """The values by key as they are kept, where those of each key are of one kind and fit it."""
+    if len(values) > MAX_PATHS:
         return None
     raw: dict[str, Any] = {}
     for key, column in values.items():
@@ -147,7 +168,8 @@ def _kept(payloads: Sequence[Any]) -> Raw | None:
 def raw_of(stored: Sequence[bytes]) -> Raw | None:
     """What `prepare` would keep of stored payloads; None where they are not of one form."""
     payloads = parse_all(stored)
-    return _kept(payloads) if set(map(type, payloads)) == {dict} else None
+    values = _uniform(payloads) if set(map(type, payloads)) == {dict} else None
+    return None if values is None else _kept(values)
 
 
 def _uniform(objects: Sequence[Any]) -> dict[Any, list[Any]] | None:
@@ -181,7 +203,7 @@ def from_raw(parts: Sequence[Raw], count: int) -> Columns | None:
     return builder.arrays, {"columns": builder.columns, "wide": builder.wide, "complete": builder.complete}
 
 
-def _narrow(texts: list[str]) -> list[str] | Array:
+def _narrow(texts: Sequence[str]) -> Sequence[str] | Array:
     """Short texts as NumPy's bytes, (n,) S: in their order, without objects, and sorted while other threads run.
 
     As they were where one is long, or has a zero, which would be lost at its end. Raises UnicodeEncodeError.
@@ -216,6 +238,28 @@ def _encoded(payloads: Sequence[Payload | None]) -> Sequence[bytes]:
     # With a newline after each: a newline inside a JSON string is always escaped.
     json = orjson.dumps(list(chain.from_iterable(zip(payloads, repeat(_NEWLINE)))), default, OPTIONS)[1:-3].split(b",\n,")
     return [b"" if text == b"null" else text for text in json] if None in payloads else json
+
+
+def _joined(values: Mapping[str, Sequence[Any]], count: int) -> Texts | None:
+    """The JSON of payloads that have strings and numbers, those of a key all of one kind: a call of orjson for each key."""
+    pieces: list[Iterable[bytes]] = []
+    lengths = np.zeros(count, np.int64)
+    before = b"{"
+    for key, column in values.items():
+        texts, name = orjson.dumps(column, default, OPTIONS), orjson.dumps(key, default, OPTIONS) + b":"
+        if type(column[0]) is str:  # a quote inside of one is escaped, so that these three are always between two
+            own, fixed, then = texts[2:-2].split(b'","'), before + name + b'"', b'",'
+        else:
+            own, fixed, then = texts[1:-1].split(b","), before + name, b","
+        if len(own) != count:
+            return None
+        pieces += [repeat(fixed), own]
+        lengths += np.fromiter(map(len, own), np.int64, count) + len(fixed)
+        before = then
+    end = before[:-1] + b"}"
+    ends = np.zeros(count + 1, np.uint64)
+    np.cumsum(lengths + len(end), out=ends[1:])
+    return Texts(ends, np.frombuffer(b"".join(chain.from_iterable(zip(*pieces, repeat(end)))), np.uint8))
 
 
 def _longest(json: Sequence[bytes]) -> int:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .store import Store
 
 MEMTABLE_BYTES = 64 << 20  # of the whole database, until a flush begins
+_LONGEST_WAIT = 0.05  # seconds, for the background thread to begin
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Flusher:
         self.count, self.seconds = 0, 0.0  # flushes done, and the time that they took
         self._thread: threading.Thread | None = None
         self._wanted = threading.Event()
+        self._frozen_one = threading.Event()  # a memtable was taken, and will be flushed
         self._asked: set[bytes] = set()  # collections to flush however small they are
 
     def flush(self, uuid: bytes) -> None:
@@ -76,6 +78,7 @@ class Flusher:
                 state.frozen, state.active = frozen, Memtable(state.layout)
                 self._frozen = frozen.bytes
                 state.publish(store.seq)
+            self._frozen_one.set()
             try:
                 written = self._write(state, frozen, seen, growing)
             except BaseException:
@@ -148,9 +151,21 @@ class Flusher:
     # -- in the background --------------------------------------------------------------------------
 
     def flush_if_large(self) -> None:
-        """After a commit: wakes the background thread when it is time."""
+        """After a commit: wakes the background thread when it is time.
+
+        It takes the memtable before the caller can write on, if it is free: so a growing segment ends with a commit, and can
+        be completed as it is.
+        """
         if self._active_bytes() >= MEMTABLE_BYTES:
+            free = not self.lock.locked()
+            self._frozen_one.clear()
             self._wake()
+            if free:
+                self._frozen_one.wait(_LONGEST_WAIT)
+
+    def is_near(self, size: int) -> bool:
+        """Whether so many bytes more would begin a flush."""
+        return self._active_bytes() + size >= MEMTABLE_BYTES
 
     def flush_soon(self, uuid: bytes) -> None:
         """One collection's memtable, in the background."""

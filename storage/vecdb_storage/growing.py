@@ -11,6 +11,7 @@ Appended to from any thread. A Growing that failed to write or sync takes no mor
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from .files import Files
 from .ulid import ulid
 
 if TYPE_CHECKING:
+    from .ahead import Ahead
     from .store import Store
 
 SUFFIX = ".growing"
@@ -204,11 +206,38 @@ class GrowingFiles:
         self._lock = threading.Lock()  # the last one to be taken
         self._taking: dict[bytes, Growing] = {}  # by collection
         self._sealed: dict[str, Growing] = {}  # by name; a record may still name them, or a batch that is on its way
+        self._turns = threading.Lock()  # the first one to be taken
+        self._waiting: defaultdict[bytes, list[Ahead]] = defaultdict(list)  # by collection, in their order
 
     def accepts(self, uuid: bytes) -> bool:
         """Whether the collection's vectors can go there: those of one dense field, end to end."""
         state = self._store.states.get(uuid)
         return state is not None and [field["kind"] for field in state.schema["fields"].values()] == ["dense"]
+
+    def enter(self, uuid: bytes, ahead: Ahead) -> None:
+        """Sends a batch's vectors to the collection's growing file, unless it is early, or behind one that waits."""
+        with self._turns:
+            waiting = self._waiting[uuid]
+            if ahead.later and (waiting or ahead.is_early()):
+                waiting.append(ahead)
+            else:
+                ahead.send()
+
+    def proceed(self, uuid: bytes, ahead: Ahead) -> None:
+        """It waits no longer, and those behind it follow if they may."""
+        with self._turns:
+            waiting = self._waiting[uuid]
+            if ahead in waiting:
+                waiting.remove(ahead)
+                ahead.send()
+            while waiting and not waiting[0].is_early():
+                waiting.pop(0).send()
+
+    def leave(self, uuid: bytes, ahead: Ahead) -> None:
+        """It waits no longer, and will not come."""
+        with self._turns:
+            if ahead in self._waiting[uuid]:
+                self._waiting[uuid].remove(ahead)
 
     def append(self, uuid: bytes, placing: Placing) -> None:
         """Vectors at the end of the collection's growing file. `placing` says how it went; `release` it later."""

@@ -203,6 +203,28 @@ def concat(columns: Sequence[IntIds | StrIds]) -> IntIds | StrIds:
     return StrIds(together.offsets, together.text)
 
 
+_NONE: Rows = np.zeros(0, np.int64)
+
+
+class Wanted:
+    """Ids that are looked for in one segment after the other. hashes: (m,), of the keys. Belongs to one thread."""
+
+    __slots__ = ("_bits", "hashes", "keys")
+
+    def __init__(self, keys: Sequence[Id], hashes: Hashes) -> None:
+        self.keys, self.hashes = keys, hashes
+        self._bits: dict[int, tuple[Hashes, npt.NDArray[np.uint8]]] = {}
+
+    def bits(self, width: int) -> tuple[Hashes, npt.NDArray[np.uint8]]:
+        """Where they are in a filter of 2**width bits: byte (m,), and the bit in it. Filters of one size share this."""
+        known = self._bits.get(width)
+        if known is None:
+            place = self.hashes >> np.uint64(64 - width)
+            bit = np.uint8(1) << (place & np.uint64(7)).astype(np.uint8)
+            known = self._bits[width] = place >> np.uint64(3), bit
+        return known
+
+
 @dataclass(frozen=True)
 class IdTable:
     """Finds the row of an id in one segment. hash: (n,) u64 sorted; row: (n,) u32; bits: the filter, u8."""
@@ -234,24 +256,25 @@ class IdTable:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         return {"id.hash": self.hash, "id.row": self.row, "id.filter": self.bits}
 
-    def find(self, keys: Sequence[Id], hashes: Hashes) -> Rows:
-        """The row of each key, (m,) int64, -1 where it is not here."""
-        found = np.full(len(keys), -1, np.int64)
-        if not len(self.hash) or self._is_beyond(keys):
-            return found
-        place = hashes >> np.uint64(64 - (8 * len(self.bits) - 1).bit_length())
-        passed = (self.bits[place >> np.uint64(3)] >> (place & np.uint64(7)).astype(np.uint8)) & np.uint8(1)
+    def find(self, wanted: Wanted) -> tuple[Rows, Rows]:
+        """Which of the ids are here, as places in `wanted`, ascending, and in which rows: (found,) int64 both."""
+        if not len(self.hash) or self._is_beyond(wanted.keys):
+            return _NONE, _NONE
+        byte, bit = wanted.bits((8 * len(self.bits) - 1).bit_length())
+        passed = self.bits[byte] & bit
+        if not passed.any():
+            return _NONE, _NONE
         candidates = np.flatnonzero(passed)
-        if not len(candidates):
-            return found
-        wanted = hashes[candidates]
-        at = np.searchsorted(self.hash, wanted)
+        hashes = wanted.hashes[candidates]
+        at = np.searchsorted(self.hash, hashes)
         inside = at < len(self.hash)
-        candidates, wanted, at = candidates[inside], wanted[inside], at[inside]
-        equal = self.hash[at] == wanted
-        for key_at, slot in zip(candidates[equal].tolist(), at[equal].tolist(), strict=True):
-            found[key_at] = self._confirm(keys[key_at], slot)
-        return found
+        candidates, hashes, at = candidates[inside], hashes[inside], at[inside]
+        equal = self.hash[at] == hashes
+        candidates = candidates[equal]
+        slots = zip(candidates.tolist(), at[equal].tolist(), strict=True)
+        rows = np.array([self._confirm(wanted.keys[place], slot) for place, slot in slots], np.int64)
+        here = rows >= 0
+        return candidates[here], rows[here]
 
     def _is_beyond(self, keys: Sequence[Id]) -> bool:
         """Whether all keys are less or greater than all that is here, as numbers that are counted on are."""

@@ -8,7 +8,7 @@ f32 and, where some row lacks it, `.present`. Rows ascend by seq. A Segment is r
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from .column_build import of_stored
 from .columns import Columns, ColumnSet, open_columns
 from .errors import Corruption
 from .files import Files
-from .ids import Hashes, Id, IdTable, IntIds, Rows, StrIds
+from .ids import Id, IdTable, IntIds, Rows, StrIds, Wanted
 from .manifest import SUFFIX
 from .memtable import GatheredField
 from .strings import ranges
@@ -191,9 +191,9 @@ class Segment:
                     if found is None or (found.shape, found.dtype) != expected:
                         raise Corruption("it is not as the schema says", file=str(self.file.path), array=name)
 
-    def find(self, keys: Sequence[Id], hashes: Hashes) -> Rows:
-        """The row of each id, (m,) int64, -1 where it is not here; dead rows are found too."""
-        return self.table.find(keys, hashes)
+    def find(self, wanted: Wanted) -> tuple[Rows, Rows]:
+        """Which of the ids are here, as places in `wanted`, and in which rows; dead rows are found too."""
+        return self.table.find(wanted)
 
     def keys(self, rows: Rows) -> list[Id]:
         return self.ids.at(rows)  # type: ignore[return-value]

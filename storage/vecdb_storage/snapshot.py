@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .batch import pack_bits
 from .column_build import of_stored
 from .columns import ColumnSet, open_columns
-from .ids import Hashes, Id, Rows, hashes_of
+from .ids import Id, Rows, Wanted, hashes_of
 from .memtable import Block, Memtable
 from .segment import Segment, StoredField
 from .tombstones import Tombstones, Words
@@ -175,21 +175,16 @@ class Snapshot:
                     break
             else:
                 missing.append(position)
-        hashes: Hashes | None = None
+        if not missing or not self._segments:
+            return found
+        asked = [keys[p] for p in missing]
+        wanted = Wanted(asked, hashes_of(asked))
         for part in self._segments:
-            if not missing:
-                break
-            asked = [keys[p] for p in missing]
-            if hashes is None:
-                hashes = hashes_of(asked)
-            rows = part.segment.find(asked, hashes)
-            here = rows >= 0
-            here[here] = ~part.tombstones.is_dead(rows[here])
-            if here.any():
-                for slot in np.flatnonzero(here).tolist():
-                    found[missing[slot]] = (part, int(rows[slot]))
-                missing = [p for p, hit in zip(missing, here.tolist(), strict=True) if not hit]
-                hashes = hashes[~here]
+            places, rows = part.segment.find(wanted)
+            if len(rows):
+                alive = ~part.tombstones.is_dead(rows)
+                for place, row in zip(places[alive].tolist(), rows[alive].tolist(), strict=True):
+                    found[missing[place]] = (part, row)
         return found
 
     def in_order(self) -> Iterator[tuple[Part, Rows]]:

@@ -16,7 +16,7 @@ import numpy as np
 from .batch import Batch
 from .errors import VecdbError
 from .growing import Extent
-from .ids import Hashes, Id, hashes_of
+from .ids import Hashes, Id, Wanted, hashes_of
 from .manifest import Manifest
 from .memtable import Memtable
 from .segment import Segment
@@ -95,16 +95,14 @@ class CollectionState:
             return found
         if hashes is None:
             hashes = hashes_of(keys)
-        asked: Sequence[Id] = keys if len(missing) == len(keys) else [keys[p] for p in missing]
-        hashes = hashes if len(missing) == len(keys) else hashes[missing]
+        whole = len(missing) == len(keys)
+        wanted = Wanted(keys if whole else [keys[p] for p in missing], hashes if whole else hashes[missing])
         for segment in self.segments:
-            rows = segment.find(asked, hashes)
-            here = np.flatnonzero(rows >= 0)
-            if not len(here):
-                continue
-            here = here[~self.tombstones[segment.name].is_dead(rows[here])]
-            for slot in here.tolist():
-                found[missing[slot]] = (segment, int(rows[slot]))
+            places, rows = segment.find(wanted)
+            if len(rows):
+                alive = ~self.tombstones[segment.name].is_dead(rows)
+                for place, row in zip(places[alive].tolist(), rows[alive].tolist(), strict=True):
+                    found[missing[place]] = (segment, row)
         return found
 
     def kill(self, keys: Sequence[Id], seq: int, hashes: Hashes | None = None, known: Sequence[Memtable] | None = None) -> int:
@@ -118,10 +116,9 @@ class CollectionState:
                     dead += 1
         if not self.segments or not keys:
             return dead
-        hashes = hashes_of(keys) if hashes is None else hashes
+        wanted = Wanted(keys, hashes_of(keys) if hashes is None else hashes)
         for segment in self.segments:
-            rows = segment.find(keys, hashes)
-            rows = rows[rows >= 0]
+            _, rows = segment.find(wanted)
             if len(rows):
                 rows = rows[~self.tombstones[segment.name].is_dead(rows)]
                 rows = rows[segment.seqs(rows) < seq]
@@ -150,13 +147,12 @@ class CollectionState:
         later = [segment for segment in self.segments if segment.max_seq > seq]
         if not later or not batch.keys:
             return
-        hashes = hashes_of(batch.keys) if batch.hashes is None else batch.hashes
+        wanted = Wanted(batch.keys, hashes_of(batch.keys) if batch.hashes is None else batch.hashes)
         for segment in later:
-            rows = segment.find(batch.keys, hashes)
-            here = np.flatnonzero(rows >= 0)
-            for slot, newer in zip(here.tolist(), segment.seqs(rows[here]).tolist(), strict=True):
+            places, rows = segment.find(wanted)
+            for place, newer in zip(places.tolist(), segment.seqs(rows).tolist(), strict=True):
                 if newer > seq:
-                    address = self.active.live_address(batch.keys[slot])
+                    address = self.active.live_address(batch.keys[place])
                     if address >= 0:
                         self.active.kill(address, newer)
 

@@ -394,10 +394,13 @@ class Store:
 
     # -- writing ------------------------------------------------------------------------------------
 
-    def begin(self, uuid: bytes) -> Ahead:
-        """For a batch that may be large: its fields can be on their way to disk before the rest of it is ready."""
+    def begin(self, uuid: bytes, *, later: bool = False) -> Ahead:
+        """For a batch that may be large: its fields can be on their way to disk before the rest of it is ready.
+
+        later: others are committed before it.
+        """
         self.check_writable()
-        return Ahead(self, uuid)
+        return Ahead(self, uuid, later=later)
 
     def write(
         self,
@@ -438,8 +441,7 @@ class Store:
                 if kept.again:
                     self.discard(uuid, segment)
                 return int(kept.result)
-            if not ahead.begun:
-                ahead.add_fields(batch.fields)
+            ahead.take_turn(batch.fields)
             batch = ahead.place(batch)
             record = batch.to_record()
             operation = WriteRows(uuid, batch, insert, record=record, placing=ahead.placing, checkpoints=checkpoints)

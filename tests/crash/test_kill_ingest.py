@@ -41,7 +41,7 @@ def counted(self, state, reader):
             work = next(made)
         except StopIteration as end:
             return end.value
-        os.write(log, f"{len(work.chunk)}\\n".encode())
+        os.write(log, f"{len(work.piece)}\\n".encode())
         left -= 1
         if left == 0:
             time.sleep(delay)

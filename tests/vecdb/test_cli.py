@@ -128,6 +128,37 @@ def test_search_is_the_search_of_the_api(data: Path, capsys: pytest.CaptureFixtu
     assert "recall 0.95" in say(capsys, "explain", "docs", "--like", "p7")
 
 
+def test_a_search_imports_nothing_that_numba_only_looks_for_and_ends_without_looking_for_garbage(data: Path) -> None:
+    code = """
+import gc, sys
+from vecdb.cli import main
+seen = []
+gc.callbacks.append(lambda phase, about: seen.append(about["generation"]))
+sys.argv = ["vecdb", "search", "docs", "--like", "p7", "--exact"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 0
+assert "numba" in sys.modules and 2 not in seen
+assert not {"cffi", "yaml"} & sys.modules.keys(), "they are hidden from Numba, and not left so"
+import yaml
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_command_alone_is_prepared_and_help_shows_all(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VECDB_DEBUG", "")  # which --debug sets, and is to be taken away again
+    assert "--like" in say(capsys, "search", "--help")
+    assert "create" in say(capsys, "keys", "--help")
+    shown = say(capsys, "--help")
+    assert all(name in shown for name in ("search", "ingest", "import", "list", "keys", "map"))
+    assert run("serach") == 2
+    assert "No such command 'serach'" in capsys.readouterr().err
+    assert say(capsys, "--debug", "list").startswith("collection")
+
+
 @pytest.mark.parametrize("command", [["search", "--like", "p7"], ["scroll"], ["delete", "--yes"]])
 def test_where_nothing_is_found_keys_that_no_point_has_are_told(
     data: Path, capsys: pytest.CaptureFixture[str], command: list[str]

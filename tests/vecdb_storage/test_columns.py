@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import uuid
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from vecdb_storage import column_build
 from vecdb_storage.batch import Batch
-from vecdb_storage.column_build import NO_COLUMNS, build, from_raw, prepare
+from vecdb_storage.column_build import NO_COLUMNS, build, from_raw, prepare, prepare_by_key
 from vecdb_storage.columns import MISSING, NO_TIME, open_columns
 from vecdb_storage.errors import InvalidPayload
 from vecdb_storage.memtable import Block, Memtable, gather
@@ -180,6 +181,48 @@ def test_values_that_were_kept_make_the_columns_that_their_json_makes(form: Any,
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, made[0][name])
         assert array.dtype == made[0][name].dtype
+
+
+odd = st.one_of(
+    st.text(alphabet='",\\ä\0{}\n', max_size=4),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.just([1]),
+)
+
+
+def _of_type(kind: type, value: Any) -> bool:
+    return type(value) is kind
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    keys=st.lists(st.text(alphabet='a":\\,.ä', max_size=3), unique=True, max_size=3),
+    count=st.integers(0, 14), mixed=st.booleans(), columns=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_payloads_that_come_key_by_key_are_as_those_that_come_one_by_one(
+    keys: list[str], count: int, mixed: bool, columns: bool, data: Any
+) -> None:
+    values: dict[str, list[Any]] = {}
+    for key in keys:
+        first = data.draw(odd)
+        alike = odd if mixed else odd.filter(partial(_of_type, type(first)))
+        values[key] = [first, *(data.draw(alike) for _ in range(count - 1))][:count]
+    rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)] or [None] * count
+
+    def told(call: Any) -> Any:
+        try:
+            made = call()
+        except InvalidPayload as error:
+            return str(error)
+        kept = None if made.raw is None else {key: list(column) for key, column in made.raw.items()}
+        arrays = None if made.columns is None else {name: array.tolist() for name, array in made.columns[0].items()}
+        return list(made.json), kept, arrays, None if made.columns is None else made.columns[1]
+
+    by_key = told(lambda: prepare_by_key(values, count, columns=columns))
+    assert by_key == told(lambda: prepare(rows, columns=columns))
 
 
 def test_kept_values_of_different_form_make_no_columns_together() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import vecdb_storage.flush as flush_module
 import vecdb_storage.growing as growing_module
 from vecdb_storage.errors import AlreadyExists, Corruption, StorageError
 from vecdb_storage.files import Files
@@ -61,6 +62,65 @@ def test_a_flush_completes_the_file_that_holds_the_vectors(docs: vecdb.Collectio
     assert files(docs) == [".growing", ".seg"]
     docs.flush()
     assert (stored(docs), files(docs)) == (expected, [".seg", ".seg"])
+
+
+@pytest.fixture
+def completed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each flush, whether it completed a file; otherwise it copied."""
+    results: list[bool] = []
+    complete = growing_module.Growing.complete
+
+    def watched(self: Any, *about: Any) -> Any:
+        writer = complete(self, *about)
+        results.append(writer is not None)
+        return writer
+
+    monkeypatch.setattr(growing_module.Growing, "complete", watched)
+    return results
+
+
+def prepared(docs: vecdb.Collection, ids: range) -> Any:
+    return docs.prepare([*ids], np.array([[i, 0, 1, 2, 3, 4] for i in ids], np.float32), None)
+
+
+def test_batches_that_are_prepared_ahead_leave_nothing_to_copy(
+    docs: vecdb.Collection, completed: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flush_module, "MEMTABLE_BYTES", 200_000)
+    monkeypatch.setattr(flush_module, "_LONGEST_WAIT", 60.0)
+    store, begun = docs._store, 0
+    ready = [prepared(docs, range(20)), prepared(docs, range(20, 40))]
+    for first in range(40, 12_000, 20):
+        begun += ready[0].ahead.begun
+        ready.pop(0).commit()
+        while store.state(docs._uuid).frozen is not None:
+            time.sleep(0.001)
+        ready.append(prepared(docs, range(first, first + 20)))
+    for each in ready:
+        each.commit()
+    docs.flush()
+    assert len(completed) > 4 and all(completed)
+    assert begun > 400, "hardly any was written ahead"
+    assert stored(docs) == {i: [i, 0, 1, 2, 3, 4] for i in range(12_000)}
+    assert docs.verify().ok
+
+
+def test_a_batch_does_not_overtake_one_that_waits_for_its_place(
+    docs: vecdb.Collection, completed: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = [True]
+    monkeypatch.setattr(docs._store.flusher, "is_near", lambda size: near[0])
+    waits, refused = prepared(docs, range(10)), prepared(docs, range(5))
+    near[0] = False
+    follows = prepared(docs, range(10, 20))
+    assert not (waits.ahead.begun or refused.ahead.begun or follows.ahead.begun)
+    refused.release()
+    waits.commit()
+    assert follows.ahead.begun, "it waited longer than the one before it"
+    follows.commit()
+    docs.flush()
+    assert completed == [True]
+    assert stored(docs) == {i: [i, 0, 1, 2, 3, 4] for i in range(20)}
 
 
 @pytest.mark.parametrize("what", ["refused", "overwritten", "deleted", "by log", "updated"])

@@ -51,9 +51,16 @@ def opened(path: str, *, write: bool = False, create: bool = False, **options: A
     import vecdb
     from vecdb.errors import NotFound, ReadOnly, Unsupported
 
+    if is_server(path):
+        if options:
+            raise Unsupported(f"{path}: the server was told its own {', '.join(options)} when it was started")
+        with vecdb.connect(path) as remote:
+            yield remote
+        return
     if is_codes(path):
         if write:
             raise ReadOnly("exported codes are searched, and not written to: use the database that they are from")
+        _import_numba()
         from vecdb.serverless.collection import CodesDatabase
 
         codes = CodesDatabase(vecdb.open_codes(path))
@@ -62,19 +69,25 @@ def opened(path: str, *, write: bool = False, create: bool = False, **options: A
         finally:
             codes.close()
         return
-    if is_server(path):
-        if options:
-            raise Unsupported(f"{path}: the server was told its own {', '.join(options)} when it was started")
-        with vecdb.connect(path) as remote:
-            yield remote
-        return
     if not create and not os.path.exists(os.path.join(path, "VECDB")):
         raise NotFound(f"{path}: there is no database; `vecdb create` and `vecdb ingest` make one")
+    _import_numba()
     db = vecdb.open(path, read_only=not write, **options)
     try:
         yield db
     finally:
         db.close()
+
+
+def _import_numba() -> None:
+    """Numba imports these packages to see whether they are there, a tenth of a second, and nothing here needs them."""
+    hidden = {"cffi", "yaml"} - sys.modules.keys()
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: "there is no such module"
+    try:
+        import numba.core.typing.cffi_utils  # noqa: F401
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def is_server(path: str) -> bool:

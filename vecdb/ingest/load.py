@@ -16,12 +16,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import xxhash
-from vecdb_storage.batch import LEVEL0_BYTES
 
 from ..errors import AlreadyExists, DuplicateId, InvalidFile, InvalidInput
 from ..pipeline import Ahead
@@ -101,14 +100,14 @@ class State:
 
 @dataclass
 class _Work:
-    """A piece on its way: the state of its file after it, and its rows."""
+    """A piece on its way, of a file in some state, and in the end what it is mapped to."""
 
     state: State
-    chunk: Chunk
-    unread: Sequence[Unread]
-    after: Place
-    bytes: int
+    piece: Piece
+    mapped: Mapped
     last: bool = False
+    chunk: Chunk = field(default_factory=lambda: Chunk((), None, {}, None))
+    unread: Sequence[Unread] = ()
     prepared: Prepared | None = None  # None, too, where something is wrong with the rows
 
     def drop(self) -> None:
@@ -126,15 +125,10 @@ class Run:
         self._missing: dict[str, list[str]] = {}
         self._bytes = 0
         self._rejects = _Rejects(plan) if plan.how.on_error == "skip" else None
-        # Small chunks are not prepared ahead: their vectors go to a growing segment, which a flush takes as it is only where
-        # nothing is on its way.
-        self._ahead = plan.options.limits.piece >= LEVEL0_BYTES
 
     def run(self) -> Summary:
-        chunks = read = Ahead(self._read(), _Work.drop)
-        embeds = self._plan.mapped.text is not None
-        if embeds or self._ahead:
-            chunks = Ahead((self._prepared(self._embedded(work) if embeds else work) for work in read), _Work.drop, read)
+        read = Ahead(self._read(), _Work.drop)
+        chunks = Ahead((self._prepared(work) for work in read), _Work.drop, read)
         try:
             for work in chunks:
                 try:
@@ -183,7 +177,7 @@ class Run:
 
     def _file(self, state: State, reader: Reader) -> Generator[_Work, None, int]:
         """Returns how many rows the file has."""
-        plan, name, place = self._plan, state.source.name, state.place
+        plan, place = self._plan, state.place
         mapped: Mapped | None = None
         if isinstance(reader, Pruning):
             reader.prune(plan.mapped.columns)
@@ -192,11 +186,10 @@ class Run:
             state.source.check_unchanged()
             if mapped is None:
                 mapped = self._mapped(state.source, piece) if len(piece) else plan.mapped
-            chunk = plan._split(mapped.apply(piece, state.first, name))
             place = piece.after
-            yield _Work(state, chunk, piece.unread, place, piece.bytes)
+            yield _Work(state, piece, mapped)
         state.source.check_unchanged()
-        yield _Work(state, Chunk((), None, {}, None), (), place, 0, last=True)
+        yield _Work(state, Piece((), (), place, 0), plan.mapped, last=True)
         return place.row
 
     def _mapped(self, source: Source, piece: Piece) -> Mapped:
@@ -218,11 +211,22 @@ class Run:
         usual = set(mapped.columns(self._plan.columns)) - set(mapped.spread(self._plan.columns))
         return sorted(usual - set(piece.rows.schema.names) - {mapped.id, mapped.text})
 
-    # -- embedding: in a thread of its own ---------------------------------------------------------------
+    # -- preparing: in a thread of its own ---------------------------------------------------------------
 
-    def _embedded(self, work: _Work) -> _Work:
-        if not len(work.chunk):
-            return work
+    def _prepared(self, work: _Work) -> _Work:
+        """Maps, embeds and checks the rows, and sets their vectors on their way to disk, while those before are committed."""
+        piece, state = work.piece, work.state
+        work.unread = piece.unread
+        if len(piece):
+            work.chunk = self._plan.split(work.mapped.apply(piece, state.first, state.source.name))
+        if self._plan.mapped.text is not None and len(work.chunk):
+            self._embed(work)
+        if len(work.chunk) and not (work.unread and self._rejects is None):
+            with suppress(InvalidInput):  # it comes again when it is written, and is dealt with there
+                work.prepared = self._collection.prepare(work.chunk.ids, work.chunk.vectors, work.chunk.payloads)
+        return work
+
+    def _embed(self, work: _Work) -> None:
         sound, unread = self._with_texts(work.chunk)
         work.unread = [*work.unread, *unread]
         work.chunk = sound
@@ -231,7 +235,6 @@ class Run:
                 sound.texts or [], sound.payloads, lambda v, p: self._collection.check(sound.ids, v, p)
             )
             work.chunk = Chunk(sound.numbers, sound.ids, vectors, payloads)
-        return work
 
     def _with_texts(self, chunk: Chunk) -> tuple[Chunk, list[Unread]]:
         assert chunk.texts is not None
@@ -241,13 +244,6 @@ class Run:
         column, without = self._plan.mapped.text, set(blank)
         unread = [Unread(chunk.numbers[at], f"a text is needed, and it is {chunk.texts[at]!r}", column) for at in blank]
         return chunk.take([at for at in range(len(chunk)) if at not in without]), unread
-
-    def _prepared(self, work: _Work) -> _Work:
-        """Checks the rows and sets their vectors on their way to disk, while the chunk before is committed."""
-        if self._ahead and len(work.chunk) and not (work.unread and self._rejects is None):
-            with suppress(InvalidInput):  # it comes again when it is written, and is dealt with there
-                work.prepared = self._collection.prepare(work.chunk.ids, work.chunk.vectors, work.chunk.payloads)
-        return work
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -263,7 +259,7 @@ class Run:
         skipped = len(work.unread)
         before = len(chunk)
         while True:
-            after = replace(state, place=work.after, done=work.last)
+            after = replace(state, place=work.piece.after, done=work.last)
             after.points, after.skipped = state.points + len(chunk), state.skipped + skipped
             after.replaced, after.bare = state.replaced + replaced, state.bare + _bare(chunk)
             after.rejects = self._rejects.flushed() if self._rejects is not None else 0
@@ -291,10 +287,10 @@ class Run:
                 skipped += lost
             assert len(chunk) < before
             before = len(chunk)
-        state.place, state.done = work.after, work.last
+        state.place, state.done = work.piece.after, work.last
         state.points, state.skipped, state.bare = after.points, after.skipped, after.bare
         state.replaced += replaced + replaced_now
-        self._bytes += work.bytes
+        self._bytes += work.piece.bytes
 
     def _check(self, chunk: Chunk, state: State) -> None:
         """Raises what is wrong with the first row that would be refused."""

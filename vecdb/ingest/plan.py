@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..embed import Encoder
 
 _SMALLEST_BATCH, _LARGEST_BATCH = 256 << 10, 16 << 20  # bytes of a commit
-_GROWING_BATCH = 3 << 20  # whose vectors are written while the rest is prepared; two of them are lost by a kill
+_GROWING_BATCH = 3 << 20  # whose vectors are written while those before are committed; three of them are lost by a kill
 _GROWING_DIM = 256  # numbers of a vector from which that is so: of shorter ones the rows themselves, in the memtable, cost more
 _BATCHES = 64  # into which files are divided, if that leaves a commit between these
 _SEGMENT = LEVEL0_BYTES + (256 << 10)  # a commit of so many bytes becomes a segment at once; of a bit less, it costs more
@@ -85,7 +85,7 @@ class Plan:
 
     def first_points(self, count: int = 3) -> list[dict[str, Any]]:
         """The first rows as they would be stored."""
-        chunk = self._split(self.mapped.apply(self.head, self.how.first_id or 0, self.sources[0].name))
+        chunk = self.split(self.mapped.apply(self.head, self.how.first_id or 0, self.sources[0].name))
         some = chunk.take(range(min(count, len(chunk))))
         points = []
         for at in range(len(some)):
@@ -114,7 +114,7 @@ class Plan:
     def _encoder(self) -> dict[str, Any]:
         return {} if self.embed is None or isinstance(self.embed, str) else {"embed": self.embed}
 
-    def _split(self, chunk: Chunk) -> Chunk:
+    def split(self, chunk: Chunk) -> Chunk:
         """Each text in parts that are points of their own: "id#0", "id#1", …, whose payload says of which row they are."""
         if self.how.chunk is None or chunk.texts is None:
             return chunk

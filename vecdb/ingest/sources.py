@@ -14,6 +14,7 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -91,7 +92,7 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)  # for fsspec
     stdin: _Stdin | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """For people: the path as seen from here, or the URL."""
         if self.url == STDIN:
