@@ -64,8 +64,10 @@ class Ahead:
         elif 0 < size >= growing.GROWING_BYTES and self._store.growing.accepts(self._uuid):
             (rows,) = fields.values()
             assert isinstance(rows.vectors, np.ndarray)
-            # A copy: were the caller to change them now, what is on disk would not be what its checksum is of. Loaders do not.
-            self._vectors = rows.vectors if self.later else rows.vectors.copy()
+            # A copy: were the caller to change them now, what is on disk would not be what its checksum is of. Nobody changes
+            # what loaders have from Arrow or a message.
+            fixed = self.later and not rows.vectors.flags.writeable
+            self._vectors = rows.vectors if fixed else rows.vectors.copy()
             self._store.growing.enter(self._uuid, self)
             if self.placing is not None:
                 # This thread holds the interpreter; until it lets go, the other cannot even begin to write.

@@ -324,7 +324,10 @@ def test_vectors_that_do_not_reach_the_disk_refuse_their_own_batch_alone(tmp_pat
         assert stored(db.collection("docs")) == expected
 
 
-def test_a_caller_who_changes_his_array_meanwhile_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_caller_who_changes_his_array_meanwhile_damages_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
     vectors = np.ones((8, DIM), np.float32)
     whole = Files.write_through
 
@@ -336,7 +339,12 @@ def test_a_caller_who_changes_his_array_meanwhile_damages_nothing(tmp_path: Path
     monkeypatch.setattr(Files, "write_through", later)
     with vecdb.open(tmp_path / "db") as db:
         docs = db.create_collection("docs", Dense(DIM, metric="l2"))
-        docs.upsert(ids=list(range(8)), vectors=vectors)
+        if ahead:
+            ready = docs.prepare(list(range(8)), vectors, None)
+            vectors[:] = 5
+            ready.commit()
+        else:
+            docs.upsert(ids=list(range(8)), vectors=vectors)
         assert stored(docs) == {i: [1.0] * DIM for i in range(8)}
     with vecdb.open(tmp_path / "db") as db:
         docs = db.collection("docs")
