@@ -142,7 +142,7 @@ def long_search(serving: Any) -> tuple[Any, Any]:
     served = serving()
     docs = served.connect().create_collection("docs", Dense(512, metric="l2", index="flat"))
     rng = np.random.default_rng(1)
-    docs.upsert(ids=np.arange(20_000), vectors=rng.standard_normal((20_000, 512)).astype(np.float32))
+    docs.upsert(ids=np.arange(80_000), vectors=rng.standard_normal((80_000, 512), np.float32))
     queries = convert.to_matrix(np.tile(rng.standard_normal((500, 512)).astype(np.float32), (12, 1)))
     options = messages.Options(exact=True, with_payload=False)
     return served, messages.SearchBatchRequest(target=DOCS, queries=queries, k=10, options=options)
