@@ -94,7 +94,7 @@ def prepare(payloads: Sequence[Payload | None], *, columns: bool = True) -> Prep
 
 
 def prepare_by_key(values: Mapping[str, Sequence[Any]], count: int, *, columns: bool = True) -> Prepared:
-    """As `prepare`, of `count` payloads that have the same keys: key -> the value of each, none of which need be a dict."""
+    """As `prepare`, of `count` payloads that have the same keys: key -> the value of each. Raises InvalidPayload, too."""
     if count > _FEW and values:
         with suppress(TypeError, ValueError):  # the walk finds out why
             raw = _kept(values)

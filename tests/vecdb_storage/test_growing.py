@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,57 @@ def test_a_batch_does_not_overtake_one_that_waits_for_its_place(
     docs.flush()
     assert completed == [True]
     assert stored(docs) == {i: [i, 0, 1, 2, 3, 4] for i in range(20)}
+
+
+@pytest.mark.parametrize("between", ["flush", "merge", "vacuum", "backup", "failure", "rollback", "reopening", "refusal"])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_prepared_batch_outlives_whatever_comes_before_its_commit(
+    tmp_path: Path, between: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", Dense(DIM, metric="l2"))
+        put(docs, range(10), 0)
+        docs.flush()
+        put(docs, range(10, 20), 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(docs._store.flusher, "is_near", lambda size: waits)
+            ready, dropped = prepared(docs, range(20, 30)), prepared(docs, range(30, 40))
+        assert ready.ahead.begun is not waits
+        if between == "backup":
+            db.backup(tmp_path / "copy")
+        elif between == "failure":
+            with monkeypatch.context() as patched:
+                patched.setattr(Files, "write_through", partial(_fail, StorageError("no")))
+                with pytest.raises(StorageError):
+                    put(docs, range(40, 50), 0)
+        elif between in ("rollback", "reopening"):  # memory is put back to what the disk says
+            error = StorageError("no", outcome="unknown" if between == "reopening" else "failed")
+            with monkeypatch.context() as patched:
+                patched.setattr(docs._store.environment, "commit", partial(_fail, error))
+                with pytest.raises(StorageError):
+                    docs.delete([3])
+        elif between == "refusal":
+            with pytest.raises(AlreadyExists):
+                docs.insert(ids=[3], vectors=np.zeros((1, DIM), np.float32))
+        elif between == "merge":
+            docs.flush()
+            docs._store.merge(docs._uuid)
+        else:
+            getattr(docs, between)()
+        dropped.release()
+        ready.commit()
+    expected = {i: [i, 0, 1, 2, 3, 4] for i in range(30)}
+    for _ in range(2):  # from the log, and from a segment
+        with vecdb.open(tmp_path / "db") as db:
+            docs = db.collection("docs")
+            assert stored(docs) == expected
+            assert docs.verify().ok
+            docs.flush()
+            assert files(docs) == [".seg"] * len(files(docs))
+
+
+def _fail(error: StorageError, *about: Any, **more: Any) -> None:
+    raise error
 
 
 @pytest.mark.parametrize("what", ["refused", "overwritten", "deleted", "by log", "updated"])

@@ -98,7 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     code: Any = 0
     try:
         made = app()
-        _keep_only(made, next((word for word in arguments or sys.argv[1:] if not word.startswith("-")), None))
+        words = sys.argv[1:] if arguments is None else arguments
+        _keep_only(made, next((word for word in words if not word.startswith("-")), None))
         code = made(arguments, standalone_mode=False)
         sys.stdout.flush()
     except typer.Abort as stop:
