@@ -910,7 +910,7 @@ class Collection:
         control = stopping.control_for(timeout)
         mine = self._measured(snapshot, name)
         wanted = Asked(name, fields[name], best, asked, expression, without, control)
-        if mine is not None:
+        if mine is not None and asked < 1:
             wanted = replace(wanted, whole=mine.calibration, outgrown=mine.outgrown_by(snapshot, name))
         try:
             found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=told)

@@ -52,6 +52,11 @@ class SegmentPart:
         self.key, self.keys = segment.ids.__getitem__, segment.keys
         self.field, self.payload, self.seqs = segment.field, segment.payload, segment.seqs
 
+    def is_as(self, other: SegmentPart) -> bool:
+        """Whether it says the same of the same segment."""
+        same = self.segment is other.segment and self.tombstones is other.tombstones
+        return same and self.indexes == other.indexes
+
     @property
     def live(self) -> Words | None:
         return self.tombstones.live
@@ -136,7 +141,9 @@ class BlockPart:
 
 
 class Snapshot:
-    """A collection at `seq`. count: live rows. schema: as it was then."""
+    """A collection at `seq`. count: live rows. schema: as it was then. A segment's part is the same object in all snapshots in
+    which it says the same.
+    """
 
     def __init__(
         self,
@@ -147,9 +154,9 @@ class Snapshot:
     ) -> None:
         self.seq, self.schema = seq, schema
         self.published = time.monotonic()
-        self._segments = segments
+        self.segments = segments
         self._memtables: list[tuple[int, Memtable]] = []
-        self.parts: list[Part] = list(self._segments)
+        self.parts: list[Part] = list(segments)
         for memtable in memtables:
             self._memtables.append((len(self.parts), memtable))
             self.parts += [BlockPart(block, block.rows, seq) for block in memtable.blocks]
@@ -175,11 +182,11 @@ class Snapshot:
                     break
             else:
                 missing.append(position)
-        if not missing or not self._segments:
+        if not missing or not self.segments:
             return found
         asked = [keys[p] for p in missing]
         wanted = Wanted(asked, hashes_of(asked))
-        for part in self._segments:
+        for part in self.segments:
             places, rows = part.segment.find(wanted)
             if len(rows):
                 alive = ~part.tombstones.is_dead(rows)

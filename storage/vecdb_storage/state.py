@@ -72,9 +72,14 @@ class CollectionState:
         self.tombstones[segment.name] = tombstones
 
     def publish(self, seq: int) -> Snapshot:
-        """From now on readers see everything up to `seq`."""
+        """From now on readers see everything up to `seq`. A segment of which nothing changed is the same part as before."""
         indexes = {entry.name: entry.indexes for entry in self.manifest.segments}
-        parts = [SegmentPart(s, self.tombstones[s.name], indexes.get(s.name, {})) for s in self.segments]
+        before = {} if self.snapshot is None else {part.segment.name: part for part in self.snapshot.segments}
+        parts = []
+        for segment in self.segments:
+            part = SegmentPart(segment, self.tombstones[segment.name], indexes.get(segment.name, {}))
+            kept = before.get(segment.name)
+            parts.append(kept if kept is not None and kept.is_as(part) else part)
         self.snapshot = Snapshot(seq, self.schema, parts, self.memtables)
         return self.snapshot
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from vecdb_index.contract import Rows
 from vecdb_index.flat.search import FlatSearcher
+from vecdb_storage.payloads import parse
 
 import vecdb
+from vecdb.filters import F
 from vecdb.schema import Dense
-from vecdb.search import copies, executor
+from vecdb.search import bitmaps, copies, executor
 from vecdb.search.calibrate import Calibration, Curve
 from vecdb.search.indexes import Index
 from vecdb.search.planner import Asked, way_of
@@ -148,6 +151,26 @@ def test_between_selectivities_that_were_measured_the_effort_is_between_theirs()
     assert measured.effort_for(0.95, 10, 10**-0.5) == pytest.approx((0.5, 0.95))
 
 
+def test_an_index_is_not_given_up_just_below_a_selectivity_at_which_it_is_good() -> None:
+    """It was measured at a sparser one, too, but not to the end: an exact search was faster there."""
+    efforts = (0.0, 0.5, 1.0)
+    dense = Curve(10, 0.1, 600, efforts, (0.8, 0.96, 1.0), (0.8, 0.96, 1.0), (1e-4, 2e-4, 3e-4))
+    sparse = Curve(10, 0.01, 600, efforts[:2], (0.5, 0.6), (0.5, 0.6), (4e-4, 5e-4))
+    measured = Calibration((dense, sparse))
+    before = 0.0
+    for share in (0.1, 0.099, 0.09, 0.08):
+        effort, expected = measured.effort_for(0.95, 10, share)
+        assert expected is not None and 0.95 <= expected < 0.97
+        assert before < effort < 1, "the fewer are allowed, the more effort"
+        before = effort
+    # A tenth of the way to the sparse one (0.6 at most) the dense one has to be so much better.
+    effort = 0.5 + 0.5 * ((0.95 - 0.1 * 0.6) / 0.9 - 0.96) / (1 - 0.96)
+    assert measured.effort_for(0.95, 10, 10**-1.1) == pytest.approx((effort, 0.95))
+    for share in (0.03, 0.011, 0.01, 0.001):
+        effort, expected = measured.effort_for(0.95, 10, share)
+        assert expected is not None and expected < 0.95
+
+
 def test_a_question_that_is_asked_often_is_planned_anew_after_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = []
     plan = executor._plan
@@ -170,3 +193,100 @@ def test_a_question_that_is_asked_often_is_planned_anew_after_each_write(monkeyp
             planned.clear()
         part = docs._snapshot().parts[0]
         assert copies._kept[part.block]["vector"].codes is not None  # type: ignore[attr-defined]
+
+
+def test_after_a_write_only_what_it_changed_is_planned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Any] = []
+    me, anew = threading.get_ident(), executor._planned_anew
+
+    def noted(part: Any, *rest: Any) -> Any:
+        if threading.get_ident() == me:  # and not a thread that measures whole searches
+            planned.append(part)
+        return anew(part, *rest)
+
+    monkeypatch.setattr(executor, "_planned_anew", noted)
+    vectors = np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)
+    with vecdb.open(":memory:", threads=1) as db:
+        docs = db.create_collection("docs", Dense(16, index="hnsw"))
+        for first in range(0, 3000, 1000):
+            payloads = [{"even": at % 2 == 0} for at in range(first, first + 1000)]
+            docs.upsert(ids=range(first, first + 1000), vectors=vectors[first : first + 1000], payloads=payloads)
+            docs.flush()
+
+        def ask() -> list[Any]:
+            """The parts that were planned anew for the same question; its answer is that of brute force."""
+            planned.clear()
+            found = docs.search(vectors[1500], k=5, where="even == true", exact=True)
+            live = {point.id: point.vectors["vector"] for point in docs.scroll("even == true", with_vectors=True)}
+            unit = {name: vector / np.linalg.norm(vector) for name, vector in live.items()}
+            nearest = sorted(unit, key=lambda name: -float(unit[name] @ vectors[1500]))
+            assert found.ids == nearest[:5]
+            return list(planned)
+
+        assert len(ask()) == len(ask()) == 3, "a filter may never be asked again"
+        assert ask() == []
+        docs.delete([1500])
+        segments = docs._snapshot().parts
+        assert ask() == [segments[1]]
+        assert ask() == []
+        docs.upsert(ids=[5000], vectors=[vectors[1500]], payloads=[{"even": True}])
+        assert ask() == [docs._snapshot().parts[3]]
+        docs.delete([2000, 5000])
+        assert [part for part in ask() if part in docs._snapshot().parts[:3]] == [docs._snapshot().parts[2]]
+
+
+def test_plans_of_one_declaration_are_none_of_another() -> None:
+    vectors = np.random.default_rng(0).standard_normal((1000, 16)).astype(np.float32)
+    with vecdb.open(":memory:", threads=1) as db:
+        docs = db.create_collection("docs", Dense(16, index="hnsw"))
+        docs.upsert(ids=range(1000), vectors=vectors)
+        docs.flush()
+
+        def way() -> str:
+            return str(docs.search(vectors[7], k=5, recall=0.5, explain=True).plan.parts[0].way)
+
+        assert all("index" in way() for _ in range(3))
+        db.pause_indexing()
+        before = docs._snapshot().parts
+        docs.set_index("flat")
+        assert docs._snapshot().parts == before, "its index is still there"
+        assert way() == "exact scan"
+
+
+def test_a_segment_without_its_index_gets_a_copy_of_its_rows_by_the_second_search() -> None:
+    vectors = np.random.default_rng(0).standard_normal((6000, 64)).astype(np.float32)
+    with vecdb.open(":memory:", threads=1) as db:
+        docs = db.create_collection("docs", Dense(64, index="hnsw"))
+        db.pause_indexing()
+        docs.upsert(ids=range(6000), vectors=vectors)
+        docs.flush()
+        (part,) = docs._snapshot().parts
+        for _ in range(3):
+            docs.search(vectors[0], k=1)
+        (planned,) = (planned for _, planned in executor._plans[docs._snapshot()].known.popitem()[1])
+        assert planned.whole.codes is not None
+        assert planned.whole is copies._kept[part.segment]["vector"].searcher  # type: ignore[attr-defined]
+
+
+def test_what_is_known_of_rows_in_memory_serves_older_snapshots() -> None:
+    """Rows that came after a snapshot are not among those that it allows, however many are known by then."""
+    where = F("a") < 5
+    with vecdb.open(":memory:", threads=1) as db:
+        docs = db.create_collection("docs", Dense(2, metric="l2"))
+        docs.upsert(ids=[-1], vectors=[[0, 0]], payloads=[{"a": 7}])
+        rng, parts, rows = np.random.default_rng(5), [], [7]
+        for count in (1, 61, 1, 1, 7, 300, 64, 2000, 3, 200):
+            values = rng.integers(0, 10, count).tolist()
+            ids = range(len(rows), len(rows) + count)
+            docs.upsert(ids=ids, vectors=np.zeros((count, 2)), payloads=[{"a": value} for value in values])
+            rows += values
+            parts.append(docs._snapshot().parts[-1])
+        assert len({part.block for part in parts}) < len(parts), "some are of the same block"  # type: ignore[attr-defined]
+        for at in rng.integers(0, len(parts), 60).tolist():
+            part = parts[at]
+            stored = [parse(part.payload(row)) for row in range(part.rows)]
+            flags = np.array([bool(payload) and payload["a"] < 5 for payload in stored])
+            padded = np.zeros(-(-part.rows // 64) * 64, np.bool_)
+            padded[: part.rows] = flags
+            words = bitmaps.passing(part, where)
+            assert words.tolist() == np.packbits(padded, bitorder="little").view(np.uint64).tolist()

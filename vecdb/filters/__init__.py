@@ -11,6 +11,6 @@ from vecdb_storage.payloads import split_path
 from .evaluate import evaluate
 from .expression import Expression, F, dict_of, paths_of, text_of
 from .parser import parse
-from .plain import matches
+from .plain import predicate_of
 
-__all__ = ["Expression", "F", "dict_of", "evaluate", "matches", "parse", "paths_of", "split_path", "text_of"]
+__all__ = ["Expression", "F", "dict_of", "evaluate", "parse", "paths_of", "predicate_of", "split_path", "text_of"]

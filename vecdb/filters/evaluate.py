@@ -17,7 +17,7 @@ from vecdb_storage.columns import ARRAY, BOOL, FLOAT, INT, MISSING, NO_TIME, NUL
 from vecdb_storage.payloads import micros  # fmt: skip
 
 from .expression import And, Compare, Contains, Exists, Expression, In, IsNull, Not, Or, StartsWith
-from .plain import OPERATORS, matches_value, value_at
+from .plain import OPERATORS, value_at, value_predicate_of
 
 Flags = npt.NDArray[np.bool_]
 PayloadOf = Callable[[int], dict[str, Any] | None]
@@ -57,9 +57,10 @@ def _truth(node: Expression, columns: ColumnSet, payload_of: PayloadOf) -> _Trut
     column = columns.column(path)
     if column is not None:
         return condition(node, column)
+    holds = value_predicate_of(node)
     if columns.covers(path):
-        return _everywhere(matches_value(node, value_at(None, path)))
-    results = [matches_value(node, value_at(payload_of(row), path)) for row in range(columns.rows)]
+        return _everywhere(holds(value_at(None, path)))
+    results = [holds(value_at(payload_of(row), path)) for row in range(columns.rows)]
     return np.array([r is True for r in results], np.bool_), np.array([r is False for r in results], np.bool_)
 
 

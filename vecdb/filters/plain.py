@@ -1,4 +1,7 @@
-"""Filters over one payload, in plain Python: for rows that have no columns yet. See `expression` for the meaning."""
+"""Filters over one payload, in plain Python: for rows that have no columns yet. See `expression` for the meaning.
+
+A filter becomes a function once, so that what depends on the filter alone is not decided again for each payload.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,27 @@ MISSING = object()
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
+Predicate = Callable[[Any], bool | None]
 
 
-def matches(node: Expression, payload: dict[str, Any] | None) -> bool | None:
-    """True, False, or None for unknown."""
+def predicate_of(node: Expression) -> Predicate:
+    """A function of a payload, None for none: True, False, or None for unknown."""
     match node:
         case And():
-            results = [matches(part, payload) for part in node.parts]
-            return False if False in results else None if None in results else True
+            parts = [predicate_of(part) for part in node.parts]
+            return lambda payload: _all([part(payload) for part in parts])
         case Or():
-            results = [matches(part, payload) for part in node.parts]
-            return True if True in results else None if None in results else False
+            parts = [predicate_of(part) for part in node.parts]
+            return lambda payload: _any([part(payload) for part in parts])
         case Not():
-            result = matches(node.part, payload)
-            return None if result is None else not result
-    return matches_value(node, value_at(payload, node.path))  # type: ignore[attr-defined]
+            part = predicate_of(node.part)
+            return lambda payload: _not(part(payload))
+    holds, path = value_predicate_of(node), node.path  # type: ignore[attr-defined]
+    keys = split_path(path)
+    if len(keys) == 1:  # the usual path, without a loop
+        (key,) = keys
+        return lambda payload: holds(payload.get(key, MISSING) if isinstance(payload, dict) else MISSING)
+    return lambda payload: holds(value_at(payload, path))
 
 
 def value_at(payload: Any, path: str) -> Any:
@@ -41,37 +50,67 @@ def value_at(payload: Any, path: str) -> Any:
     return payload
 
 
-def matches_value(node: Expression, value: Any) -> bool | None:
-    """A condition on one path, given the value there."""
+def value_predicate_of(node: Expression) -> Predicate:
+    """A function of the value at a condition's path."""
     match node:
         case Compare():
-            return _compare(OPERATORS[node.op], value, node.value)
+            return _comparison(OPERATORS[node.op], node.value)
         case In():
-            results = [value is None if v is None else _compare(operator.eq, value, v) for v in node.values]
-            return True if True in results else None if None in results else False
+            equal = [_is_none if value is None else _comparison(operator.eq, value) for value in node.values]
+            return lambda value: _any([each(value) for each in equal])
         case Contains():
-            if isinstance(value, list):
-                if node.value is None:
-                    return any(each is None for each in value)
-                return any(_compare(operator.eq, each, node.value) is True for each in value)
-            return node.value in value if isinstance(value, str) and isinstance(node.value, str) else None
+            return _holds(node.value)
         case StartsWith():
-            return value.startswith(node.prefix) if isinstance(value, str) else None
+            prefix = node.prefix
+            return lambda value: value.startswith(prefix) if isinstance(value, str) else None
         case Exists():
-            return value is not MISSING
+            return lambda value: value is not MISSING
         case IsNull():
-            return value is None
+            return _is_none
     raise TypeError(f"{type(node).__name__} is no condition on a path")
 
 
-def _compare(compare: Callable[[Any, Any], bool], value: Any, wanted: Any) -> bool | None:
+def _all(results: list[bool | None]) -> bool | None:
+    return False if False in results else None if None in results else True
+
+
+def _any(results: list[bool | None]) -> bool | None:
+    return True if True in results else None if None in results else False
+
+
+def _not(result: bool | None) -> bool | None:
+    return None if result is None else not result
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _holds(wanted: Any) -> Predicate:
+    equal = _is_none if wanted is None else _comparison(operator.eq, wanted)
+
+    def holds(value: Any) -> bool | None:
+        if isinstance(value, list):
+            return any(equal(each) is True for each in value)
+        return wanted in value if isinstance(value, str) and isinstance(wanted, str) else None
+
+    return holds
+
+
+def _comparison(compare: Callable[[Any, Any], bool], wanted: Any) -> Predicate:
+    """How a value compares with `wanted`; unknown where they are of different kinds."""
     if isinstance(wanted, datetime):
-        instant = micros_of(value) if isinstance(value, str) else None
-        return None if instant is None else compare(instant, micros(wanted))
-    if isinstance(value, bool) or isinstance(wanted, bool):
-        return compare(value, wanted) if type(value) is type(wanted) else None
-    if isinstance(value, int | float) and isinstance(wanted, int | float):
-        return compare(value, wanted)  # Python compares ints and floats exactly
-    if isinstance(value, str) and isinstance(wanted, str):
-        return compare(value, wanted)
-    return None
+        instant = micros(wanted)
+
+        def since(value: Any) -> bool | None:
+            found = micros_of(value) if isinstance(value, str) else None
+            return None if found is None else compare(found, instant)
+
+        return since
+    if isinstance(wanted, bool):
+        return lambda value: compare(value, wanted) if isinstance(value, bool) else None
+    if isinstance(wanted, int | float):  # Python compares ints and floats exactly
+        return lambda value: compare(value, wanted) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(wanted, str):
+        return lambda value: compare(value, wanted) if isinstance(value, str) else None
+    return lambda value: None

@@ -21,24 +21,25 @@ from vecdb_storage.snapshot import BlockPart, Part, SegmentPart
 from vecdb_storage.tombstones import Words
 
 from ..errors import Corruption, VecdbError
-from ..filters import Expression, evaluate, matches
+from ..filters import Expression, evaluate, predicate_of
 
 _KEPT = 64  # bitmaps of a segment or block
 _FEW = 256  # rows of a block, up to which columns are not worth making
+_NO_WORDS: Words = np.zeros(0, np.uint64)
 _lock = threading.Lock()
-_kept: WeakKeyDictionary[Segment | Block, OrderedDict[Expression, Words]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Segment | Block, OrderedDict[Expression, tuple[int, Words]]] = WeakKeyDictionary()  # of so many rows
 
 
 def passing(part: Part, where: Expression) -> Words:
     """The rows of a part for which `where` is true, dead ones included. Not to be changed."""
     if isinstance(part, SegmentPart):
         found = _known(part.segment, where)
-        return _of_segment(part.segment, where) if found is None else found
+        return _of_segment(part.segment, where) if found is None else found[1]
     assert isinstance(part, BlockPart)
     return _of_block(part, where)
 
 
-def _known(rows: Segment | Block, where: Expression) -> Words | None:
+def _known(rows: Segment | Block, where: Expression) -> tuple[int, Words] | None:
     with _lock:
         kept = _kept.setdefault(rows, OrderedDict())
         found = kept.get(where)
@@ -47,41 +48,55 @@ def _known(rows: Segment | Block, where: Expression) -> Words | None:
         return found
 
 
-def _keep(rows: Segment | Block, where: Expression, words: Words) -> None:
+def _keep(rows: Segment | Block, where: Expression, count: int, words: Words) -> None:
     with _lock:
         kept = _kept.setdefault(rows, OrderedDict())
-        if len(kept.get(where, ())) <= len(words):  # of a block, another thread may know more
-            kept[where] = words
+        if kept.get(where, (0,))[0] <= count:  # of a block, another thread may know more
+            kept[where] = count, words
         while len(kept) > _KEPT:
             kept.popitem(last=False)
 
 
 def _of_block(part: BlockPart, where: Expression) -> Words:
-    """What is kept are words of which all rows are there."""
-    words = np.zeros(-(-part.rows // 64), np.uint64)
-    whole = len(words) if part.rows == part.block.capacity else part.rows // 64
-    found = _known(part.block, where)
-    known = 0 if found is None else min(len(found), whole)
-    if found is not None:
-        words[:known] = found[:known]
-    first = 64 * known
-    few = part.rows - first <= _FEW
-    for start, stop, columns in [(first, part.rows, None)] if few else part.column_sets(after=first):
+    """Only rows that nobody asked for yet are looked at."""
+    count = part.rows
+    known, found = _known(part.block, where) or (0, _NO_WORDS)
+    if known >= count:
+        return _first(found, count)
+    words = np.zeros(-(-count // 64), np.uint64)
+    words[: len(found)] = found
+    few = count - known <= _FEW
+    for start, stop, columns in [(known, count, None)] if few else part.column_sets(after=known):
         if columns is not None:
             here = evaluate(where, columns, lambda row, start=start: parse(part.payload(start + row)))  # type: ignore[misc]
+            words[start // 64 : start // 64 + len(here)] = here
         else:
+            start = max(start, known)
             here = _one_by_one(part, where, start, stop)
-        words[start // 64 : start // 64 + len(here)] = here
-    if whole > known:
-        _keep(part.block, where, words[:whole].copy())
+            words[start // 64 : start // 64 + len(here)] |= here
+    words.flags.writeable = False
+    _keep(part.block, where, count, words)
+    return words
+
+
+def _first(words: Words, count: int) -> Words:
+    """Of more rows, the first: a snapshot may be older than what is known."""
+    words = words[: -(-count // 64)]
+    if count % 64 and int(words[-1]) >> count % 64:
+        words = words.copy()
+        words[-1] &= np.uint64((1 << count % 64) - 1)
     return words
 
 
 def _one_by_one(part: Part, where: Expression, start: int, stop: int) -> Words:
-    flags = np.zeros(-(-(stop - start) // 64) * 64, np.bool_)
-    for row in range(start, stop):
-        flags[row - start] = matches(where, parse(part.payload(row))) is True
-    return np.packbits(flags, bitorder="little").view(np.uint64)
+    """Words of the rows start..stop, the first being that of `start`."""
+    holds, before = predicate_of(where), start % 64
+    flags = np.zeros(before + stop - start, np.bool_)
+    flags[before:] = [holds(parse(part.payload(row))) is True for row in range(start, stop)]
+    words = np.zeros(-(-len(flags) // 64), np.uint64)
+    packed = np.packbits(flags, bitorder="little")
+    words.view(np.uint8)[: len(packed)] = packed
+    return words
 
 
 def _of_segment(segment: Segment, where: Expression) -> Words:
@@ -91,7 +106,7 @@ def _of_segment(segment: Segment, where: Expression) -> Words:
         raise
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise Corruption(f"its columns contradict each other: {error!r}", file=str(segment.file.path)) from error
-    _keep(segment, where, words)
+    _keep(segment, where, segment.rows, words)
     return words
 
 

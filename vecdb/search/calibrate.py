@@ -29,7 +29,8 @@ from ..errors import InvalidInput, Unsupported
 from ..sparse import like_queries
 
 KS = (1, 10, 100)
-SELECTIVITIES = (1.0, 0.1, 0.01)
+SELECTIVITIES = (1.0, 0.1, 0.03, 0.01)
+_BETWEEN, _FASTER = 0.03, 3  # a selectivity that is measured only where the index was so many times as fast at the one before
 EFFORTS = tuple(round(i / 16, 4) for i in range(17))
 QUERIES, FILTERED_QUERIES = 2000, 600
 _LEAST, _POINT = 300, 0.2  # a point of a curve is made of so many queries at least, and takes about so many seconds
@@ -95,7 +96,8 @@ class Calibration:
 
     def effort_for(self, recall: float, k: int, selectivity: float, share: float = 1.0) -> tuple[float, float | None]:
         """The effort to give, and the recall to expect of it; None when nothing was measured. Between the selectivities that
-        were measured it is between what these need.
+        were measured it is between what these need; where one of them was never seen to reach the recall, what rows passing
+        as few as here would do is taken to lie between what both did at the same effort.
 
         share: of all rows, that this index is over. Of the k best of all about k times share are here, and only these have to
         be found; and as errors of several indexes average out, the bound on their mean is so much tighter.
@@ -104,11 +106,17 @@ class Calibration:
         if not self.curves:
             return min(1.0, 0.3 - 0.25 * math.log10(max(1e-4, 1 - recall)) / 4 + 0.1), None
         near = min((curve.k for curve in self.curves), key=lambda one: abs(math.log(one / k)))
-        curves = [curve for curve in self.curves if curve.k == near]
-        given = sorted((math.log(curve.selectivity), *curve.effort_for(recall, share)) for curve in curves)
-        at, efforts, recalls = zip(*given, strict=True)
-        place = math.log(max(selectivity, 1e-9))
-        return float(np.interp(place, at, efforts)), float(np.interp(place, at, recalls))
+        curves = sorted((curve for curve in self.curves if curve.k == near), key=lambda curve: curve.selectivity)
+        after = sum(curve.selectivity < selectivity for curve in curves)
+        if after in (0, len(curves)):
+            return curves[min(after, len(curves) - 1)].effort_for(recall, share)
+        sparse, dense = curves[after - 1 : after + 1]
+        least, most, here = (math.log(each) for each in (sparse.selectivity, dense.selectivity, selectivity))
+        weight = (here - least) / (most - least)
+        (effort, expected), (more, better) = sparse.effort_for(recall, share), dense.effort_for(recall, share)
+        if min(expected, better) < recall:
+            return _blend(sparse, dense, weight).effort_for(recall, share)
+        return effort + weight * (more - effort), expected + weight * (better - expected)
 
     def seconds(
         self, searcher: Searcher, k: int, effort: float, selectivity: float, queries: int, spread: float = 1.0
@@ -141,6 +149,17 @@ class Calibration:
         exact = tuple((float(each), int(asked), float(spent)) for each, asked, spent in value["exact"])
         single = tuple((float(at), float(tried), float(spent)) for at, tried, spent in value["single"])
         return Calibration(tuple(curves), exact, single)
+
+
+def _blend(sparse: Curve, dense: Curve, weight: float) -> Curve:
+    """The curve between two of other selectivities; weight: of the second."""
+    efforts = sorted({*sparse.efforts, *dense.efforts})
+    lists = []
+    for name in ("recalls", "lows", "seconds"):
+        of_sparse, of_dense = (np.interp(efforts, each.efforts, getattr(each, name)) for each in (sparse, dense))
+        lists.append(tuple((of_sparse + weight * (of_dense - of_sparse)).tolist()))
+    selectivity = sparse.selectivity ** (1 - weight) * dense.selectivity**weight
+    return Curve(sparse.k, selectivity, min(sparse.queries, dense.queries), tuple(efforts), *lists)
 
 
 def _between(paces: list[tuple[float, float]], selectivity: float) -> float:
@@ -220,8 +239,11 @@ class Calibrating:
         single: list[tuple[float, float, float]] = []
         self._warm(searcher, _words(there))
         threads = self._threads if self._control is None else self._control.threads(self._threads)
+        faster = 0.0  # than an exact search was the index, at the selectivity before
         with ThreadPoolExecutor(threads) as pool:
             for selectivity in SELECTIVITIES:
+                if selectivity == _BETWEEN and faster < _FASTER:
+                    continue
                 flags = there if selectivity == 1 else there & (self._rng.random(len(rows)) < selectivity)
                 ks = [k for k in KS if k < flags.sum()]
                 if not ks:
@@ -235,6 +257,7 @@ class Calibrating:
                     effort, _ = more[ks.index(_K)].effort_for(_USUAL)
                     search = partial(searcher.search, k=_K, effort=effort, allowed=allowed)
                     single.append((selectivity, effort, self._single(search)))
+                    faster = one / single[-1][2]
         self.calibration = Calibration(tuple(curves), tuple(exact), tuple(single))
 
     def _warm(self, searcher: Searcher, allowed: Bitmap) -> None:

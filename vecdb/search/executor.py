@@ -30,10 +30,11 @@ from vecdb_storage.segment import Segment, StoredField
 from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
 from vecdb_storage.tombstones import Words
 
+from ..schema import Field
 from . import bitmaps, copies
 from .indexes import NOT_INDEXED, Index, index_of, rows_of, wanted
 from .plan import Explained, PartPlan
-from .planner import Asked, Way, way_of
+from .planner import Asked, Way, rounded, way_of
 
 _Means = tuple[Index, ExactSearcher]
 _FEWEST_QUERIES = 8  # of an index, for which another thread is worth waking
@@ -42,6 +43,7 @@ _SETTLED, _QUESTIONS = 2, 64  # times that a question is planned anew at most; q
 _CHECKED = 0.25  # seconds that a check of an explained search may take
 _settled: WeakKeyDictionary[Segment, dict[str, tuple[str | None, _Means]]] = WeakKeyDictionary()  # by field, for an index file
 _plans: WeakKeyDictionary[Snapshot, _Plans] = WeakKeyDictionary()
+_segment_plans: WeakKeyDictionary[Part, dict[str, tuple[Field, dict[Any, _Planned]]]] = WeakKeyDictionary()  # by field
 
 
 @dataclass(slots=True)
@@ -178,39 +180,39 @@ class Answer:
 class _Planned:
     """How a part is searched. way: None where nothing is. words: its allowed rows, None for all. settled: it stays so."""
 
-    part: Part
     way: Way | None
     whole: ExactSearcher | None = None
     words: Words | None = None
     settled: bool = True
 
 
-class _Plans:
-    """Plans of one snapshot, so that the same question is planned once, however many parts there are.
+_PartPlans = list[tuple[Part, _Planned]]
 
-    One with a filter is kept when it is asked again, for its bitmaps take room; and none before copies of rows (`copies`)
-    are there, which come with the second search.
+
+class _Plans:
+    """Plans of one snapshot, by question: so that what is asked again is planned once, however many parts there are.
+
+    None is kept before copies of rows (`copies`) are there, which come with the second search.
     """
 
-    __slots__ = ("_asked", "_known")
+    __slots__ = ("_asked", "known")
 
     def __init__(self) -> None:
         self._asked: Counter[Any] = Counter()
-        self._known: dict[Any, list[_Planned]] = {}
+        self.known: dict[Any, _PartPlans] = {}
 
-    def of(self, question: Any, filtered: bool, plan: Callable[[], list[_Planned]]) -> list[_Planned]:
-        known = self._known.get(question)
-        if known is not None:
-            return known
-        planned = plan()
+    def add(self, question: Any, plan: _PartPlans) -> None:
         self._asked[question] += 1
-        times = self._asked[question]
-        if times > _SETTLED or (times > filtered and all(each.settled for each in planned)):
-            self._known[question] = planned
+        if self._asked[question] > _SETTLED or all(planned.settled for _, planned in plan):
+            _keep(self.known, question, plan)
         if len(self._asked) > _QUESTIONS:
             self._asked.clear()
-            self._known.clear()
-        return planned
+
+
+def _keep(plans: dict[Any, Any], question: Any, plan: Any) -> None:
+    if len(plans) >= _QUESTIONS:
+        plans.clear()
+    plans[question] = plan
 
 
 class Executor:
@@ -218,6 +220,7 @@ class Executor:
 
     def __init__(self, threads: int) -> None:
         self._crew = Crew(threads)
+        self._filtered: dict[Any, None] = {}  # questions with filters that were asked
 
     def close(self) -> None:
         self._crew.close()
@@ -238,7 +241,7 @@ class Executor:
         """
         self._check(snapshot, asked.field)
         planned = self._planned(snapshot, asked, len(queries))
-        tasks = [task for each in planned for task in self._tasks(each, len(queries))]
+        tasks = [task for part, how in planned for task in self._tasks(part, how, len(queries))]
         floors = _Floors(len(queries), asked.k) if len(tasks) > 1 else None
         if len(tasks) < self._crew.threads:
             for task in tasks:
@@ -254,7 +257,9 @@ class Executor:
         self._run(tasks, work)
         answer = Answer.of_many(tasks, queries, asked.k) if batch else Answer.of_one(tasks, queries, asked.k)
         if explain is not None:
-            explain.parts = [_explained(each, asked, [task for task in tasks if task.part is each.part]) for each in planned]
+            explain.parts = [
+                _explained(part, how.way, asked, [task for task in tasks if task.part is part]) for part, how in planned
+            ]
             started = time.perf_counter()
             explain.certified = _certified(tasks, asked, queries, answer)
             explain.checking = time.perf_counter() - started
@@ -273,19 +278,30 @@ class Executor:
 
         self._crew.run(check, min(self._crew.threads, len(fresh)))
 
-    def _planned(self, snapshot: Snapshot, asked: Asked, queries: int) -> list[_Planned]:
-        def plan() -> list[_Planned]:
-            return [_plan(part, asked, snapshot.count, queries) for part in snapshot.parts if part.rows]
-
-        kept = _plans.get(snapshot)
-        if kept is None:
-            kept = _plans.setdefault(snapshot, _Plans())
+    def _planned(self, snapshot: Snapshot, asked: Asked, queries: int) -> _PartPlans:
+        """How each part is searched. After a write only parts of which something changed are planned anew."""
+        plans = _plans.get(snapshot)
+        if plans is None:
+            plans = _plans.setdefault(snapshot, _Plans())
         filters = asked.where, asked.without
         question = asked.field, asked.k, asked.recall, asked.effort, asked.whole, asked.outgrown, queries, *filters
-        return kept.of(question, filtered=any(each is not None for each in filters), plan=plan)
+        plan = plans.known.get(question)
+        if plan is None:
+            keep = filters == (None, None) or self._is_asked_again(question)
+            plan = [(part, _plan(part, asked, snapshot.count, queries, question, keep)) for part in snapshot.parts if part.rows]
+            if keep:
+                plans.add(question, plan)
+        return plan
 
-    def _tasks(self, planned: _Planned, queries: int) -> list[Task]:
-        part, way, whole = planned.part, planned.way, planned.whole
+    def _is_asked_again(self, question: Any) -> bool:
+        """Plans with filters are kept when they are asked again, for their bitmaps take room."""
+        if question in self._filtered:
+            return True
+        _keep(self._filtered, question, None)
+        return False
+
+    def _tasks(self, part: Part, planned: _Planned, queries: int) -> list[Task]:
+        way, whole = planned.way, planned.whole
         if way is None or whole is None:
             return []
         split = self._split_rows if way.searcher is None and whole.divides == "rows" else self._split_queries
@@ -340,18 +356,35 @@ class Executor:
         self._crew.run(run, threads)
 
 
-def _plan(part: Part, asked: Asked, total: int, queries: int) -> _Planned:
+def _plan(part: Part, asked: Asked, total: int, queries: int, question: Any, keep: bool) -> _Planned:
+    """What was planned for a segment's part is kept with it. keep: the question is worth that."""
+    # Of the k best of all parts about so many are in this one, and these have to be found.
+    share = part.live_rows / max(1, total)
+    if not keep or not isinstance(part, SegmentPart):
+        return _planned_anew(part, asked, share, queries)
+    of_fields = _segment_plans.setdefault(part, {})
+    declared, kept = of_fields.get(asked.field, (None, {}))
+    if declared != asked.declared:
+        _, kept = of_fields[asked.field] = asked.declared, {}
+    question = rounded(share), question
+    planned = kept.get(question)
+    if planned is None:
+        planned = _planned_anew(part, asked, share, queries)
+        if planned.settled:
+            _keep(kept, question, planned)
+    return planned
+
+
+def _planned_anew(part: Part, asked: Asked, share: float, queries: int) -> _Planned:
     stored = part.field(asked.field)
     words = None if stored is None else bitmaps.allowed(part, asked.where, asked.without)
     allowed = part.live_rows if asked.where is None and asked.without is None else bitmaps.count(words, part.rows)
     if stored is None or not allowed:
-        return _Planned(part, None)
+        return _Planned(None)
     index, whole = _means(part, asked, stored)
-    # Of the k best of all parts about so many are here, and these have to be found.
-    share = part.live_rows / max(1, total)
     way = way_of(part, asked, index, whole, allowed, words, share, queries)
     settled = way.searcher is not None or asked.declared.is_flat or not copies.is_due(whole)
-    return _Planned(part, way, whole, words, settled)
+    return _Planned(way, whole, words, settled)
 
 
 def _means(part: Part, asked: Asked, stored: StoredField) -> _Means:
@@ -475,8 +508,7 @@ def _certified(tasks: Sequence[Task], asked: Asked, queries: Queries, answer: An
     return len(queries) - len(wrong)
 
 
-def _explained(planned: _Planned, asked: Asked, tasks: Sequence[Task]) -> PartPlan:
-    part, way = planned.part, planned.way
+def _explained(part: Part, way: Way | None, asked: Asked, tasks: Sequence[Task]) -> PartPlan:
     results = [task.result for task in tasks if task.result is not None]
     return PartPlan(
         kind="segment" if isinstance(part, SegmentPart) else "memtable",

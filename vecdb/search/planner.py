@@ -106,7 +106,12 @@ def effort_of(asked: Asked, measured: Calibration, selectivity: float, share: fl
 
 def _rounded(selectivity: float, share: float) -> tuple[int, float]:
     """What is told apart, so that decisions can be kept: a step of the selectivity, and the share."""
-    return round(_STEPS * math.log(max(selectivity, 1e-9))), math.ceil(100 * share) / 100
+    return round(_STEPS * math.log(max(selectivity, 1e-9))), rounded(share)
+
+
+def rounded(share: float) -> float:
+    """A share of all rows, as far as shares are told apart."""
+    return math.ceil(100 * share) / 100
 
 
 def _eighths(spread: float) -> float:
