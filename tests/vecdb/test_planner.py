@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -290,3 +291,38 @@ def test_what_is_known_of_rows_in_memory_serves_older_snapshots() -> None:
             padded[: part.rows] = flags
             words = bitmaps.passing(part, where)
             assert words.tolist() == np.packbits(padded, bitorder="little").view(np.uint64).tolist()
+
+
+@pytest.mark.parametrize("sizes", [(16_000, 500, 500, 500), (10_000, 3_000, 2_000), (500, 500, 500, 500, 9_000)])
+@pytest.mark.parametrize("shift", [0.0, 6.0])
+def test_recall_is_delivered_by_one_large_segment_and_small_ones(sizes: tuple[int, ...], shift: float) -> None:
+    """Whole searches are measured on rows that are searched for in other segments; of most rows these are the small ones.
+
+    shift: how far rows of the small segments lie from those of the large one, and from the queries.
+    """
+    rng, dim = np.random.default_rng(1), 24
+    vectors, queries = (rng.standard_normal((count, dim)).astype(np.float32) for count in (sum(sizes), 2000))
+    with vecdb.open(":memory:", threads=2) as db:
+        docs = db.create_collection("docs", Dense(dim, metric="l2", index="hnsw"))
+        first = 0
+        for size in sizes:
+            if size != max(sizes):
+                vectors[first : first + size] += shift
+            docs.upsert(ids=range(first, first + size), vectors=vectors[first : first + size])
+            docs.flush()
+            first += size
+
+        def settled() -> bool:
+            index = docs.info().indexes["vector"]
+            return index.calibrated is not None and not index.outgrown and index.segments == len(sizes)
+
+        until = time.monotonic() + 60
+        while not settled():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        true = docs.search_batch(queries, k=10, exact=True).ids
+        for recall in (0.8, 0.9):
+            found = docs.search_batch(queries, k=10, recall=recall, explain=True)
+            shared = [len(set(a) & set(b)) / 10 for a, b in zip(found.ids.tolist(), true.tolist(), strict=True)]
+            assert np.mean(shared) >= recall - 0.02, found.plan
+            assert any(part.way.startswith("index") for part in found.plan.parts)

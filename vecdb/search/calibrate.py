@@ -64,6 +64,10 @@ class Curve:
         model = searcher.cost(self.k, measured, self.selectivity, self.queries)
         return float(np.interp(measured, self.efforts, self.seconds)) / model
 
+    def low_at(self, effort: float) -> float:
+        """The lower bound of the recall at an effort; beyond those measured, that of the last."""
+        return float(np.interp(effort, self.efforts, np.maximum.accumulate(self.lows)))
+
     def effort_for(self, recall: float, share: float = 1.0) -> tuple[float, float]:
         """The least effort whose lower bound reaches `recall`, between those measured, and the recall expected of it."""
         means = np.array(self.recalls)

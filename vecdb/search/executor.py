@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,7 +34,7 @@ from ..schema import Field
 from . import bitmaps, copies
 from .indexes import NOT_INDEXED, Index, index_of, rows_of, wanted
 from .plan import Explained, PartPlan
-from .planner import Asked, Way, rounded, way_of
+from .planner import Asked, Way, lead_of, rounded, way_of
 
 _Means = tuple[Index, ExactSearcher]
 _FEWEST_QUERIES = 8  # of an index, for which another thread is worth waking
@@ -284,14 +284,30 @@ class Executor:
         if plans is None:
             plans = _plans.setdefault(snapshot, _Plans())
         filters = asked.where, asked.without
-        question = asked.field, asked.k, asked.recall, asked.effort, asked.whole, asked.outgrown, queries, *filters
+        known = asked.whole, asked.outgrown, asked.lead
+        question = asked.field, asked.k, asked.recall, asked.effort, queries, *known, *filters
         plan = plans.known.get(question)
         if plan is None:
+            asked = self.led(asked, snapshot)
             keep = filters == (None, None) or self._is_asked_again(question)
             plan = [(part, _plan(part, asked, snapshot.count, queries, question, keep)) for part in snapshot.parts if part.rows]
             if keep:
                 plans.add(question, plan)
         return plan
+
+    def led(self, asked: Asked, snapshot: Snapshot) -> Asked:
+        """With the lead of a snapshot's indexes, where efforts go by it."""
+        if asked.lead is not None or (asked.whole is None and asked.effort is None):
+            return asked
+        indexed = [part for part in snapshot.segments if asked.field in part.indexes and part.live_rows]
+        if len(indexed) < 2:
+            return asked
+        largest = max(indexed, key=_live_rows)
+        stored = largest.field(asked.field)
+        index = NOT_INDEXED if stored is None else _means(largest, asked, stored)[0]
+        if index.searcher is None:
+            return asked
+        return replace(asked, lead=lead_of(index.calibration, asked.k, largest.live_rows / max(1, snapshot.count)))
 
     def _is_asked_again(self, question: Any) -> bool:
         """Plans with filters are kept when they are asked again, for their bitmaps take room."""
@@ -366,7 +382,7 @@ def _plan(part: Part, asked: Asked, total: int, queries: int, question: Any, kee
     declared, kept = of_fields.get(asked.field, (None, {}))
     if declared != asked.declared:
         _, kept = of_fields[asked.field] = asked.declared, {}
-    question = rounded(share), question
+    question = rounded(share), asked.lead, question
     planned = kept.get(question)
     if planned is None:
         planned = _planned_anew(part, asked, share, queries)
@@ -473,6 +489,10 @@ def _merge(tasks: Sequence[Task], query: int, queries: Queries, k: int) -> list[
     if any(a.key == b.key for a, b in itertools.pairwise(found)) or tied:
         found.sort(key=lambda hit: (-hit.key, hit.id))
     return found[:k]
+
+
+def _live_rows(part: Part) -> int:
+    return part.live_rows
 
 
 def _by_cost(task: Task) -> float:

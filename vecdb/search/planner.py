@@ -18,6 +18,7 @@ from ..schema import Field
 from .calibrate import FEW, Calibration
 from .indexes import Index, said_by
 
+_USUAL = 0.95  # recall for which indexes of a collection are compared
 _STEPS = 8  # of the logarithm of selectivities, that are told apart
 _DOUBT = 1.3  # by which an index must be better under a filter
 _KEPT = 1000  # decisions of one index
@@ -28,7 +29,8 @@ class Asked:
     """What is asked of a field. recall: 1 for an exact answer. control: deadline and cancellation, None for neither.
 
     whole: the calibration of whole searches, if there is one; outgrown: it may not hold any more. effort: to be given to
-    indexes whatever the recall, to measure.
+    indexes whatever the recall, to measure. lead: what the index with most rows needs for the usual recall. An effort of a
+    whole search is that of this index; one that needs less, having fewer rows, gets as much less of it.
     """
 
     field: str
@@ -41,6 +43,7 @@ class Asked:
     whole: Calibration | None = None
     outgrown: bool = False
     effort: float | None = None
+    lead: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,15 @@ def way_of(
         why = index.why
     elif asked.effort is not None:
         spread = 1.0 if words is None else index.searcher.spread(words)
-        seconds = index.searcher.cost(asked.k, asked.effort, selectivity, queries, spread)
-        return Way(index.searcher, asked.effort, None, allowed, "the effort was given", seconds)
+        effort = led(asked, index.calibration, asked.effort, share)
+        seconds = index.searcher.cost(asked.k, effort, selectivity, queries, spread)
+        return Way(index.searcher, effort, None, allowed, "the effort was given", seconds)
     if why:
         return Way(None, 1.0, 1.0, allowed, why, exact.cost(asked.k, 1.0, selectivity, queries))
     assert index.searcher is not None
     step, share = _rounded(selectivity, share)
     spread = 1.0 if words is None else _eighths(index.searcher.spread(words))
-    question = asked.k, asked.recall, step, share, spread, queries > FEW, asked.whole, asked.outgrown
+    question = asked.k, asked.recall, step, share, spread, queries > FEW, asked.whole, asked.outgrown, asked.lead
     decided = index.ways.get(question)
     if decided is None:
         if len(index.ways) > _KEPT:
@@ -102,6 +106,18 @@ def effort_of(asked: Asked, measured: Calibration, selectivity: float, share: fl
     """The effort that an index gets under these, and the recall to expect, wherever its rows lie; see `way_of`."""
     step, share = _rounded(selectivity, share)
     return _effort(asked, measured, math.exp(step / _STEPS), share)
+
+
+def lead_of(measured: Calibration, k: int, share: float) -> float:
+    """What `Asked.lead` is, where this is the index with most rows. share: of all rows, that it is over."""
+    return measured.effort_for(_USUAL, k, 1.0, rounded(share))[0]
+
+
+def led(asked: Asked, measured: Calibration, effort: float, share: float) -> float:
+    """The effort of an index, where the one with most rows is given `effort`."""
+    if asked.lead is None:
+        return effort
+    return min(1.0, max(0.0, effort + lead_of(measured, asked.k, share) - asked.lead))
 
 
 def _rounded(selectivity: float, share: float) -> tuple[int, float]:
@@ -145,6 +161,7 @@ def _effort(asked: Asked, measured: Calibration, selectivity: float, share: floa
     if asked.whole is None or not asked.whole.known:
         return effort, expected
     whole, whole_expected = asked.whole.effort_for(asked.recall, asked.k, 1.0)
+    whole = led(asked, measured, whole, share)
     if asked.outgrown and whole < effort:
         return effort, expected
     if selectivity >= 0.5:

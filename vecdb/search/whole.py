@@ -1,7 +1,8 @@
 """Recall of whole searches, over all segments together: on a user's own queries, or on rows that other segments hold.
 
 An index knows what it delivers by itself; what of that is needed depends on the other segments. So where there are several,
-some rows of each are searched for in all others, which have never met them. A user's own queries (`Collection.calibrate`) are
+some rows of each are searched for in all others, which have never met them. Efforts are those of the index with most rows
+(`planner.Asked`). A user's own queries (`Collection.calibrate`) are
 better still and take the place of that. The curves lie in the schema, a user's queries beside it. When the collection has
 outgrown them, they are measured again (`upkeep.indexing`); until then the greater of this effort and that of the index is
 given. Any thread.
@@ -18,21 +19,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from vecdb_index.contract import Control, Queries, SparseRows
+from vecdb_index.contract import AnyRows, Control, Queries, SparseRows
 from vecdb_storage.ids import Id
-from vecdb_storage.snapshot import SegmentPart, Snapshot, live_rows
+from vecdb_storage.snapshot import Part, SegmentPart, Snapshot, live_rows
 from vecdb_storage.store import Store
 
 from ..schema import field_from_json
 from .calibrate import KS, Calibration, Curve, as_queries, at_a_point, curve
-from .indexes import rows_of
-from .planner import Asked
+from .indexes import index_of, rows_of
+from .planner import Asked, led
 
 if TYPE_CHECKING:
     from .executor import Answer, Executor
 
 KEPT, GONE, ROWS = "kept", "gone", "rows"  # a user's queries, with answers that can be found again or not; rows of others
 SAMPLE = 2000  # rows that are searched for in other segments, at most
+VERSION = 2  # of what an effort means: 2 is that of the index with most rows
 _FEW = 100  # of these, by which it is told how long one takes
 _GROWTH = 1.25  # in rows, either way, that outgrows a calibration
 _SPREAD = 1.5  # likewise in segments
@@ -49,6 +51,7 @@ class Measured:
     index: its parameters, as declared then.
     """
 
+    version: int
     curves: Mapping[str, Any]
     queries: str
     rows: int
@@ -67,25 +70,27 @@ class Measured:
             (segments_of(snapshot), self.segments, _SPREAD),
         )  # fmt: skip
         grown = any(max(now, then, 1) > most * max(1, min(now, then)) for now, then, most in pairs)
-        return grown or bool(snapshot.schema["fields"][name]["index"] != self.index)
+        return grown or self.version != VERSION or bool(snapshot.schema["fields"][name]["index"] != self.index)
 
 
 def measured(schema: dict[str, Any]) -> dict[str, Measured]:
     """What a schema holds, by field."""
     return {
-        name: Measured(each, *(each[key] for key in ("queries", "rows", "segments", "indexed", "index")))
+        name: Measured(
+            each.get("version", 1), each, *(each[key] for key in ("queries", "rows", "segments", "indexed", "index"))
+        )
         for name, each in schema.get("calibration", {}).items()
         if name in schema["fields"]
     }
 
 
 def segments_of(snapshot: Snapshot) -> int:
-    return sum(isinstance(part, SegmentPart) for part in snapshot.parts)
+    return len(snapshot.segments)
 
 
 def indexed_by(snapshot: Snapshot, name: str) -> int:
     """How many rows lie in segments that have an index of a field."""
-    return sum(part.rows for part in snapshot.parts if isinstance(part, SegmentPart) and name in part.indexes)
+    return sum(part.rows for part in snapshot.segments if name in part.indexes)
 
 
 def of_queries(
@@ -112,75 +117,148 @@ def of_queries(
     return tuple(curve_of(k) for k in KS if k <= min(map(len, truth)))
 
 
+@dataclass
+class _Drawn:
+    """Some rows of a segment, as queries. others: the snapshot without it. own: (m, k) the best keys of its other rows."""
+
+    part: SegmentPart
+    queries: Queries
+    others: Snapshot
+    own: Keys
+
+
 def of_rows(executor: Executor, snapshot: Snapshot, name: str, control: Control | None = None) -> tuple[Curve, ...]:
-    """Curves for rows of each segment, searched for in the others."""
-    rng = np.random.default_rng(0)
-    drawn = []
-    for part in snapshot.parts:
-        if not isinstance(part, SegmentPart) or (stored := part.field(name)) is None:
+    """Curves for rows of each segment, as many as it has of all.
+
+    What of the best rows is in other segments, which have never met the query, is searched for; what is in the query's own is
+    taken to be found as its index finds what it has not met: that was measured when it was built. So it does not matter whether
+    segments are alike, or one holds most rows, or rows that nobody else is like.
+    """
+    rng, total = np.random.default_rng(0), sum(part.live_rows for part in snapshot.segments)
+    chosen: list[tuple[SegmentPart, AnyRows, npt.NDArray[np.int64]]] = []
+    for part in snapshot.segments:
+        if (stored := part.field(name)) is None:
             continue
         rows = live_rows(part)
         if stored.present is not None:
             rows = rows[np.unpackbits(stored.present.view(np.uint8), count=part.rows, bitorder="little")[rows] > 0]
-        some = rng.permutation(rows)[: round(SAMPLE * part.live_rows / max(1, snapshot.count))]
+        some = rng.permutation(rows)[: max(1, round(SAMPLE * part.live_rows / max(1, total)))]
         if len(some):
-            stored_rows = rows_of(stored, field_from_json(snapshot.schema["fields"][name]).metric)
-            drawn.append((_without(snapshot, part), stored_rows, some))
-    count = sum(len(some) for _, _, some in drawn)
+            chosen.append((part, rows_of(stored, field_from_json(snapshot.schema["fields"][name]).metric), some))
+    count = sum(len(some) for _, _, some in chosen)
     if count < 20:
         return ()
-    others, stored_rows, some = max(drawn, key=lambda each: len(each[2]))
-    started, few = time.perf_counter(), as_queries(stored_rows, np.sort(some[:_FEW]))
-    _search(executor, others, name, few, KS[0], 0.0, control)
+    part, stored_rows, some = max(chosen, key=lambda each: len(each[2]))
+    few = as_queries(stored_rows, np.sort(some[:_FEW]))
+    started = time.perf_counter()
+    _search(executor, _without(snapshot, part), name, few, KS[0], 0.0, control)
     share = min(1.0, at_a_point((time.perf_counter() - started) / len(few)) / count)
-    groups = [(others, as_queries(rows, np.sort(some[: max(1, round(share * len(some)))]))) for others, rows, some in drawn]
+    started, drawn = time.perf_counter(), []
+    for part, stored_rows, some in chosen:
+        some = np.sort(some[: max(1, round(share * len(some)))])
+        queries = as_queries(stored_rows, some)
+        own = _own(executor, snapshot, part, name, queries, some, control)
+        drawn.append(_Drawn(part, queries, _without(snapshot, part), own))
 
     def search(k: int, effort: float | None) -> Keys:
-        found = [_search(executor, others, name, queries, k, effort, control).keys for others, queries in groups]
-        return np.concatenate([np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=-np.inf) for keys in found])
+        found = [
+            _wide(_search(executor, each.others, name, each.queries, k, effort, control, snapshot).keys, k) for each in drawn
+        ]
+        return np.concatenate(found)
 
-    return _curves(search, min(others.count for others, _ in groups))
+    ks = [k for k in KS if k <= min(each.others.count for each in drawn)]
+    if not ks:
+        return ()
+    mine = np.concatenate([each.own for each in drawn])
+    best = -np.sort(-np.concatenate([mine, search(ks[-1], None)], axis=1), axis=1)
+    most = (time.perf_counter() - started) / len(mine)
+
+    def in_own(k: int, effort: float) -> npt.NDArray[np.float64]:
+        """The share of the k best that is found in the query's own segment."""
+        asked = executor.led(Asked(name, field_from_json(snapshot.schema["fields"][name]), k, 0.5, effort=effort), snapshot)
+        lows = [_low(each.part, asked, each.part.live_rows / max(1, snapshot.count)) for each in drawn]
+        found: npt.NDArray[np.float64] = np.repeat(lows, [len(each.queries) for each in drawn])
+        found *= np.minimum(1.0, np.count_nonzero(mine >= best[:, k - 1 : k], axis=1) / k)
+        return found
+
+    return tuple(_curve(k, search, best[:, k - 1], most, in_own) for k in ks)
+
+
+def _own(
+    executor: Executor, snapshot: Snapshot, part: SegmentPart, name: str, queries: Queries, rows: npt.NDArray[np.int64],
+    control: Control | None,
+) -> Keys:  # fmt: skip
+    """(m, k) the best keys of a segment's rows for some of them, each without itself."""
+    alone, k = _of(snapshot, [part]), KS[-1]
+    found = _search(executor, alone, name, queries, min(k + 1, max(1, alone.count)), None, control)
+    mine = np.array(part.keys(rows), object)[:, None] == found.ids
+    return _wide(-np.sort(-np.where(mine, -np.inf, found.keys), axis=1)[:, :k], k)
+
+
+def _wide(keys: Keys, k: int) -> Keys:
+    return np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=-np.inf)
+
+
+def _low(part: SegmentPart, asked: Asked, share: float) -> float:
+    """The recall at least of a segment's own index, at the effort that it is given; 1 where it is searched exactly."""
+    assert asked.effort is not None
+    index = index_of(part, asked.field, None)
+    curve = next((each for each in index.calibration.curves if (each.k, each.selectivity) == (asked.k, 1.0)), None)
+    return 1.0 if curve is None else curve.low_at(led(asked, index.calibration, asked.effort, share))
 
 
 def _without(snapshot: Snapshot, part: SegmentPart) -> Snapshot:
-    others = copy.copy(snapshot)
-    others.__dict__.pop("count", None)
-    others.parts = [each for each in snapshot.parts if each is not part]
-    return others
+    return _of(snapshot, [each for each in snapshot.parts if each is not part])
+
+
+def _of(snapshot: Snapshot, parts: list[Part]) -> Snapshot:
+    """The snapshot, were these all its parts."""
+    some = copy.copy(snapshot)
+    some.__dict__.pop("count", None)
+    some.parts, some.segments = parts, [part for part in parts if isinstance(part, SegmentPart)]
+    return some
 
 
 def _search(
-    executor: Executor, snapshot: Snapshot, name: str, queries: Any, k: int, effort: float | None, control: Control | None
-) -> Answer:
+    executor: Executor, snapshot: Snapshot, name: str, queries: Any, k: int, effort: float | None, control: Control | None,
+    all_parts: Snapshot | None = None,
+) -> Answer:  # fmt: skip
+    """all_parts: of which `snapshot` lacks some, and whose lead is the lead."""
     declared = field_from_json(snapshot.schema["fields"][name])
     asked = Asked(name, declared, k, 1.0 if effort is None else 0.5, control=control, effort=effort)
-    return executor.search(snapshot, asked, queries, batch=True)
+    return executor.search(snapshot, executor.led(asked, all_parts or snapshot), queries, batch=True)
 
 
 def _curves(search: Search, rows: int) -> tuple[Curve, ...]:
-    """For each k below `rows`; up to the effort at which an exact search is as quick."""
+    """For each k up to `rows`."""
     ks = [k for k in KS if k <= rows]
     if not ks:
         return ()
     started = time.perf_counter()
     true = search(ks[-1], None)
     most = (time.perf_counter() - started) / len(true)
+    return tuple(_curve(k, search, true[:, k - 1], most) for k in ks)
 
-    def curve_of(k: int) -> Curve:
-        per = 0.0
 
-        def at(effort: float) -> tuple[npt.NDArray[np.float64], float] | None:
-            nonlocal per
-            if per > _HOPELESS * most:
-                return None
-            started = time.perf_counter()
-            found = search(k, effort)
-            per = (time.perf_counter() - started) / len(found)
-            return np.minimum(1.0, np.count_nonzero(found >= true[:, k - 1 : k], axis=1) / k), per
+def _curve(
+    k: int, search: Search, kth: Keys, most: float, besides: Callable[[int, float], npt.NDArray[np.float64]] | None = None
+) -> Curve:
+    """Up to the effort at which an exact search is as quick: `most` seconds. kth: (m,) the k-th best keys. besides: the share
+    of the k best that is found elsewhere, of each query.
+    """
+    per = 0.0
 
-        return curve(k, 1.0, at)
+    def at(effort: float) -> tuple[npt.NDArray[np.float64], float] | None:
+        nonlocal per
+        if per > _HOPELESS * most:
+            return None
+        started = time.perf_counter()
+        found = search(k, effort)
+        per = (time.perf_counter() - started) / len(found)
+        recalls = np.count_nonzero(found >= kth[:, None], axis=1) / k
+        return np.minimum(1.0, recalls if besides is None else recalls + besides(k, effort)), per
 
-    return tuple(curve_of(k) for k in ks)
+    return curve(k, 1.0, at)
 
 
 def keep(
@@ -188,8 +266,9 @@ def keep(
 ) -> None:
     """With the collection, from now on. how: KEPT, with the queries; GONE or ROWS."""
     entry = {
-        **Calibration(curves).to_json(), "queries": how, "rows": snapshot.count, "segments": segments_of(snapshot),
-        "indexed": indexed_by(snapshot, name), "index": snapshot.schema["fields"][name]["index"],
+        **Calibration(curves).to_json(), "version": VERSION, "queries": how, "rows": snapshot.count,
+        "segments": segments_of(snapshot), "indexed": indexed_by(snapshot, name),
+        "index": snapshot.schema["fields"][name]["index"],
     }  # fmt: skip
 
     def change(schema: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +313,7 @@ def is_due(snapshot: Snapshot, name: str) -> bool:
     before = measured(snapshot.schema).get(name)
     if before is not None and before.queries == GONE:
         return False
-    several = sum(isinstance(part, SegmentPart) and name in part.indexes for part in snapshot.parts) > 1
+    several = sum(name in part.indexes for part in snapshot.segments) > 1
     if before is None:
         return several
     return before.outgrown_by(snapshot, name) and (several or before.queries == KEPT)

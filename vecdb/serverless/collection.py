@@ -36,7 +36,7 @@ from ..search.calibrate import Calibration
 from ..search.executor import Answer, Found, Task
 from ..search.keys import score_of, scores_of, within
 from ..search.plan import PartPlan, Plan, Transfer
-from ..search.planner import Asked, effort_of
+from ..search.planner import Asked, effort_of, lead_of
 from .cache import LIMIT, RangeCache, cache_folder
 from .layout import MANIFEST, block_bytes, read_manifest
 from .reader import THREADS, ObjectReader
@@ -44,6 +44,7 @@ from .segment import SegmentSearch
 from .transport import Folder, Tally, folder_of
 
 _LARGEST_MANIFEST = 256 << 20
+_NOTHING = None, False  # known of whole searches
 _WRITES = frozenset(
     [
         "upsert",
@@ -172,7 +173,7 @@ class CodesCollection:
         one = block_bytes(width_of(getattr(index, "prefix", 0) or self._manifest.fields[name].dim))
         return IndexInfo(
             why="mib, exported", segments=len(mine), rows=sum(mine), bytes=sum(-(-rows // BLOCK) * one for rows in mine),
-            building=None, paused=False, error=None, calibrated=None, outgrown=self._whole.get(name, (None, False))[1],
+            building=None, paused=False, error=None, calibrated=None, outgrown=self._whole.get(name, _NOTHING)[1],
             probed=None,
         )  # fmt: skip
 
@@ -337,11 +338,12 @@ class CodesCollection:
         """Searches the objects, one after the other; threads of the pool read ahead."""
         tasks, parts = [], []
         list(self._pool.map(lambda reader: reader.header(asked.tally, asked.control), self._readers))
-        calibration, outgrown = self._whole.get(asked.name, (None, False))
+        calibration, outgrown = self._whole.get(asked.name, _NOTHING)
         k = min(asked.k, max(1, self._manifest.count))
         question = Asked(
-            asked.name, asked.declared, k, asked.recall, control=asked.control, whole=calibration, outgrown=outgrown
-        )
+            asked.name, asked.declared, k, asked.recall, control=asked.control, whole=calibration, outgrown=outgrown,
+            lead=self._lead(asked.name, k),
+        )  # fmt: skip
         for reader in self._readers:
             began, before = time.perf_counter(), (asked.tally.bytes, asked.tally.hit_bytes)
             part = SegmentSearch(reader, asked.name, asked.tally, asked.control)
@@ -374,6 +376,14 @@ class CodesCollection:
                 )
             )  # fmt: skip
         return tasks, parts
+
+    def _lead(self, name: str, k: int) -> float | None:
+        """See `Asked.lead`."""
+        if len(self._manifest.objects) < 2:
+            return None
+        largest = max(self._manifest.objects, key=lambda each: each.live)
+        calibration = self._calibrations.get((largest.name, name))
+        return None if calibration is None else lead_of(calibration, k, largest.live / max(1, self._manifest.count))
 
     def _effort(self, question: Asked, reader: ObjectReader, part: SegmentSearch) -> tuple[float, float | None, str]:
         """The effort to give an object, the recall to expect, and why all rows are read where that is so."""
