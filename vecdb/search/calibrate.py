@@ -29,8 +29,8 @@ from ..errors import InvalidInput, Unsupported
 from ..sparse import like_queries
 
 KS = (1, 10, 100)
-SELECTIVITIES = (1.0, 0.1, 0.03, 0.01)
 _BETWEEN, _FASTER = 0.03, 3  # a selectivity that is measured only where the index was so many times as fast at the one before
+SELECTIVITIES = (1.0, 0.1, _BETWEEN, 0.01)
 EFFORTS = tuple(round(i / 16, 4) for i in range(17))
 QUERIES, FILTERED_QUERIES = 2000, 600
 _LEAST, _POINT = 300, 0.2  # a point of a curve is made of so many queries at least, and takes about so many seconds

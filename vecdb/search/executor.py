@@ -288,14 +288,14 @@ class Executor:
         question = asked.field, asked.k, asked.recall, asked.effort, queries, *known, *filters
         plan = plans.known.get(question)
         if plan is None:
-            asked = self.led(asked, snapshot)
+            asked = self.with_lead(asked, snapshot)
             keep = filters == (None, None) or self._is_asked_again(question)
             plan = [(part, _plan(part, asked, snapshot.count, queries, question, keep)) for part in snapshot.parts if part.rows]
             if keep:
                 plans.add(question, plan)
         return plan
 
-    def led(self, asked: Asked, snapshot: Snapshot) -> Asked:
+    def with_lead(self, asked: Asked, snapshot: Snapshot) -> Asked:
         """With the lead of a snapshot's indexes, where efforts go by it."""
         if asked.lead is not None or (asked.whole is None and asked.effort is None):
             return asked

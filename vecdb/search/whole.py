@@ -175,7 +175,9 @@ def of_rows(executor: Executor, snapshot: Snapshot, name: str, control: Control 
 
     def in_own(k: int, effort: float) -> npt.NDArray[np.float64]:
         """The share of the k best that is found in the query's own segment."""
-        asked = executor.led(Asked(name, field_from_json(snapshot.schema["fields"][name]), k, 0.5, effort=effort), snapshot)
+        asked = executor.with_lead(
+            Asked(name, field_from_json(snapshot.schema["fields"][name]), k, 0.5, effort=effort), snapshot
+        )
         lows = [_low(each.part, asked, each.part.live_rows / max(1, snapshot.count)) for each in drawn]
         found: npt.NDArray[np.float64] = np.repeat(lows, [len(each.queries) for each in drawn])
         found *= np.minimum(1.0, np.count_nonzero(mine >= best[:, k - 1 : k], axis=1) / k)
@@ -226,7 +228,7 @@ def _search(
     """all_parts: of which `snapshot` lacks some, and whose lead is the lead."""
     declared = field_from_json(snapshot.schema["fields"][name])
     asked = Asked(name, declared, k, 1.0 if effort is None else 0.5, control=control, effort=effort)
-    return executor.search(snapshot, executor.led(asked, all_parts or snapshot), queries, batch=True)
+    return executor.search(snapshot, executor.with_lead(asked, all_parts or snapshot), queries, batch=True)
 
 
 def _curves(search: Search, rows: int) -> tuple[Curve, ...]:
