@@ -11,6 +11,7 @@ Written only in the commit section; read from any thread through snapshots, whic
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from .columns import Columns
 from .growing import Extent
 from .ids import Id
 from .strings import bytes_of
+from .tombstones import Words
 from .vectors import Form, Layout, Vectors, beyond_rows, put
 
 ALIVE = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
@@ -54,7 +56,8 @@ class Block:
         self.raw: Raw | None = None  # the payloads' values by key, if they are ordinary; see columns.Prepared
         self.extent: Extent | None = None  # where its vectors lie on disk, if all of them do
         self.stripes: dict[tuple[int, int], Any] = {}  # typed columns of finished runs of rows, built when first asked for
-        self.deaths = 0  # rows that have died, at whatever seq
+        self.died: list[tuple[int, int]] = []  # (seq, row), as they died; longer than what older snapshots see
+        self.known_live: tuple[int, Words] = 0, np.zeros(0, np.uint64)  # bitmap of all rows after so many deaths; see `live`
         self.adopted = False  # its arrays are those of a batch
         self.full = set(layout)  # fields that every row has
         self.fields = {
@@ -80,8 +83,9 @@ class Block:
     def grown(self, capacity: int, layout: Layout) -> Block:
         """A larger block that begins with the same rows. This one stays as it is, for snapshots that hold it."""
         block, rows = Block(capacity, layout), self.rows
-        block.rows, block.deaths, block.full, block.stripes = rows, self.deaths, set(self.full), self.stripes
+        block.rows, block.full, block.stripes = rows, set(self.full), self.stripes
         block.keys, block.payloads = self.keys, self.payloads  # of which each sees so many as it has rows
+        block.died = self.died  # and so many as had died
         for mine, own in ((self.seq, block.seq), (self.death, block.death), (self.previous, block.previous)):
             own[:rows] = mine[:rows]
         for name, source in self.fields.items():
@@ -110,6 +114,30 @@ class Block:
         for name in self.fields.keys() - batch.fields.keys():
             put(self.fields[name].vectors, first, last, None)
         self.rows = last
+
+    def deaths(self, seq: int) -> int:
+        """How many rows had died at `seq`."""
+        return bisect_right(self.died, (seq, self.capacity)) if self.died else 0
+
+    def live(self, rows: int, seq: int) -> Words | None:
+        """Bitmap of the first `rows` rows, those of a snapshot at `seq`, that were alive then; None when all were.
+
+        Made of the last one: after a write it differs by few rows.
+        """
+        count = self.deaths(seq)
+        if not count:
+            return None
+        known, words = self.known_live
+        if not len(words) or known > count:
+            known, words = 0, np.full(-(-self.capacity // 64), ALIVE)
+        words = words.copy()
+        for _, row in self.died[known:count]:
+            words[row >> 6] &= ~np.uint64(1 << (row & 63))
+        self.known_live = count, words
+        words = words[: -(-rows // 64)].copy()
+        if rows % 64:
+            words[-1] &= np.uint64((1 << rows % 64) - 1)
+        return words
 
 
 class Memtable:
@@ -197,7 +225,7 @@ class Memtable:
     def kill(self, address: int, seq: int) -> None:
         block = self.blocks[address >> 32]
         block.death[address & 0xFFFF_FFFF] = seq
-        block.deaths += 1
+        block.died.append((seq, address & 0xFFFF_FFFF))
 
     @property
     def rows(self) -> int:

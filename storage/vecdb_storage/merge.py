@@ -13,6 +13,7 @@ and is taken before `flusher.lock` and the commit lock.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,12 +45,15 @@ if TYPE_CHECKING:
 # -- the policy -------------------------------------------------------------------------------------------
 
 FAN = 8  # segments in a merge
+FAN_OF_SMALL = 4  # of segments that searches go through, while they hold less than a memtable does
+SMALL = 64 << 20  # live bytes of these
 SPREAD = 4  # times that the largest of them may be as large as the smallest
 SMALLEST = 1 << 20  # bytes that the smallest segments count for
 LARGEST_BYTES, LARGEST_ROWS = 16 << 30, 8 << 20  # of what comes out; the rows bound the memory
 MOST_DEAD = 0.5  # share of a segment's rows from which it is written anew
 _AT_ONCE = 64 << 20  # live bytes that are written anew together in any case
 _PAUSE = 0.25  # seconds between two looks at what has changed
+_SEARCHED = 60.0  # seconds after a search in which a collection counts as searched
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,16 @@ class Candidate:
         return self.dead / self.rows if self.rows else 1.0
 
 
-def choose(segments: Sequence[Candidate]) -> list[str]:
-    """The segments to merge next, by name; none when all is well.
+def choose(segments: Sequence[Candidate], searched: bool = False) -> list[str]:
+    """The segments to merge next, by name; none when all is well. searched: the collection is, at present.
 
     1. Those without a live row go, which writes nothing.
     2. Those of which half is dead are written anew, the worst first: the space in use stays below twice what the live
        rows take. A quarter of the collection at once, so that old and new together do not need much more.
     3. FAN neighbours by size become one, if they are no further apart than SPREAD, the smallest first: each time that a
-       row is written again its segment is about eight times as large as before.
+       row is written again its segment is about eight times as large as before. Searches pay for every segment, and have
+       rows in memory flushed before there are many (`upkeep/indexing.py`): of what they go through FAN_OF_SMALL become one
+       until it is SMALL. Whoever only loads has every row written once less.
     """
     empty = [each.name for each in segments if each.dead == each.rows]
     if empty:
@@ -94,9 +100,10 @@ def choose(segments: Sequence[Candidate]) -> list[str]:
     if worn:
         return worn
     by_size = sorted(segments, key=lambda each: each.live_bytes)
-    for start in range(len(by_size) - FAN + 1):
-        window = by_size[start : start + FAN]
-        if window[-1].live_bytes <= SPREAD * window[0].live_bytes and fits(window):
+    for start, smallest in enumerate(by_size):
+        fan = min(FAN, FAN_OF_SMALL) if searched and smallest.live_bytes < SMALL else FAN
+        window = by_size[start : start + fan]
+        if len(window) == fan and window[-1].live_bytes <= SPREAD * smallest.live_bytes and fits(window):
             return [each.name for each in window]
     return []
 
@@ -247,6 +254,7 @@ class Merger:
         self._busy: set[str] = set()  # segments of merges that are not committed yet
         self._written: set[Path] = set()  # their files
         self._damaged: set[str] = set()  # segments that could not be read
+        self._searched: dict[bytes, float] = {}  # when collections were searched last, by the monotonic clock
         self.finisher: Callable[[Merged], bool] | None = None  # takes a merge over, to `commit` it later; see above
         self.error: VecdbError | None = None  # why the last one in the background failed
         self.seconds = 0.0  # spent on merges, indexes left out
@@ -426,7 +434,15 @@ class Merger:
             if name in self._busy:
                 return True
         state = self._store.states.get(uuid)
-        return state is not None and name in choose(self._healthy(candidates(state)))
+        return state is not None and name in self._choose(uuid, candidates(state))
+
+    def searched(self, uuid: bytes) -> None:
+        """A collection was searched: call it now and then while it is."""
+        self._searched[uuid] = time.monotonic()
+
+    def _choose(self, uuid: bytes, segments: list[Candidate]) -> list[str]:
+        searched = time.monotonic() < self._searched.get(uuid, -math.inf) + _SEARCHED
+        return choose([each for each in segments if each.name not in self._damaged], searched)
 
     @property
     def busy(self) -> int:
@@ -439,9 +455,6 @@ class Merger:
         """Files of merges that are written and not committed yet."""
         with self._state:
             return set(self._written)
-
-    def _healthy(self, segments: list[Candidate]) -> list[Candidate]:
-        return [each for each in segments if each.name not in self._damaged]
 
     def wake(self, touched: set[bytes]) -> None:
         """Collections were changed. Called under the commit lock, so it only takes note."""
@@ -475,7 +488,7 @@ class Merger:
 
     def _merge_what_should_be(self, uuid: bytes) -> None:
         while not self._stopping.is_set():
-            names = choose(self._healthy(self._free(uuid)))
+            names = self._choose(uuid, self._free(uuid))
             if not names or self._begin(uuid, names) is None:
                 return
 
@@ -490,4 +503,6 @@ class Merger:
 
 def _may_need_a_merge(state: CollectionState) -> bool:
     """Whether it is worth while to ask the policy."""
-    return len(state.segments) >= FAN or any(t.count >= MOST_DEAD * t.rows for t in state.tombstones.values())
+    return len(state.segments) >= min(FAN, FAN_OF_SMALL) or any(
+        t.count >= MOST_DEAD * t.rows for t in state.tombstones.values()
+    )

@@ -80,18 +80,12 @@ class BlockPart:
         self.block, self.rows, self._seq = block, rows, seq
 
     @cached_property
-    def _alive(self) -> npt.NDArray[np.bool_]:
-        return self.block.death[: self.rows] > np.uint64(self._seq)
-
-    @cached_property
     def live(self) -> Words | None:
-        if not self.block.deaths:  # the usual case, without a look at each row
-            return None
-        return None if self._alive.all() else pack_bits(self._alive)
+        return self.block.live(self.rows, self._seq)
 
     @cached_property
     def live_rows(self) -> int:
-        return int(np.count_nonzero(self._alive)) if self.block.deaths else self.rows
+        return self.rows - self.block.deaths(self._seq)
 
     def field(self, name: str) -> StoredField | None:
         stored = self.block.fields.get(name)
@@ -111,6 +105,9 @@ class BlockPart:
 
     def payload(self, row: int) -> bytes:
         return self.block.payloads[row]
+
+    def payloads(self, start: int, stop: int) -> Sequence[bytes]:
+        return self.block.payloads[start:stop]
 
     def seqs(self, rows: Rows) -> npt.NDArray[np.uint64]:
         return self.block.seq[rows]

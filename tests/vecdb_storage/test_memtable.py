@@ -50,7 +50,7 @@ def test_snapshots_hold_while_blocks_are_made_larger() -> None:
                 kept.append((snapshot, points.copy(), set(gone)))
         assert len(blocks) > 1 and [type(part) for part in snapshot.parts] == [BlockPart], "one, larger each time"
         for snapshot, then, gone_then in kept:
-            assert seen(snapshot) == then
+            assert seen(snapshot) == then and snapshot.count == len(then)
             places = snapshot.find([*then, *gone_then])
             assert [place is not None for place in places] == [True] * len(then) + [False] * len(gone_then)
             for (at, _), place in zip(then.items(), places, strict=False):

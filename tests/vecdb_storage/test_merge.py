@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from vecdb_storage.batch import Batch
 from vecdb_storage.errors import DiskFull, NotFound
 from vecdb_storage.files import Files
-from vecdb_storage.merge import FAN, MOST_DEAD, SPREAD, Candidate, bins, choose
+from vecdb_storage.merge import FAN, FAN_OF_SMALL, MOST_DEAD, SPREAD, Candidate, bins, choose
 from vecdb_storage.payloads import parse
 from vecdb_storage.registry import open_store
 from vecdb_storage.snapshot import Snapshot
@@ -64,11 +65,14 @@ def files_of(store: Store) -> set[str]:
 # -- the policy ---------------------------------------------------------------------------------------------
 
 
-def settle(segments: list[Candidate]) -> tuple[list[Candidate], int]:
+_numbers = itertools.count()
+
+
+def settle(segments: list[Candidate], searched: bool = False) -> tuple[list[Candidate], int]:
     """What the policy makes of some segments in the end, and the bytes that it writes."""
     written = 0
-    for number in range(10_000):
-        names = set(choose(segments))
+    for _ in range(10_000):
+        names = set(choose(segments, searched))
         if not names:
             return segments, written
         chosen = [each for each in segments if each.name in names]
@@ -76,7 +80,7 @@ def settle(segments: list[Candidate]) -> tuple[list[Candidate], int]:
         size = sum(each.bytes * (each.rows - each.dead) // max(1, each.rows) for each in chosen)
         segments = [each for each in segments if each.name not in names]
         if live:
-            segments.append(Candidate(f"m{number}", live, 0, size))
+            segments.append(Candidate(f"m{next(_numbers)}", live, 0, size))
             written += size
     raise AssertionError("it never comes to rest")
 
@@ -102,6 +106,19 @@ def test_the_policy_comes_to_rest_with_few_segments_and_little_that_is_dead(some
     for start in range(len(small) - FAN + 1):
         window = small[start : start + FAN]
         assert window[-1] > SPREAD * window[0] or sum(window) > merge_module.LARGEST_BYTES
+
+
+def test_searches_of_a_collection_that_is_written_go_through_few_segments() -> None:
+    """Those that rows in memory become while they are searched; rows are written again about once for each factor of four."""
+    segments: list[Candidate] = []
+    most = total = 0
+    for number in range(64):
+        segments, written = settle([*segments, Candidate(f"f{number}", 1000, 0, 8 * MIB)], searched=True)
+        most, total = max(most, len(segments)), total + written
+    assert most <= 3 * FAN_OF_SMALL - 3
+    assert total <= 3 * 64 * 8 * MIB
+    assert choose([Candidate(str(i), 1000, 0, 64 * MIB) for i in range(FAN - 1)], searched=True) == []
+    assert choose([Candidate(str(i), 1000, 0, 8 * MIB) for i in range(FAN - 1)]) == []
 
 
 def test_what_is_merged_on_request_is_as_little_as_makes_as_few_as_may_be() -> None:
@@ -303,6 +320,23 @@ def test_background_merges_keep_the_number_of_segments_and_the_dead_rows_small(
     assert len(store.state(uuid).segments) < FAN
     store.merger.stop()
     assert files_of(store) == {f"{segment.name}.seg" for segment in store.state(uuid).segments}
+
+
+def test_a_collection_that_is_searched_is_merged_sooner(store: Store, schema: Schema, rows_of: Rows) -> None:
+    uuid = store.create_collection("c", schema)
+    some_flushed(store, uuid, rows_of, FAN_OF_SMALL)
+    store.merger._merge_what_should_be(uuid)
+    assert len(store.state(uuid).segments) == FAN_OF_SMALL
+    store.merger.searched(uuid)
+    store.merger._merge_what_should_be(uuid)
+    assert len(store.state(uuid).segments) == 1
+    assert {key for key, _, _ in content(store.snapshot(uuid))} == set(range(FAN_OF_SMALL))
+
+
+def some_flushed(store: Store, uuid: bytes, rows_of: Rows, count: int) -> None:
+    for number in range(count):
+        store.write(uuid, rows_of(range(number, number + 1)))
+        store.flush()
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------

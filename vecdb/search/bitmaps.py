@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from vecdb_index.kernels.bitmap import both, ones
 from vecdb_storage.memtable import Block
-from vecdb_storage.payloads import parse
+from vecdb_storage.payloads import parse, parse_all
 from vecdb_storage.segment import Segment
 from vecdb_storage.snapshot import BlockPart, Part, SegmentPart
 from vecdb_storage.tombstones import Words
@@ -88,11 +88,11 @@ def _first(words: Words, count: int) -> Words:
     return words
 
 
-def _one_by_one(part: Part, where: Expression, start: int, stop: int) -> Words:
+def _one_by_one(part: BlockPart, where: Expression, start: int, stop: int) -> Words:
     """Words of the rows start..stop, the first being that of `start`."""
     holds, before = predicate_of(where), start % 64
     flags = np.zeros(before + stop - start, np.bool_)
-    flags[before:] = [holds(parse(part.payload(row))) is True for row in range(start, stop)]
+    flags[before:] = [holds(payload) is True for payload in parse_all(part.payloads(start, stop))]
     words = np.zeros(-(-len(flags) // 64), np.uint64)
     packed = np.packbits(flags, bitorder="little")
     words.view(np.uint8)[: len(packed)] = packed
@@ -111,7 +111,7 @@ def _of_segment(segment: Segment, where: Expression) -> Words:
 
 
 def allowed(part: Part, where: Expression | None, without: Expression | None = None) -> Words | None:
-    """Live rows that pass `where` and for which `without` is not true; None when that is all of them."""
+    """Live rows that pass `where` and for which `without` is not true; None when that is all of them. Read-only."""
     words = part.live
     if where is not None:
         passed = passing(part, where)
@@ -122,6 +122,8 @@ def allowed(part: Part, where: Expression | None, without: Expression | None = N
         if part.rows % 64:
             words = words.copy()
             words[-1] &= np.uint64((1 << part.rows % 64) - 1)
+    if words is not None:
+        words.flags.writeable = False
     return words
 
 

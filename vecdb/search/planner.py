@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from vecdb_index.contract import Bitmap, Control, ExactSearcher, Searcher
 from vecdb_storage.snapshot import Part
@@ -21,7 +22,7 @@ from .indexes import Index, said_by
 _USUAL = 0.95  # recall for which indexes of a collection are compared
 _STEPS = 8  # of the logarithm of selectivities, that are told apart
 _DOUBT = 1.3  # by which an index must be better under a filter
-_KEPT = 1000  # decisions of one index
+_KEPT = 1000  # decisions of one index, and answers of calibrations
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,13 @@ def effort_of(asked: Asked, measured: Calibration, selectivity: float, share: fl
 
 def lead_of(measured: Calibration, k: int, share: float) -> float:
     """What `Asked.lead` is, where this is the index with most rows. share: of all rows, that it is over."""
-    return measured.effort_for(_USUAL, k, 1.0, rounded(share))[0]
+    return _usual(measured, k, rounded(share))
+
+
+@lru_cache(_KEPT)
+def _usual(measured: Calibration, k: int, share: float) -> float:
+    """The effort for the usual recall: asked for anew after each write."""
+    return measured.effort_for(_USUAL, k, 1.0, share)[0]
 
 
 def led(asked: Asked, measured: Calibration, effort: float, share: float) -> float:

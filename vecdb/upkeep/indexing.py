@@ -431,6 +431,7 @@ class Indexer:
         if not rows or now < self._looked.get(uuid, -math.inf) + _SOONEST:
             return
         self._looked[uuid] = now
+        self._store.merger.searched(uuid)
         if not isinstance(declared, Dense) or isinstance(declared.index, Unregistered) or self.paused:
             return
         if rows < AUTO_ROWS or scan_seconds(declared, rows) < _LONG_SCAN or wanted(declared, rows) is None:

@@ -69,6 +69,7 @@ class HNSWSearcher:
         self._about = *coded, self._vectors, self._norms, self._metric, self._adj, self._deg, self._entries
         self._count = len(rows) if rows.present is None else ones(rows.present)
         self._spare: deque[tuple[Any, ...]] = deque(maxlen=_SCRATCH)
+        self._known: tuple[Bitmap | None, Bitmap | None, int] = None, None, 0
 
     def _check(self) -> None:
         """No link or degree leads a kernel outside its arrays."""
@@ -93,9 +94,7 @@ class HNSWSearcher:
     ) -> Hits:
         """See contract.Searcher."""
         m = len(queries)
-        if allowed is not None and self.rows.present is not None:
-            allowed = both(allowed, self.rows.present)
-        count = self._count if allowed is None else ones(allowed)
+        allowed, count = self._allowed(allowed)
         wanted = min(k, count)
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes = np.zeros(m, np.int32)
@@ -133,6 +132,18 @@ class HNSWSearcher:
             keys[those], rows[those], sizes[those] = found.keys, found.rows, found.lengths
             scored, read = scored + found.scored, read + found.bytes
         return Hits(keys, rows, sizes, np.zeros(m, np.bool_), scored, read)
+
+    def _allowed(self, words: Bitmap | None) -> tuple[Bitmap | None, int]:
+        """Those that are there, and how many: known, of the bitmap that was given last, if it cannot change."""
+        if words is None:
+            return None, self._count
+        given, allowed, count = self._known
+        if given is not words:
+            allowed = words if self.rows.present is None else both(words, self.rows.present)
+            count = ones(allowed)
+            if not words.flags.writeable:
+                self._known = words, allowed, count
+        return allowed, count
 
     def _borrow(self, limit: int, filtered: bool) -> tuple[Any, ...]:
         """seen, epoch, pool, near, guess, heap: of an earlier search where they are large enough."""
