@@ -1,6 +1,7 @@
 """Recall asked and delivered, and what it costs. Run by `python -m bench recall`.
 
-Each set is written twice: into one segment, and in twelve equal batches that are flushed into a segment each. Then recalls of
+Each set is written three times: into one segment, in twelve equal batches that are flushed into a segment each, and as merges
+leave it: one large segment and small ones. Then recalls of
 0.9, 0.95 and 0.99 are asked for k of 1, 10 and 100 of a batch of up to 2,000 queries that the engine has never seen, by one
 thread; the share of the true k nearest that comes back is compared with exact search. Delivered is the mean over the queries,
 with its 95 % interval (1.96 standard errors). The rate is the median of rounds, in which all searches of a set take turns.
@@ -22,7 +23,7 @@ from .sets import DataSet, Truth, data_sets, store, truth_of
 
 RECALLS = (0.9, 0.95, 0.99)
 KS = (1, 10, 100)
-SEGMENTS = (1, 12)
+LAYOUTS = {"1": (1,), "12": (1,) * 12, "1 large, 6 small": (54, 1, 1, 1, 1, 1, 1)}  # shares of the rows
 POINT = 0.01
 
 
@@ -32,10 +33,11 @@ def measure(rounds: int, kinds: list[str], most: int | None) -> None:
     for data in data_sets(kinds, most):
         with tempfile.TemporaryDirectory(prefix="vecdb-bench-") as work:
             opened, collections = [], {}
-            for segments in SEGMENTS:
-                there = store(Path(work) / str(segments), data, segments)
-                opened.append(vecdb.open(Path(work) / str(segments), threads=1))
-                collections[there] = opened[-1].collection("docs")
+            for name, shares in LAYOUTS.items():
+                path = Path(work) / str(len(opened))
+                there = store(path, data, shares)
+                opened.append(vecdb.open(path, threads=1))
+                collections[name if there == len(shares) else f"{there} ({name} meant)"] = opened[-1].collection("docs")
             print(f"## Recall asked and delivered, {data.name}, one thread\n")
             if data.held is None:
                 _table(rounds, collections, data, data.queries)
@@ -48,12 +50,12 @@ def measure(rounds: int, kinds: list[str], most: int | None) -> None:
                 database.close()
 
 
-def _table(rounds: int, collections: dict[int, Any], data: DataSet, queries: np.ndarray) -> None:
-    """collections: by their number of segments."""
+def _table(rounds: int, collections: dict[str, Any], data: DataSet, queries: np.ndarray) -> None:
+    """collections: by what segments they have."""
     truth = truth_of(data.base, queries, data.metric, max(KS))
-    found: dict[tuple[int, int, float], Any] = {}
+    found: dict[tuple[str, int, float], Any] = {}
 
-    def search(docs: Any, key: tuple[int, int, float]) -> None:
+    def search(docs: Any, key: tuple[str, int, float]) -> None:
         found[key] = docs.search_batch(queries, k=key[1], recall=key[2], with_payload=False, explain=True)
 
     cases = [(segments, k, asked) for segments in collections for k in KS for asked in RECALLS]

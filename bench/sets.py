@@ -189,8 +189,8 @@ def read(path: str) -> np.ndarray:
 # -- a database over a set -----------------------------------------------------------------------------------------
 
 
-def store(path: str | Path, data: DataSet, segments: int = 1, payloads: dict[str, list[Any]] | None = None) -> int:
-    """A database with one collection, "docs", over a set: equal batches, each in a segment of its own, with a graph.
+def store(path: str | Path, data: DataSet, shares: Sequence[int] = (1,), payloads: dict[str, list[Any]] | None = None) -> int:
+    """A database with one collection, "docs", over a set: batches of these shares, each in a segment of its own, with a graph.
 
     Ids are row numbers. payloads: columns. Returns how many segments there are.
     """
@@ -198,7 +198,8 @@ def store(path: str | Path, data: DataSet, segments: int = 1, payloads: dict[str
 
     with vecdb.open(path) as db:
         docs = db.create_collection("docs", vecdb.Dense(data.base.shape[1], metric=data.metric, index="hnsw"))
-        for rows in np.array_split(np.arange(len(data.base)), segments):
+        ends = (np.cumsum(shares) * len(data.base) // sum(shares)).tolist()
+        for rows in np.split(np.arange(len(data.base)), ends[:-1]):
             some = None if payloads is None else {key: values[rows[0] : rows[-1] + 1] for key, values in payloads.items()}
             docs.upsert(ids=rows, vectors=data.base[rows[0] : rows[-1] + 1], payloads=some)
             docs.flush(wait=False)

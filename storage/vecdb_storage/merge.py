@@ -45,9 +45,10 @@ if TYPE_CHECKING:
 # -- the policy -------------------------------------------------------------------------------------------
 
 FAN = 8  # segments in a merge
-FAN_OF_SMALL = 4  # of segments that searches go through, while they hold less than a memtable does
-SMALL = 64 << 20  # live bytes of these
+FAN_OF_SMALL = 4  # of segments that searches go through, while each holds less than a memtable does
+SMALL = 64 << 20  # live bytes of a memtable
 SPREAD = 4  # times that the largest of them may be as large as the smallest
+SPREAD_OF_SMALL = 2  # likewise: where few are merged, a large one among them would be written again for little
 SMALLEST = 1 << 20  # bytes that the smallest segments count for
 LARGEST_BYTES, LARGEST_ROWS = 16 << 30, 8 << 20  # of what comes out; the rows bound the memory
 MOST_DEAD = 0.5  # share of a segment's rows from which it is written anew
@@ -82,8 +83,8 @@ def choose(segments: Sequence[Candidate], searched: bool = False) -> list[str]:
        rows take. A quarter of the collection at once, so that old and new together do not need much more.
     3. FAN neighbours by size become one, if they are no further apart than SPREAD, the smallest first: each time that a
        row is written again its segment is about eight times as large as before. Searches pay for every segment, and have
-       rows in memory flushed before there are many (`upkeep/indexing.py`): of what they go through FAN_OF_SMALL become one
-       until it is SMALL. Whoever only loads has every row written once less.
+       rows in memory flushed before there are many (`upkeep/indexing.py`): of what they go through FAN_OF_SMALL become one,
+       no further apart than SPREAD_OF_SMALL, until it is SMALL. Whoever only loads has every row written once less.
     """
     empty = [each.name for each in segments if each.dead == each.rows]
     if empty:
@@ -101,9 +102,11 @@ def choose(segments: Sequence[Candidate], searched: bool = False) -> list[str]:
         return worn
     by_size = sorted(segments, key=lambda each: each.live_bytes)
     for start, smallest in enumerate(by_size):
-        fan = min(FAN, FAN_OF_SMALL) if searched and smallest.live_bytes < SMALL else FAN
+        fan, spread = FAN, SPREAD
+        if searched and smallest.live_bytes < SMALL:
+            fan, spread = min(FAN, FAN_OF_SMALL), SPREAD_OF_SMALL
         window = by_size[start : start + fan]
-        if len(window) == fan and window[-1].live_bytes <= SPREAD * smallest.live_bytes and fits(window):
+        if len(window) == fan and window[-1].live_bytes <= spread * smallest.live_bytes and fits(window):
             return [each.name for each in window]
     return []
 
@@ -251,7 +254,7 @@ class Merger:
         self._store = store
         self.lock = threading.Lock()
         self._state = threading.Lock()  # guards `_busy`, for moments only
-        self._busy: set[str] = set()  # segments of merges that are not committed yet
+        self._busy: dict[str, int] = {}  # segments of merges that are not committed yet, and the rows of each merge
         self._written: set[Path] = set()  # their files
         self._damaged: set[str] = set()  # segments that could not be read
         self._searched: dict[bytes, float] = {}  # when collections were searched last, by the monotonic clock
@@ -296,7 +299,7 @@ class Merger:
                 return []
             found = candidates(state)
             with self._state:
-                busy = self._busy & {each.name for each in found}
+                busy = self._busy.keys() & {each.name for each in found}
             if not busy or not wait:
                 return [each for each in found if each.name not in busy]
             time.sleep(0.01)
@@ -315,9 +318,9 @@ class Merger:
                 parts = [SegmentPart(s, state.tombstones[s.name], {}) for s in state.segments if s.name in set(names)]
                 schema, layout = state.schema, state.layout
                 with self._state:
-                    if len(parts) != len(set(names)) or self._busy & set(names):
+                    if len(parts) != len(set(names)) or self._busy.keys() & set(names):
                         return None
-                    self._busy |= set(names)
+                    self._busy |= dict.fromkeys(names, sum(part.live_rows for part in parts))
             sources = [_Source(p, live_rows(p)) for p in sorted(parts, key=lambda p: (p.segment.min_seq, p.segment.max_seq))]
             merged = Merged(uuid, sources, None, 0, schema)
             try:
@@ -415,7 +418,8 @@ class Merger:
         if merged.segment is not None and getattr(error, "outcome", None) != "unknown" and store.closed is None:
             store.discard(merged.uuid, merged.segment, (indexes or {}).values())
         with self._state:
-            self._busy -= merged.names
+            for name in merged.names:
+                self._busy.pop(name, None)
             if merged.segment is not None:
                 self._written.discard(merged.segment.file.path)
         merged.error = error
@@ -428,13 +432,15 @@ class Merger:
 
     # -- in the background -----------------------------------------------------------------------------
 
-    def is_planned(self, uuid: bytes, name: str) -> bool:
-        """Whether a segment is being merged or is about to be, so that an index of it would be work for nothing."""
+    def planned(self, uuid: bytes, name: str) -> int:
+        """The rows of the merge that a segment is in or is about to be; 0 where it is in none."""
         with self._state:
             if name in self._busy:
-                return True
+                return self._busy[name]
         state = self._store.states.get(uuid)
-        return state is not None and name in self._choose(uuid, candidates(state))
+        segments = [] if state is None else candidates(state)
+        chosen = self._choose(uuid, segments)
+        return sum(each.rows - each.dead for each in segments if each.name in chosen) if name in chosen else 0
 
     def searched(self, uuid: bytes) -> None:
         """A collection was searched: call it now and then while it is."""

@@ -243,6 +243,12 @@ def test_an_ingest_shows_its_plan_and_says_what_it_did(data: Path, capsys: pytes
     assert (done["points"], done["rows"], done["skipped"]) == (300, 300, 0)
     assert facts(capsys, "get", "new", "p9")["payload"] == {"when": 1999}
     assert "no collection" in wrong(capsys, 3, "ingest", "docs.parquet", "-c", "none", "--no-create")
+    again = facts(capsys, "ingest", "docs.parquet", "-c", "new", "--dry-run")
+    assert again["looked_up"] == again["there_already"] > 0
+    assert run("ingest", "docs.parquet", "-c", "new", "--dry-run") == 0
+    assert "are there already: these points are replaced" in capsys.readouterr().err
+    assert run("ingest", "docs.parquet", "-c", "new", "--dry-run", "--insert") == 0
+    assert "are there already: an error for each" in capsys.readouterr().err
 
 
 def test_upkeep(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -689,6 +689,39 @@ def test_a_build_that_is_not_wanted_any_more_is_given_up(
     assert docs.info().indexes["vector"].error is None
 
 
+@pytest.mark.parametrize(("rows", "between"), [(500, True), (1000, False)])
+def test_a_short_build_comes_between_the_steps_of_a_long_one(
+    db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, rows: int, between: bool
+) -> None:
+    """And rows in memory become a segment meanwhile, if its index will be there sooner."""
+    for name, value in (("_LONG_SCAN", 0.0), ("_SOONEST", 0.0), ("AUTO_ROWS", 100)):
+        monkeypatch.setattr(indexing, name, value)
+    built: list[str] = []
+    add_index, progress = store.Store.add_index, indexing.Indexer._progress
+    monkeypatch.setattr(store.Store, "add_index", lambda *a: (built.append(a[2]), add_index(*a)))
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index="hnsw"))
+    written: list[bool] = []
+
+    def first(self: Any, job: Any, share: float) -> None:
+        progress(self, job, share)
+        if share and not written:
+            written.append(True)
+            docs.upsert(ids=range(9000, 9000 + rows), vectors=vectors[:rows])
+            asked: list[bytes] = []
+            with monkeypatch.context() as patched:
+                patched.setattr(db._store.flusher, "flush_soon", asked.append)
+                assert docs.search(vectors[1500], k=1).ids == [1500]
+            assert bool(asked) == between
+            docs.flush(wait=False)
+
+    monkeypatch.setattr(indexing.Indexer, "_progress", first)
+    docs.upsert(ids=range(len(vectors)), vectors=vectors)
+    docs.flush()
+    segments = {part.segment.name: part.rows for part in docs._snapshot().segments}
+    assert [segments[name] for name in built] == ([rows, 6000] if between else [6000, rows])
+    assert len(ways(docs, vectors[7])) == 2 and set(ways(docs, vectors[7])) == {"index"}
+
+
 def test_a_failure_of_what_is_gone_does_not_keep_the_indexer_busy(
     tmp_path: Path, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

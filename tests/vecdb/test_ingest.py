@@ -568,6 +568,32 @@ def test_ids_that_come_again(db: vecdb.Database, tmp_path: Path, rows: list[Any]
     assert (summary.points, summary.skipped) == (20, 10)
 
 
+def test_a_first_run_that_fails_before_anything_is_in_leaves_no_collection(
+    db: vecdb.Database, tmp_path: Path, rows: list[Any]
+) -> None:
+    """Its fields are a guess from rows that were refused: the next run may guess others."""
+    write(tmp_path / "rows.jsonl", [{**rows[0], "vector": [1.0, 2.0]}, {**rows[1], "vector": [1.0, 2.0, 3.0]}])
+    with pytest.raises(InvalidFile):
+        db.ingest("docs", tmp_path / "rows.jsonl")
+    assert "docs" not in db
+    write(tmp_path / "rows.jsonl", rows)
+    plan = plan_of(db, "docs", tmp_path / "rows.jsonl", batch_bytes=4000)
+    assert plan.created is not None
+
+    def fail(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan.run(fail)
+    there = points(db["docs"])
+    assert there and there.items() < model(rows).items(), "what was committed stays"
+    db.create_collection("mine", vecdb.Dense(DIM))
+    write(tmp_path / "bad.jsonl", [{**rows[0], "vector": [1.0]}])
+    with pytest.raises(InvalidInput):
+        db.ingest("mine", tmp_path / "bad.jsonl")
+    assert "mine" in db, "somebody else's"
+
+
 def test_row_numbers_never_replace_points_that_are_there(db: vecdb.Database, tmp_path: Path, rows: list[Any]) -> None:
     write(tmp_path / "a.npy", rows[:100])
     write(tmp_path / "b.npy", rows[100:150])
@@ -666,7 +692,6 @@ def test_texts_are_embedded_and_split(db: vecdb.Database, tmp_path: Path) -> Non
     (tmp_path / "t.jsonl").write_bytes(lines(data))
     with pytest.raises(InvalidFile, match=r"row 3, column 'body'"):
         db.ingest("docs", tmp_path / "t.jsonl", embed="tfidf", text="body")
-    db.drop_collection("docs")
     summary = db.ingest("docs", tmp_path / "t.jsonl", embed="tfidf", text="body", on_error="skip", rejects=str(tmp_path / "r"))
     assert (summary.points, summary.skipped) == (39, 1)
     hit = db["docs"].search("document word7", k=3)

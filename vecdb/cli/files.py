@@ -229,6 +229,7 @@ def _show(plan: Plan, *, json: bool, points: bool, quiet: bool = False) -> None:
     """What was understood of the files."""
     mapped = plan.mapped
     keys = [mapped.rename.get(name, name) for name in mapped.payload_of(plan.columns)]
+    looked_up, there = plan.first_known() if points or json else (0, 0)
     if json:
         output.print_json(
             {
@@ -240,6 +241,8 @@ def _show(plan: Plan, *, json: bool, points: bool, quiet: bool = False) -> None:
                 "payload": keys,
                 "creates": None if plan.created is None else {n: d.to_json() for n, d in plan.created.items()},
                 "known_rows": plan.known_rows,
+                "looked_up": looked_up,
+                "there_already": there,
                 "points": plan.first_points(),
             }
         )
@@ -268,6 +271,9 @@ def _show(plan: Plan, *, json: bool, points: bool, quiet: bool = False) -> None:
         output.say(f"into {plan.collection!r}, a new collection{f' ({fields})' if fields else ''}")
     if plan.known_rows:
         output.say(f"an earlier run was cut short: going on after {plan.known_rows:,} rows")
+    if there:
+        fate = "an error for each" if plan.how.insert else "these points are replaced"
+        output.say(f"of the first {looked_up:,} ids {there:,} are there already: {fate}")
     if points:
         for point in plan.first_points():
             print(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ import xxhash
 from vecdb_storage.batch import LEVEL0_BYTES
 
 from ..embed import BUILT_IN
-from ..errors import InvalidFile, InvalidInput, NotFound
+from ..errors import InvalidFile, InvalidInput, NotFound, VecdbError
 from ..schema import AUTO, Dense, Dtype, Field, Metric, Sparse, checked_metric
 from .load import PREFIX, Progress, Run, State, Summary
 from .mapping import ROW, Chunk, Column, Mapped, Wanted, columns_of, settle
@@ -96,20 +97,44 @@ class Plan:
             points.append({**point, "payload": some.payloads[at] if some.payloads is not None else {}})
         return points
 
+    def first_known(self) -> tuple[int, int]:
+        """Of how many rows at the beginning the ids were looked up, and how many of these are in the collection already."""
+        if self.created is not None:
+            return 0, 0
+        chunk = self.split(self.mapped.apply(self.head, self.how.first_id or 0, self.sources[0].name))
+        if chunk.ids is None:
+            return 0, 0
+        collection, ids = self.database.collection(self.collection), list(chunk.ids)
+        try:
+            there = collection.get(ids, with_vectors=False, with_payload=False)
+        except InvalidInput:  # some are no ids of this collection, which is said when they are written
+            return 0, 0
+        return len(there), sum(point is not None for point in there)
+
     # -- running -----------------------------------------------------------------------------------------
 
     def run(self, progress: Callable[[Progress], None] | None = None) -> Summary:
         """Reads all files, and returns when what they hold is durable. progress: called after each commit.
 
         Raises InvalidFile at a row that is refused, unless those are skipped; NotFound, AlreadyExists, StorageError, DiskFull.
-        What was committed before stays, and the next run goes on from there.
+        What was committed before stays, and the next run goes on from there. A collection that was made for it and of which
+        nothing came goes again, for its fields are a guess from rows that were refused.
         """
-        if self.created is None:
+        created = self.created
+        if created is None:
             collection = self.database.collection(self.collection, **self._encoder())
         else:
-            collection = self.database.create_collection(self.collection, self.created or None, embed=self.embed)
+            collection = self.database.create_collection(self.collection, created or None, embed=self.embed)
             self.created = None
-        return Run(self, collection, progress, _options_of(self)).run()
+        try:
+            return Run(self, collection, progress, _options_of(self)).run()
+        except BaseException:
+            if created is not None and not any(state.place.row for state in self.states):
+                with suppress(VecdbError):  # why the run failed is what is told
+                    if not collection.count():  # somebody else may write to it by now
+                        self.database.drop_collection(self.collection)
+                        self.created = created
+            raise
 
     def _encoder(self) -> dict[str, Any]:
         return {} if self.embed is None or isinstance(self.embed, str) else {"embed": self.embed}

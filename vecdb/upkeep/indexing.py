@@ -42,6 +42,7 @@ _AGAIN, _LONGEST = 60.0, 3600.0  # seconds after which what failed is tried agai
 _MOST_WAITING = 2  # merges that wait for their indexes
 _SOONEST = 0.5  # that pass at least before it is looked for
 _LONG_SCAN = 0.5e-3  # seconds that a search may spend on rows in memory
+_SHORT = 8  # times as long as another one takes a build that lets it come between
 _SEARCHING = 0.5  # seconds after a search in which the next one is expected
 _log = logging.getLogger("vecdb")
 
@@ -128,6 +129,8 @@ class Indexer:
         self._failed: dict[Job, _Failure] = {}
         self._merged: deque[Merged] = deque()  # merges that wait for their indexes
         self._forced: set[tuple[bytes, str, str]] = set()
+        self._looking: set[bytes] = set()  # collections in which something may be to be done; of the thread alone
+        self._between = False  # a build that is short goes on inside of another one
         self._looked: dict[bytes, float] = {}  # when rows in memory were last thought about
 
     # -- life ---------------------------------------------------------------------------------------
@@ -183,20 +186,20 @@ class Indexer:
         while not self._stopped:
             self._woken.wait(self._until_again())
             self._woken.clear()
-            looking: set[bytes] = set()
+            self._looking = set()
             try:
                 while not self._stopped:
-                    looking |= self._take()
+                    self._looking |= self._take()
                     if self._merged:
                         self._finish(self._merged.popleft())
-                    elif (job := self._next(looking)) is not None:
+                    elif (job := self._next(self._looking)) is not None:
                         self._do(job)
                     else:
                         break
                 # What is due and was not tried is of segments or parameters that are gone.
                 now = time.monotonic()
                 self._failed = {job: failure for job, failure in self._failed.items() if failure.again > now}
-                self._measure(looking)
+                self._measure(self._looking)
             except Cancelled:
                 break
             except Exception as error:
@@ -232,14 +235,14 @@ class Indexer:
         states = self._store.states
         return [(uuid, states[uuid]) for uuid in uuids if uuid in states]
 
-    def _next(self, uuids: set[bytes]) -> Job | None:
-        """The largest segment of these collections that lacks an index."""
+    def _next(self, uuids: set[bytes], most: int | None = None) -> Job | None:
+        """The largest segment of these collections that lacks an index. most: rows that it has, at most."""
         jobs: list[tuple[int, Job]] = []
         for one, state in self._states(uuids):
             if state.damage is not None or state.snapshot is None:
                 continue
             for part in state.snapshot.parts:
-                if isinstance(part, SegmentPart):
+                if isinstance(part, SegmentPart) and (most is None or part.rows <= most):
                     jobs += [(part.rows, job) for job in self._missing(one, part, state.schema)]
         return max(jobs, key=lambda each: each[0])[1] if jobs else None
 
@@ -253,7 +256,7 @@ class Indexer:
             failure = self._failed.get(job)
             if failure is not None and failure.again > time.monotonic():
                 continue
-            if self._store.merger.is_planned(uuid, part.segment.name):
+            if self._goes(uuid, part.segment.name, part.rows):
                 continue
             if params is None:
                 if name in part.indexes:
@@ -316,6 +319,7 @@ class Indexer:
         calibrating = Calibrating(rows, threads=self._threads, control=control)
 
         def progress(share: float) -> None:
+            self._let_between(segment.rows)
             self._progress(job, share)
             if not self._is_wanted(job, segment.rows):
                 raise _Abandoned
@@ -330,6 +334,19 @@ class Indexer:
         }  # fmt: skip
         return {**arrays, **{TRAINED + name: array for name, array in trained.items()}}, meta
 
+    def _let_between(self, rows: int) -> None:
+        """A short build need not wait for a long one: until it is done searches scan its rows, and others wait in memory."""
+        if self._between:
+            return
+        self._looking |= self._take()
+        job = self._next(self._looking, rows // _SHORT)
+        if job is not None:
+            self._between = True
+            try:
+                self._do(job)
+            finally:
+                self._between = False
+
     def _known(self, job: Job) -> list[_Known]:
         """The indexes of the field that the collection has, built with the same parameters."""
         parts = [part for part in self._store.snapshot(job.uuid).parts if isinstance(part, SegmentPart)]
@@ -342,7 +359,11 @@ class Indexer:
         declared = None if state is None else state.schema["fields"].get(job.field)
         if declared is None or wanted(field_from_json(declared), rows) != job.params:
             return False
-        return not self._store.merger.is_planned(job.uuid, job.segment)
+        return not self._goes(job.uuid, job.segment, rows)
+
+    def _goes(self, uuid: bytes, segment: str, rows: int) -> bool:
+        """Whether a segment is about to be merged, so soon that an index of it would be work for nothing."""
+        return 0 < self._store.merger.planned(uuid, segment) < _SHORT * rows
 
     # -- merges ---------------------------------------------------------------------------------------
 
@@ -424,7 +445,8 @@ class Indexer:
     def searched(self, uuid: bytes, snapshot: Snapshot, field: str, declared: Field) -> None:
         """Builds leave a core to searches. Rows in memory that these go through for long become a segment, to be indexed.
 
-        One after the other: while a segment lacks its index, another one would not make searches quicker.
+        One after the other: while a segment lacks its index, another one would not make searches quicker, unless its index is
+        there sooner.
         """
         now = self._control.searched = time.monotonic()
         rows = snapshot.unflushed
@@ -436,8 +458,9 @@ class Indexer:
             return
         if rows < AUTO_ROWS or scan_seconds(declared, rows) < _LONG_SCAN or wanted(declared, rows) is None:
             return
-        segments = [part for part in snapshot.parts if isinstance(part, SegmentPart)]
-        if all(field in part.indexes or wanted(declared, part.rows) is None for part in segments):
+        parts = snapshot.segments
+        waiting = [part.rows for part in parts if field not in part.indexes and wanted(declared, part.rows) is not None]
+        if not waiting or min(waiting) >= _SHORT * rows:
             self._store.flusher.flush_soon(uuid)
 
     def share_of(self, uuid: bytes, field: str) -> tuple[str, float] | None:
