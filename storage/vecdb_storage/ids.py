@@ -209,11 +209,18 @@ _NONE: Rows = np.zeros(0, np.int64)
 class Wanted:
     """Ids that are looked for in one segment after the other. hashes: (m,), of the keys. Belongs to one thread."""
 
-    __slots__ = ("_bits", "hashes", "keys")
+    __slots__ = ("_bits", "_numbers", "hashes", "keys")
 
     def __init__(self, keys: Sequence[Id], hashes: Hashes) -> None:
         self.keys, self.hashes = keys, hashes
         self._bits: dict[int, tuple[Hashes, npt.NDArray[np.uint8]]] = {}
+        self._numbers: npt.NDArray[np.int64] | None = None
+
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """The keys, which are ints."""
+        if self._numbers is None:
+            self._numbers = _array_of(self.keys)
+        return self._numbers
 
     def bits(self, width: int) -> tuple[Hashes, npt.NDArray[np.uint8]]:
         """Where they are in a filter of 2**width bits: byte (m,), and the bit in it. Filters of one size share this."""
@@ -270,8 +277,12 @@ class IdTable:
         inside = at < len(self.hash)
         candidates, hashes, at = candidates[inside], hashes[inside], at[inside]
         equal = self.hash[at] == hashes
-        candidates = candidates[equal]
-        slots = zip(candidates.tolist(), at[equal].tolist(), strict=True)
+        candidates, at = candidates[equal], at[equal]
+        if isinstance(self.ids, IntIds) and type(wanted.keys[0]) is int:
+            rows = self.row[at].astype(np.int64)
+            if np.array_equal(self.ids.values[rows], wanted.numbers()[candidates]):
+                return candidates, rows  # none shares its hash with another id
+        slots = zip(candidates.tolist(), at.tolist(), strict=True)
         rows = np.array([self._confirm(wanted.keys[place], slot) for place, slot in slots], np.int64)
         here = rows >= 0
         return candidates[here], rows[here]

@@ -7,6 +7,7 @@ returns another that shares the untouched chunks, and a snapshot keeps the one i
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,25 +35,28 @@ class Tombstones:
         out = np.zeros(len(rows), np.bool_)
         if not self.count:
             return out
-        for number in np.unique(rows // CHUNK_ROWS):
-            chunk = self.chunks.get(int(number))
+        order = np.argsort(rows)
+        rows = rows[order]
+        words, bits = _places(rows)
+        found = np.zeros(len(rows), np.uint64)
+        for number, run in _by_chunk(rows):
+            chunk = self.chunks.get(number)
             if chunk is not None:
-                here = rows // CHUNK_ROWS == number
-                local = (rows[here] % CHUNK_ROWS).astype(np.uint64)
-                out[here] = (chunk[local >> np.uint64(6)] >> (local & np.uint64(63))) & np.uint64(1)
+                found[run] = chunk[words[run]] & bits[run]
+        out[order] = found
         return out
 
     def with_dead(self, rows: npt.NDArray[np.int64]) -> Tombstones:
         """A bitmap in which `rows` (m,) int64 are dead too."""
         chunks, count = dict(self.chunks), self.count
-        for number in map(int, np.unique(rows // CHUNK_ROWS)):
+        rows = np.unique(rows)
+        words, bits = _places(rows)
+        for number, run in _by_chunk(rows):
             old = chunks.get(number)
-            chunk = np.zeros(_CHUNK_WORDS, np.uint64) if old is None else old.copy()
-            local = (rows[rows // CHUNK_ROWS == number] % CHUNK_ROWS).astype(np.uint64)
-            before = int(np.bitwise_count(chunk).sum())
-            np.bitwise_or.at(chunk, local >> np.uint64(6), np.uint64(1) << (local & np.uint64(63)))
-            count += int(np.bitwise_count(chunk).sum()) - before
-            chunks[number] = chunk
+            chunk = chunks[number] = np.zeros(_CHUNK_WORDS, np.uint64) if old is None else old.copy()
+            places, here = words[run], bits[run]
+            count += len(here) - int(np.count_nonzero(chunk[places] & here))
+            np.bitwise_or.at(chunk, places, here)
         return Tombstones(self.rows, chunks, count)
 
     def changed_since(self, old: Tombstones | None) -> dict[int, Words]:
@@ -72,6 +76,18 @@ class Tombstones:
         if self.rows % 64:
             words[-1] &= np.uint64((1 << self.rows % 64) - 1)
         return words
+
+
+def _by_chunk(rows: npt.NDArray[np.int64]) -> list[tuple[int, slice]]:
+    """The chunks of rows that ascend, and where those of each are."""
+    numbers = rows // CHUNK_ROWS
+    edges = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(rows)]
+    return [(int(numbers[first]), slice(first, last)) for first, last in itertools.pairwise(edges) if first < last]
+
+
+def _places(rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Words]:
+    """The word within its chunk that each row is in, and its bit there."""
+    return rows % CHUNK_ROWS >> 6, np.uint64(1) << (rows & 63).astype(np.uint64)
 
 
 def from_chunks(rows: int, chunks: dict[int, Words]) -> Tombstones:
