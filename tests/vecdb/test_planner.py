@@ -152,6 +152,31 @@ def test_between_selectivities_that_were_measured_the_effort_is_between_theirs()
     assert measured.effort_for(0.95, 10, 10**-0.5) == pytest.approx((0.5, 0.95))
 
 
+@pytest.mark.parametrize(
+    ("found", "counts", "tried"),
+    [
+        ([0.5, 0.9, 0.995, 0.996, 0.996, 0.996, 0.997], [600] * 7, 6),
+        ([0.5, 0.9, 0.995, 0.996, 0.996, 0.996, 0.997], [600, 600, 600, 600, 500, 400, 300], 9),
+        ([0.9, 0.9, 0.9, 0.9, 0.9, 0.92], [600] * 6, 17),
+    ],
+)
+def test_no_more_effort_is_tried_once_it_is_in_vain(found: list[float], counts: list[int], tried: int) -> None:
+    """Of the same queries; and where much is missing, whatever it costs."""
+    asked: list[float] = []
+
+    def measure(effort: float) -> tuple[np.ndarray, float]:
+        at = min(len(asked), len(found) - 1)
+        asked.append(effort)
+        each = np.zeros(counts[at])
+        each[: round(found[at] * counts[at])] = 1
+        each[-1] += found[at] * counts[at] - each.sum()
+        return each, 1e-3
+
+    curve = calibrate.curve(10, 1.0, measure)
+    assert len(asked) == len(curve.efforts) == tried
+    assert curve.queries == counts[0]
+
+
 def test_an_index_is_not_given_up_just_below_a_selectivity_at_which_it_is_good() -> None:
     """It was measured at a sparser one, too, but not to the end: an exact search was faster there."""
     efforts = (0.0, 0.5, 1.0)

@@ -37,6 +37,7 @@ _LEAST, _POINT = 300, 0.2  # a point of a curve is made of so many queries at le
 _WIDTH = 50  # characters of a bar
 _FEWEST = 20  # queries, below which nothing is measured
 ENOUGH = 0.9995  # recall beyond which no more effort is tried
+_NEARLY, _IN_VAIN = 0.99, 2  # recall from which it is not tried either once so many more efforts have found nothing more
 _HOPELESS = 2  # efforts one after the other at which a search took longer than an exact one; one may be a busy machine's
 _Z = 1.645  # of the lower bound
 _K, _USUAL, _REPEATS, _TOGETHER = 10, 0.95, 19, 256  # of searches whose time is taken
@@ -348,22 +349,23 @@ def curve_of(k: int, selectivity: float, queries: Queries, kth: Keys, find: Call
 
 def curve(k: int, selectivity: float, measure: Callable[[float], tuple[npt.NDArray[np.float64], float] | None]) -> Curve:
     """measure: an effort -> (m,) the recall of each query, and the seconds that one took; None to go no further."""
-    efforts, recalls, lows, seconds = [], [], [], []
-    queries = 0
+    efforts, recalls, lows, seconds, counts = [], [], [], [], []
     for effort in EFFORTS:
         measured = measure(effort)
         if measured is None:
             break
         each, spent = measured
         mean = float(each.mean())
-        queries = max(queries, len(each))
+        counts.append(len(each))
         efforts.append(effort)
         recalls.append(mean)
         seconds.append(spent)
         lows.append(mean - _Z * float(each.std(ddof=1)) / math.sqrt(len(each)))
-        if lows[-1] >= ENOUGH:
+        before = -1 - _IN_VAIN
+        of_the_same = len(counts) > _IN_VAIN and counts[-1] == counts[before]
+        if lows[-1] >= ENOUGH or (of_the_same and _NEARLY <= mean <= recalls[before]):
             break
-    return Curve(k, selectivity, queries, tuple(efforts), tuple(recalls), tuple(lows), tuple(seconds))
+    return Curve(k, selectivity, max(counts, default=0), tuple(efforts), tuple(recalls), tuple(lows), tuple(seconds))
 
 
 def _flags(words: Bitmap, n: int) -> npt.NDArray[np.bool_]:
