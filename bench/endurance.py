@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -275,6 +276,7 @@ def verified(path: str) -> None:
 
 
 RATE = 500  # points a second that are written under sustained load
+CONTROL = 100  # searches after which the control is run
 CENTRES = 2000
 
 
@@ -290,7 +292,8 @@ def sustained(work: Path, minutes: float) -> None:
     print(
         f"One thread writes {RATE} points a second in batches of 100: half of them overwrite, the others are new, and as many old ones are "
         "deleted. Another searches (k=10, recall 0.95, every other one with a filter that a tenth of the points pass). Quiet: the same "
-        "searches before, and nothing else.\n"
+        "searches before, and nothing else. The control: 20,000 numbers of the largest file, here and there, now and then between searches; "
+        "it shows how the machine's own pace moves.\n"
     )
     figures = child("mixed", work / "mixed", minutes)
     head(
@@ -298,16 +301,27 @@ def sustained(work: Path, minutes: float) -> None:
         "RssAnon, MiB",
         "search p50, ms",
         "search p99, ms",
+        "the control, ms",
         "longest write, s",
         "points written a second",
         "segments",
         "dead",
     )
     quiet = figures["quiet"]
-    row("quiet", f"{quiet['rss'] / MIB:,.0f}", f"{quiet['p50'] * 1e3:.2f}", f"{quiet['p99'] * 1e3:.2f}", "", "", "", "")
+    row(
+        "quiet",
+        f"{quiet['rss'] / MIB:,.0f}",
+        f"{quiet['p50'] * 1e3:.2f}",
+        f"{quiet['p99'] * 1e3:.2f}",
+        f"{quiet['control'] * 1e3:.2f}",
+        "",
+        "",
+        "",
+        "",
+    )
     for at, each in enumerate(figures["minutes"]):
         row(
-            at + 1, f"{each['rss'] / MIB:,.0f}", f"{each['p50'] * 1e3:.2f}", f"{each['p99'] * 1e3:.2f}", f"{each['stall']:.2f}",
+            at + 1, f"{each['rss'] / MIB:,.0f}", f"{each['p50'] * 1e3:.2f}", f"{each['p99'] * 1e3:.2f}", f"{each['control'] * 1e3:.2f}", f"{each['stall']:.2f}",
             f"{each['rate']:,.0f}", each["segments"], f"{each['dead']:,}",
         )  # fmt: skip
     half = figures["minutes"][len(figures["minutes"]) // 2 :]
@@ -341,20 +355,29 @@ def mixed(path: str, minutes: str, points: str = "1000000") -> None:
     queries = clustered(rng, centres, range(2000))["vectors"]
     tenth = F("score") < 1000 / 7 / 10
 
+    largest = np.memmap(max(Path(path).rglob("*.seg"), key=lambda file: file.stat().st_size), np.uint32, "r")
+    places = rng.integers(0, len(largest), 20_000)
+    controls: list[float] = []
+
     def searches(until: float, into: list[float]) -> None:
         at = 0
+        controls.clear()
         while time.monotonic() < until:
             started = time.perf_counter()
             docs.search(queries[at % len(queries)], k=10, recall=0.95, where=tenth if at % 2 else None)
             into.append(time.perf_counter() - started)
             at += 1
+            if at % CONTROL == 0:
+                started = time.perf_counter()
+                largest[places].max()
+                controls.append(time.perf_counter() - started)
             time.sleep(0.002)
 
     warm: list[float] = []
     searches(time.monotonic() + 3, warm)
     quiet: list[float] = []
     searches(time.monotonic() + 20, quiet)
-    report: dict[str, Any] = {"quiet": {**percentiles(quiet), "rss": anonymous()}, "minutes": []}
+    report: dict[str, Any] = {"quiet": {**percentiles(quiet), "control": median(controls), "rss": anonymous()}, "minutes": []}
     print(json.dumps(report), file=sys.stderr, flush=True)
     stop, written, longest = threading.Event(), [0], [0.0]
 
@@ -387,7 +410,7 @@ def mixed(path: str, minutes: str, points: str = "1000000") -> None:
         everything += times
         info = docs.info()
         report["minutes"].append({
-            **percentiles(times), "rss": anonymous(), "stall": longest[0], "rate": written[0] / 60, "segments": info.segments,
+            **percentiles(times), "control": median(controls), "rss": anonymous(), "stall": longest[0], "rate": written[0] / 60, "segments": info.segments,
             "dead": info.dead,
         })  # fmt: skip
         print(json.dumps(report["minutes"][-1]), file=sys.stderr, flush=True)
