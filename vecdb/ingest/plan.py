@@ -86,7 +86,7 @@ class Plan:
 
     def first_points(self, count: int = 3) -> list[dict[str, Any]]:
         """The first rows as they would be stored."""
-        chunk = self.split(self.mapped.apply(self.head, self.how.first_id or 0, self.sources[0].name))
+        chunk = self._first_chunk()
         some = chunk.take(range(min(count, len(chunk))))
         points = []
         for at in range(len(some)):
@@ -97,11 +97,14 @@ class Plan:
             points.append({**point, "payload": some.payloads[at] if some.payloads is not None else {}})
         return points
 
+    def _first_chunk(self) -> Chunk:
+        return self.split(self.mapped.apply(self.head, self.how.first_id or 0, self.sources[0].name))
+
     def first_known(self) -> tuple[int, int]:
         """Of how many rows at the beginning the ids were looked up, and how many of these are in the collection already."""
         if self.created is not None:
             return 0, 0
-        chunk = self.split(self.mapped.apply(self.head, self.how.first_id or 0, self.sources[0].name))
+        chunk = self._first_chunk()
         if chunk.ids is None:
             return 0, 0
         collection, ids = self.database.collection(self.collection), list(chunk.ids)

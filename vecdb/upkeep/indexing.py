@@ -319,7 +319,7 @@ class Indexer:
         calibrating = Calibrating(rows, threads=self._threads, control=control)
 
         def progress(share: float) -> None:
-            self._let_between(segment.rows)
+            self._let_between(job.uuid, segment.rows)
             self._progress(job, share)
             if not self._is_wanted(job, segment.rows):
                 raise _Abandoned
@@ -334,12 +334,13 @@ class Indexer:
         }  # fmt: skip
         return {**arrays, **{TRAINED + name: array for name, array in trained.items()}}, meta
 
-    def _let_between(self, rows: int) -> None:
+    def _let_between(self, uuid: bytes, rows: int) -> None:
         """A short build need not wait for a long one: until it is done searches scan its rows, and others wait in memory."""
         if self._between:
             return
-        self._looking |= self._take()
-        job = self._next(self._looking, rows // _SHORT)
+        touched = self._take()
+        self._looking |= touched
+        job = self._next(touched | {uuid}, rows // _SHORT)  # and not of all collections, which may be many, at each step
         if job is not None:
             self._between = True
             try:
