@@ -476,6 +476,35 @@ def a_floor_only_takes_away(backend: Backend, made: Made) -> None:
         assert set(cut.rows[q, :length]) <= set(plain.rows[q])
 
 
+@_case
+def asked_together_they_find_what_each_finds(backend: Backend) -> None:
+    """Searchers that can be asked together give the same hits as one by one, but for some below what others found."""
+    for metric, dtype in _kinds():
+        vectors, queries = drawn(2600, 16, dtype=dtype), drawn(70, 16, seed=1, dtype=dtype)
+        stored_parts = [stored(vectors[a:b], metric, dtype) for a, b in ((0, 2100), (2100, 2100), (2100, 2130), (2130, 2600))]
+        searchers = [opened(backend, rows) for rows in stored_parts]
+        together: Any = getattr(type(searchers[0]), "search_all", None)
+        if together is None:
+            return
+        rng = np.random.default_rng(7)
+        for share in (None, 0.95, 0.2, 0.0):
+            words = [None if share is None else bitmap(rng.random(len(rows)) < share) for rows in stored_parts]
+            parts = list(zip(searchers, (0.3, 0.0, 0.2, 0.4), words, strict=True))
+            alone = [searcher.search(queries, 10, effort, allowed) for searcher, effort, allowed in parts]
+            floor = np.full(len(queries), -np.inf, np.float32)
+            for mine, hits in zip(alone, together(parts, queries, 10, None, Control()), strict=True):
+                for q in range(len(queries)):
+                    kept = mine.keys[q, : mine.lengths[q]] >= floor[q]
+                    found = hits.rows[q, : hits.lengths[q]].tolist()
+                    assert found[: kept.sum()] == mine.rows[q, : mine.lengths[q]][kept].tolist(), (metric, dtype, share)
+                    assert (hits.keys[q, : kept.sum()] == mine.keys[q, : mine.lengths[q]][kept]).all()
+                floor = np.maximum(floor, mine.keys[:, -1])
+        cancelled = Control()
+        cancelled.cancel()
+        together = partial(together, [(each, 0.3, None) for each in searchers], queries, 10, None, cancelled)
+        _raises(Cancelled, together)
+
+
 @_both
 def a_trial_is_run_on_rows_that_are_held_out(backend: Backend, made: Made) -> None:
     """Once, over all other rows; the index that comes of it holds them all."""

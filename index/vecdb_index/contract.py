@@ -195,8 +195,10 @@ class Searcher(Protocol):
 
     exact: an exact searcher of the same rows; over what the index holds of them, where that is quicker. A searcher may have
     `figures`, a mapping of names to numbers: what people want to know of the index; `advice`, a text: why these rows are better
-    served otherwise, and how, or "" where all is well; and `over(crew)`: itself, with the work of a query divided among threads
-    that are free (`vecdb_index.crew`), which changes no answer.
+    served otherwise, and how, or "" where all is well; `over(crew)`: itself, with the work of a query divided among threads
+    that are free (`vecdb_index.crew`), which changes no answer. Its class may have `search_all(parts, queries, k, floor,
+    control)`: the Hits of several searchers of a field, in less time than one by one. `parts` are tuples of (searcher, effort,
+    allowed); what one finds raises the floor of those after it.
     """
 
     @property

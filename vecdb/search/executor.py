@@ -254,7 +254,10 @@ class Executor:
                 floors.offer(task.queries, found)
             return found
 
-        self._run(tasks, work)
+        threads = self._threads(tasks)
+        if threads == 1 and floors is not None and explain is None:
+            _search_together(tasks, queries, asked, floors)
+        self._run([task for task in tasks if task.result is None], work, threads)
         answer = Answer.of_many(tasks, queries, asked.k) if batch else Answer.of_one(tasks, queries, asked.k)
         if explain is not None:
             explain.parts = [
@@ -354,11 +357,14 @@ class Executor:
         over = getattr(task.searcher, "over", None)
         return task.searcher if over is None or self._crew.pieces(task.cost) < 2 else over(self._crew)
 
-    def _run(self, tasks: list[Task], work: Callable[[Task], FoundRows]) -> None:
-        """All tasks, by this thread and by as many others as are worth waking."""
+    def _threads(self, tasks: list[Task]) -> int:
+        """By how many threads they are best done."""
         # Threads that come back for the interpreter from one short kernel after the other are in each other's way.
         long = [task.cost for task in tasks if task.cost >= _LONG]
-        threads = min(len(long), self._crew.pieces(sum(long)))
+        return max(1, min(len(long), self._crew.pieces(sum(long))))
+
+    def _run(self, tasks: list[Task], work: Callable[[Task], FoundRows], threads: int) -> None:
+        """All tasks, by this thread and as many others as are asked for."""
         if threads > 1:
             tasks = sorted(tasks, key=_by_cost)
         waiting = iter(tasks)  # one for all: whoever is free takes the next
@@ -370,6 +376,20 @@ class Executor:
                 task.seconds = time.perf_counter() - started
 
         self._crew.run(run, threads)
+
+
+def _search_together(tasks: list[Task], queries: Queries, asked: Asked, floors: _Floors) -> None:
+    """The tasks whose searchers can be asked together: by one call for all of a kind, in the place of one for each segment."""
+    kinds: dict[Any, list[Task]] = {}
+    for task in tasks:
+        if hasattr(task.searcher, "search_all"):
+            kinds.setdefault((type(task.searcher), task.queries.start), []).append(task)
+    for (kind, _), mine in kinds.items():
+        some = mine[0].queries
+        parts = [(task.searcher, task.effort, task.allowed) for task in mine]
+        found = kind.search_all(parts, queries[some], asked.k, floors.of(some), asked.control)
+        for task, task.result in zip(mine, found, strict=True):
+            floors.offer(some, task.result)
 
 
 def _plan(part: Part, asked: Asked, total: int, queries: int, question: Any, keep: bool) -> _Planned:

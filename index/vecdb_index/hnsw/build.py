@@ -37,7 +37,7 @@ from ..kernels.distances import prefetch, read_only
 from ..kernels.select import MAX_ROWS, key_in, packed, row_in
 from .params import HNSW
 from .search import HNSWSearcher
-from .walk import insert, look, room_of, walk
+from .walk import insert, look, next_epoch, room_of, walk
 
 _SLACK = np.float32(1.1)  # on squared distances
 _ROOM = 1.3  # links that a row may gather, of its degree, before they are pruned
@@ -289,16 +289,6 @@ def _connect(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
 
 
 @kernel
-def _next(scratch):
-    """The number of the next walk; marks are cleared when numbers run out."""
-    if scratch.epoch[0] == np.uint16(65535):
-        scratch.seen[:] = 0
-        scratch.epoch[0] = 0
-    scratch.epoch[0] += np.uint16(1)
-    return scratch.epoch[0]
-
-
-@kernel
 def _take(graph, row, scratch, place):
     """A row as a query, at kept[place]."""
     kept, about = scratch.kept, scratch.about
@@ -357,8 +347,9 @@ def _prune(graph, row, size, scratch):
 def _search(graph, entries, row, scratch):
     """Walks from a row, which is put at kept[0]; returns the size of the pool, ranked by codes in a byte."""
     _take(graph, row, scratch, 0)
-    mark, one, width, small, met, pool = _next(scratch), np.float32(1), graph.width, graph.small, scratch.met, scratch.pool
-    lists, marks, looked = (*graph.walked, entries), (scratch.seen, mark), (scratch.near, scratch.guess)
+    one, width, small, met, pool = np.float32(1), graph.width, graph.small, scratch.met, scratch.pool
+    marks = scratch.seen, next_epoch(scratch.seen, scratch.epoch)
+    lists, looked = (*graph.walked, entries), (scratch.near, scratch.guess)
     if not small.shape[1]:
         t, none = scratch.about[0, 0], np.float32(0)
         size, _ = walk(scratch.kept, 0, t, one, none, graph.codes, small, *lists, *marks, pool, width, width, 0, *looked)

@@ -43,6 +43,16 @@ def insert(pool, size, limit, entry):
 
 
 @kernel
+def next_epoch(seen, epoch):
+    """The number of the next walk, after epoch[0]; `seen` is cleared when numbers run out."""
+    if epoch[0] == np.uint16(65535):
+        seen[:] = 0
+        epoch[0] = 0
+    epoch[0] += np.uint16(1)
+    return epoch[0]
+
+
+@kernel
 def walk(words, at, t, b, f, codes, small, adj, deg, entries, seen, epoch, pool, limit, ef, wanted, near, guess):
     """Fills the pool with the best `limit` nodes that are found by going on from the best `ef`; returns (size, rows scored).
 
