@@ -88,7 +88,7 @@ class Graph:
         self.factor, self.slack = (np.float32(1), np.float32(1)) if rows.metric == "ip" else (np.float32(2), _SLACK)
         self.degree = min(params.degree, max(1, n - 1))
         self.width = max(params.ef_construction, self.degree)
-        self.adj = np.zeros((n, int(self.degree * _ROOM) + 1), np.uint32)
+        self.adj = by_lines((n, int(self.degree * _ROOM) + 1), np.uint32)
         self.deg = np.zeros(n, np.uint16)
         self.entries = np.zeros(0, np.uint32)  # from which walks begin while it is built; scratch has room for as many
         self.islands = np.zeros(0, np.uint32)  # rows to which no walk from them leads, and so entries of searches, too
@@ -98,6 +98,17 @@ class Graph:
         numbers = len(self.small.steps)
         coded, walked = (self.codes.codes, self.small.codes, numbers), (read_only(self.adj), read_only(self.deg))
         return _Lists(*coded, self.adj, self.deg, walked, self.degree, self.width, self.factor, self.slack)
+
+    def pack(self) -> None:
+        """Gives back the room that rows had for more links than they keep; they move up where they are."""
+        links = self.adj.reshape(-1)
+        _pack(links, len(self.adj), self.adj.shape[1], self.degree)
+        self.adj = links[: len(self.adj) * self.degree].reshape(-1, self.degree)
+
+    def arrays(self) -> Arrays:
+        """To be stored, or to be searched as they are."""
+        entries = np.concatenate([self.entries, self.islands])
+        return {"adj": self.adj, "deg": self.deg, "entries": entries, **self.small.arrays(), **self.codes.arrays()}
 
     def scratch(self) -> _Scratch:
         n, stride = self.codes.codes.shape
@@ -114,9 +125,10 @@ class Graph:
 
 def memory_of(n: int, d: int, params: HNSW, threads: int) -> int:
     """About how many bytes a build takes beside its rows."""
-    row = (int(params.degree * _ROOM) + 1 + params.degree) * 4 + width_of(d) + max(strides_of(d), default=0) + 24
+    row = (int(params.degree * _ROOM) + 1) * 4 + width_of(d) + max(strides_of(d), default=0) + 26
     before = int4.memory_of(d) if n >= LEAST_IN_HALF_BYTES else 0  # and given back
-    return max(before, n * row + threads * (2 * n + params.degree * d * 2)) + (1 << 20)
+    turned = min(n, _most_together(n)) * params.degree * 24
+    return max(before, n * row + turned + threads * (2 * n + params.degree * d * 2)) + (1 << 20)
 
 
 def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress, trial: Trial | None = None) -> Arrays:
@@ -153,11 +165,12 @@ def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress, trial: T
             progress(0.02 + 0.93 * stop / len(order))
         if trial is not None:
             _finish(graph, first, team)
-            trial.run(HNSWSearcher(_arrays(graph), trial.others(rows), params), trial.others(rows))
+            trial.run(HNSWSearcher(graph.arrays(), trial.others(rows), params), trial.others(rows))
             _insert(graph, first, order[len(first) :], team)
         _finish(graph, order, team)
+    graph.pack()
     progress(1.0)
-    return _arrays(graph)
+    return graph.arrays()
 
 
 def _half_bytes(full: Codes, rows: Rows, there: npt.NDArray[np.int64], budget: Budget) -> Int4:
@@ -201,22 +214,20 @@ def _finish(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
     _connect(graph, order, team)
 
 
-def _arrays(graph: Graph) -> Arrays:
-    adj = by_lines((len(graph.adj), graph.degree), np.uint32)
-    adj[:] = graph.adj[:, : graph.degree]
-    entries = np.concatenate([graph.entries, graph.islands])
-    return {"adj": adj, "deg": graph.deg.copy(), "entries": entries, **graph.small.arrays(), **graph.codes.arrays()}
-
-
 def _flags(words: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.bool_]:
     return np.unpackbits(np.ascontiguousarray(words).view(np.uint8), count=n, bitorder="little").view(np.bool_)
+
+
+def _most_together(n: int) -> int:
+    """Rows of a batch."""
+    return max(2000, n // 20)
 
 
 def _batches(n: int) -> Iterator[tuple[int, int]]:
     """Half of what is there while that is little; then a quarter, but never more than a twentieth of all."""
     start = 0
     while start < n:
-        size = max(1, start // 2) if start < 4000 else min(start // 4, max(2000, n // 20))
+        size = max(1, start // 2) if start < 4000 else min(start // 4, _most_together(n))
         yield start, min(n, start + size)
         start += size
 
@@ -260,12 +271,15 @@ def _insert(graph: Graph, before: npt.NDArray[np.int64], batch: npt.NDArray[np.i
         return
     entries = graph.entries[: len(before)]  # they were the first rows of all
     team.run(len(batch), lambda a, b, s: _link(graph.lists, read_only(entries), batch[a:b], s))
-    degrees = graph.deg[batch].astype(np.int64)
-    source = np.repeat(batch, degrees)
-    target = graph.adj[batch][np.arange(graph.adj.shape[1]) < degrees[:, None]].astype(np.int64)
+    degrees = graph.deg[batch]
+    source = np.repeat(batch.astype(np.uint32), degrees)
+    target = graph.adj[batch][np.arange(graph.adj.shape[1]) < degrees[:, None]]
+    if not len(target):
+        return
     by_target = np.argsort(target, kind="stable")
     source, target = source[by_target], target[by_target]
-    first = np.flatnonzero(np.diff(target, prepend=-1))
+    del by_target
+    first = np.flatnonzero(np.append(True, target[1:] != target[:-1]))
     ends = np.append(first, len(target))
     team.run(len(first), lambda a, b, s: _link_back(graph.lists, target[first[a:b]], ends[a : b + 1], source, s))
 
@@ -377,12 +391,12 @@ def _link(graph, entries, batch, scratch):
 def _link_back(graph, targets, ends, source, scratch):
     """Adds to each target the rows that link to it: source[ends[i]:ends[i + 1]]."""
     for i in range(len(targets)):
-        row = targets[i]
+        row = np.int64(targets[i])
         for j in range(ends[i], ends[i + 1]):
             if np.int64(graph.deg[row]) == graph.adj.shape[1]:
                 _repick(graph, row, scratch)
             count = np.int64(graph.deg[row])
-            graph.adj[row, count] = np.uint32(source[j])
+            graph.adj[row, count] = source[j]
             graph.deg[row] = np.uint16(count + 1)
 
 
@@ -403,6 +417,14 @@ def _shorten(graph, some, scratch):
     for i in range(len(some)):
         if np.int64(graph.deg[some[i]]) > graph.degree:
             _repick(graph, some[i], scratch)
+
+
+@kernel
+def _pack(links, n, room, degree):
+    """The first `degree` links of each row, which had `room`, to follow each other."""
+    for row in range(1, n):
+        for j in range(degree):
+            links[row * degree + j] = links[row * room + j]
 
 
 @kernel
