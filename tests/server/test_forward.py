@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from served import Wire
@@ -67,3 +68,15 @@ def test_a_write_is_written_down_once_with_the_peer_who_asked(two: Any) -> None:
     assert sorted(line["request_id"] for line in audited) == sorted(f"mine-{number}" for number in range(10))
     assert all(line["peer"].startswith("ipv4:127.0.0.1") for line in audited)
     assert len({line["pid"] for line in audited}) == 2, "by whichever worker was asked"
+
+
+def test_a_write_that_is_sent_on_counts_once_against_the_rate_of_its_key(two: Any, path: Path) -> None:
+    server, _ = two
+    secret = Keys(path / FILE).create("slow", "write", rate=0.001)[1]
+    told = []
+    for _ in range(12):
+        wire = Wire(f"127.0.0.1:{server.port}", secret)
+        told.append(wire.status("Points/Upsert", rows(1)))
+        wire.close()
+    assert set(told) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert told.count(grpc.StatusCode.OK) == 2, "one by each worker"

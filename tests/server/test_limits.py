@@ -16,6 +16,7 @@ from served import fill, soon
 import vecdb
 from vecdb import Dense, errors
 from vecdb.collection import Collection
+from vecdb.search.executor import Executor
 from vecdb.wire import convert, messages
 
 DOCS = messages.Target(collection="docs")
@@ -148,30 +149,48 @@ def long_search(serving: Any) -> tuple[Any, Any]:
     return served, messages.SearchBatchRequest(target=DOCS, queries=queries, k=10, options=options)
 
 
-def test_a_deadline_stops_the_kernel(long_search: tuple[Any, Any]) -> None:
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How each search that was begun ended, or "" while it goes on."""
+    ends: list[str] = []
+    search = Executor.search
+
+    def watched(*args: Any, **how: Any) -> Any:
+        number = len(ends)
+        ends.append("")
+        try:
+            found = search(*args, **how)
+        except BaseException as error:
+            ends[number] = type(error).__name__
+            raise
+        ends[number] = "found"
+        return found
+
+    monkeypatch.setattr(Executor, "search", watched)
+    return ends
+
+
+def test_a_deadline_stops_the_kernel(long_search: tuple[Any, Any], searches: list[str]) -> None:
     served, request = long_search
     wire = served.wire()
-    began = time.monotonic()
-    assert wire.status("Search/SearchBatch", request, timeout=0.5) is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert wire.status("Search/SearchBatch", request, timeout=1.0) is grpc.StatusCode.DEADLINE_EXCEEDED
     assert served.empty()
-    assert time.monotonic() - began < 4, "the work went on"
+    assert searches in ([], ["DeadlineReached"], ["Cancelled"]), "the work went on"
     assert wire.status("Points/Count", COUNT) is grpc.StatusCode.OK
 
 
-def test_a_cancelled_call_stops_the_kernel(long_search: tuple[Any, Any]) -> None:
+def test_a_cancelled_call_stops_the_kernel(long_search: tuple[Any, Any], searches: list[str]) -> None:
     served, request = long_search
     call = served.wire().begin("Search/SearchBatch", request)
-    assert soon(lambda: served.inside == 1)
-    time.sleep(0.3)
+    assert soon(lambda: searches == [""])
     call.cancel()
-    began = time.monotonic()
     assert served.empty()
-    assert time.monotonic() - began < 4, "the work went on"
+    assert searches == ["Cancelled"], "the work went on"
 
 
 @pytest.mark.parametrize("hours", [-1000, 1000])
 def test_a_clock_that_jumps_breaks_no_deadline(
-    long_search: tuple[Any, Any], hours: int, monkeypatch: pytest.MonkeyPatch
+    long_search: tuple[Any, Any], hours: int, searches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served, request = long_search
     short = messages.SearchBatchRequest()
@@ -183,11 +202,10 @@ def test_a_clock_that_jumps_breaks_no_deadline(
     assert soon(lambda: served.inside == 2)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600 * hours)
-    began = time.monotonic()
     assert len(messages.SearchBatchReply.FromString(finished.result()).lengths) == 400
     assert stopped.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert served.empty()
-    assert time.monotonic() - began < 20
+    assert "found" in searches and len(searches) == 1 + len({"DeadlineReached", "Cancelled"} & set(searches))
 
 
 # -- the end -------------------------------------------------------------------------------------------------

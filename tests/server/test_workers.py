@@ -16,8 +16,10 @@ import pytest
 from served import Wire, soon
 
 import vecdb
-from vecdb import Dense
+from vecdb import Dense, errors
+from vecdb.server.config import Config
 from vecdb.server.keys import FILE, Keys
+from vecdb.server.workers import Supervisor
 from vecdb.wire import messages
 
 
@@ -144,6 +146,34 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_worker_that_is_stopped_does_not_keep_the_figures_of_the_others(process: Any, clients: Any) -> None:
+    server = process("--workers", "2", "--metrics-port", "0")
+    clients(server.port, 1)[0].create_collection("docs", Dense(4))
+    reader = workers_of(server.pid)["reader"]
+
+    def told() -> set[str]:
+        return {line.split('worker="')[1][0] for line in metrics(server).splitlines() if "worker=" in line}
+
+    assert told() == {"0", "1"}
+    os.kill(reader, signal.SIGSTOP)
+    try:
+        assert told() == told() == {"0"}
+    finally:
+        os.kill(reader, signal.SIGCONT)
+    assert soon(lambda: told() == {"0", "1"})
+
+
+def test_a_port_that_another_server_has_is_refused_and_not_shared(process: Any, clients: Any, tmp_path: Path) -> None:
+    server = process("--workers", "2")
+    clients(server.port, 1)[0].create_collection("docs", Dense(4))
+    told = Config(db=str(tmp_path / "other"), port=server.port, workers=2)
+    with pytest.raises(errors.StorageError, match=f"{server.port} cannot be listened on; is another server there"):
+        Supervisor(told)
+    assert not (tmp_path / "other").exists()
+    for _ in range(8):
+        assert clients(server.port, 1)[0].collections() == ["docs"]
 
 
 @pytest.mark.slow

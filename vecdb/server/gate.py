@@ -103,7 +103,7 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
     """See above."""
 
     def __init__(self, config: Config, keys: Keys, metrics: telemetry.Metrics, *, inner: bool = False) -> None:
-        """inner: calls that come by a socket of this machine are sent on by other workers, whose gates wrote them down."""
+        """inner: what comes by a socket of this machine was sent on by other workers, whose gates counted and noted it."""
         self._config, self._keys, self._metrics, self._inner = config, keys, metrics, inner
         self._buckets = Buckets()
         self._lock = threading.Lock()
@@ -245,6 +245,8 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
             (self._watched if kind == "probes" else self._calls).add(call)
 
     def _check_rate(self, call: Call) -> None:
+        if self._is_sent_on(call):
+            return
         wait = self._buckets.take(call.key)
         if wait:
             self._metrics.shed.labels("rate").inc()
@@ -293,10 +295,14 @@ class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
         code = "OK" if failed is None else _code(failed).name
         self._metrics.seen(call, code, time.perf_counter() - call.began)
         writes = writes or (call.method.startswith("Admin/") and call.method != "Admin/Hello")
-        if writes and not (self._inner and call.context.peer().startswith("unix:")):
+        if writes and not self._is_sent_on(call):
             audit.info(call.method, extra=self._fields(call, code))
         if self._config.log_requests or time.perf_counter() - call.began > self._config.slow:
             log.info(call.method, extra=self._fields(call, code))
+
+    def _is_sent_on(self, call: Call) -> bool:
+        """By another worker."""
+        return self._inner and call.context.peer().startswith("unix:")
 
     def _fields(self, call: Call, code: str) -> dict[str, Any]:
         return {

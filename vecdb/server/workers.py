@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -36,6 +37,7 @@ from .probes import Probes
 
 log = logging.getLogger("vecdb.server")
 _START = 60.0  # seconds for a worker to say that it serves
+_PATIENCE = 2.0  # seconds for its figures
 _QUICK = 1.0  # one that ended sooner than that is started anew after a pause
 _PAUSE = 1.0
 
@@ -52,37 +54,45 @@ class Worker:
             [sys.executable, "-m", "vecdb.server.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self.started = time.monotonic()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._owed = 0  # answers to questions for which nobody waits any more
+        threading.Thread(target=self._listen, name=f"vecdb-answers-{number}", daemon=True).start()
         with contextlib.suppress(OSError):  # it has ended already, which `wait_ready` tells
             self._say(json.dumps(told))
 
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._answers.put(json.loads(line))
+        self._answers.put(None)
+
     def wait_ready(self) -> None:
         """Raises the error with which it ended."""
-        told = self._answer()
+        told = self._answers.get()
         if told is None or "error" in told:
             self.process.wait(_START)
             raise StorageError((told or {}).get("error") or f"worker {self.number} ended with {self.process.returncode}")
         self._ready = True
 
     def ask(self, question: str) -> Any:
-        """None when it is not there, or not yet."""
+        """None when it is not there, or not yet, or does not answer."""
         if not self._ready:
             return None
-        with self._lock:
-            try:
-                self._say(question)
-                return self._answer()
-            except (OSError, ValueError):
-                return None
+        with self._lock, contextlib.suppress(OSError, ValueError, queue.Empty):
+            while self._owed:
+                self._answers.get_nowait()
+                self._owed -= 1
+            self._say(question)
+            self._owed += 1
+            answer = self._answers.get(timeout=_PATIENCE)
+            self._owed -= 1
+            return answer
+        return None
 
     def _say(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
 
     def end(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -104,9 +114,7 @@ class Supervisor:
         self._reserved: socket.socket | None = None
         self._workers: list[Worker] = []
         try:
-            if config.port == 0:
-                config = replace(config, port=self._reserve(config.host))
-            self.config = config
+            self.config = config = replace(config, port=self._reserve(config.host, config.port))
             for number in range(config.workers):
                 worker = Worker(config, number, self._inner, bool(self._keys))
                 self._workers.append(worker)
@@ -122,13 +130,22 @@ class Supervisor:
         for watcher in self._watchers:
             watcher.start()
 
-    def _reserve(self, host: str) -> int:
-        """A free port, bound so that nobody else gets it, and not listened on."""
-        self._reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._reserved.bind((host, 0))
-        port: int = self._reserved.getsockname()[1]
-        return port
+    def _reserve(self, host: str, port: int) -> int:
+        """The port, or a free one for 0, bound and not listened on, so that nobody else gets it.
+
+        Raises StorageError where somebody has it: workers share theirs with whoever else lets them, and callers with it.
+        """
+        place, family = host.strip("[]"), socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._reserved = socket.socket(family)
+        try:
+            with socket.socket(family) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # though connections of before are not forgotten
+                alone.bind((place, port))
+            self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._reserved.bind((place, port))
+        except OSError as error:
+            raise StorageError(f"{host}:{port} cannot be listened on; is another server there? ({error.strerror})") from None
+        return int(self._reserved.getsockname()[1])
 
     @property
     def port(self) -> int:
