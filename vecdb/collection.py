@@ -9,26 +9,20 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vecdb_index.contract import Cancelled, DeadlineReached, Queries
 from vecdb_index.contract import Overloaded as TooMany
-from vecdb_storage.ahead import Ahead
-from vecdb_storage.batch import Batch
 from vecdb_storage.column_build import prepare
 from vecdb_storage.ids import Id
-from vecdb_storage.once import Token
 from vecdb_storage.payloads import parse
-from vecdb_storage.snapshot import Part, SegmentPart, Snapshot
+from vecdb_storage.snapshot import SegmentPart, Snapshot
 from vecdb_storage.store import Store
-from vecdb_storage.ulid import series
 from vecdb_storage.vacuum import Vacuumed
-from vecdb_storage.vectors import SparseVectors
 from vecdb_storage.verify import Report
 
 from . import errors
@@ -54,10 +48,10 @@ from .arguments import (
     is_texts,
 )
 from .errors import Closed, DeadlineExceeded, InvalidInput, InvalidPayload, NotFound, PoorlyServed, ReadOnly, VecdbError
-from .filters import Expression, F
+from .filters import Expression
 from .filters import parse as parse_filter
 from .hits import BatchHits, Group, Hit, Hits, check_places
-from .info import IndexInfo, Info
+from .info import Info
 from .points import (
     Point,
     batch_from_arrays,
@@ -65,21 +59,22 @@ from .points import (
     checked_ids,
     checked_queries,
     checked_token,
-    chunks_of,
-    ids_of_first,
-    only_field,
-    token_of,
+    field_named,
 )
 from .schema import Field, checked_field, checked_index, field_from_json
 from .search import bitmaps, stopping, whole
 from .search.calibrate import Report as RecallReport
 from .search.fuse import How, depth, fused
-from .search.indexes import advice_of, figures_of, why_auto
-from .search.keys import score_of, scores_of, within
+from .search.grouping import grouped
+from .search.indexes import advice_of
+from .search.keys import scores_of
 from .search.plan import Explained, HybridPlan, Plan
 from .search.planner import Asked
-from .sparse import SparseVector, centred, one_of
+from .shape import Shape, WithPayload, WithVectors, vector_at
+from .sparse import centred, one_of
+from .upkeep.figures import info_of
 from .upkeep.verifying import index_problems
+from .writes import Prepared, call_of, write_chunks, written_before
 
 if TYPE_CHECKING:
     from .embed import Embedding
@@ -88,60 +83,8 @@ if TYPE_CHECKING:
     from .upkeep.indexing import Indexer
     from .upkeep.probing import Prober
 
-WithPayload = bool | Literal["json"]
 DEFAULT_RECALL = 0.95
 _FEWEST_QUERIES = 20  # that a calibration can be made of
-
-
-@dataclass
-class Prepared:
-    """A batch that is checked, and whose vectors may be on their way to disk. Belongs to one thread at a time."""
-
-    store: Store
-    uuid: bytes
-    batch: Batch
-    ahead: Ahead
-    made: bool = False  # the ids were, since none were given
-
-    def commit(
-        self,
-        *,
-        insert: bool = False,
-        checkpoints: Mapping[bytes, bytes | None] | None = None,
-        token: bytes | None = None,
-    ) -> int:
-        """One commit: the points, and how far a loader is, so that it can be resumed. Returns how many points were replaced.
-
-        checkpoints: token of at most 400 bytes -> value, or None to take it away. Raises as `upsert` and `insert`.
-        token: as in `upsert`, and shared with it: what one of them has applied is a repetition to the other.
-        """
-        try:
-            once = checked_token(token, _call(insert), self.uuid)
-            if once is not None:
-                once = token_of(once, self.batch.keys, self.batch.keys if self.made else ())
-            replaced = self.store.write(
-                self.uuid,
-                self.batch,
-                insert=insert,
-                ahead=self.ahead,
-                checkpoints=checked_checkpoints(checkpoints or {}),
-                token=once,
-            )
-            if once is not None and self.made:
-                kept = self.store.kept(once)
-                self.batch = replace(self.batch, keys=ids_of_first(once, kept, self.batch.keys, self.batch.keys))
-            return replaced
-        finally:
-            self.ahead.release()
-
-    @property
-    def ids(self) -> list[Id]:
-        """Of the points, in order; after a commit that was a repetition, those of the first."""
-        return list(self.batch.keys)
-
-    def release(self) -> None:
-        """It is not wanted any more; nothing of it is left. Harmless when committed."""
-        self.ahead.release()
 
 
 class Collection:
@@ -202,12 +145,12 @@ class Collection:
         self, points: Any, ids: Any, vectors: Any, payloads: Any, texts: Any, token: bytes | None, *, insert: bool
     ) -> list[Id]:
         store = self._writable()
-        once = checked_token(token, _call(insert), self._uuid)
+        once = checked_token(token, call_of(insert), self._uuid)
         fields = self._fields(store.state(self._uuid).schema)
         if points is None:
             if once is not None:
                 given = None if ids is None else checked_ids(ids)
-                first = self._first(once, given)
+                first = written_before(store, once, given)
                 if first is not None:  # neither embedded nor checked again
                     return first
                 ids = ids if isinstance(ids, np.ndarray) else given
@@ -220,33 +163,14 @@ class Collection:
             prepared.commit(insert=insert, token=token)
             return prepared.ids
         check_columns_alone(ids, vectors, payloads, texts)
-        points = checked_points(points)
         written: list[Id] = []
         try:
-            for part, chunk in enumerate(chunks_of(points, fields)):
-                batch, made = chunk(fields)
-                if once is None:
-                    store.write(self._uuid, batch, insert=insert)
-                    written += batch.keys
-                else:
-                    one = token_of(once, batch.keys, made, part)
-                    store.write(self._uuid, batch, insert=insert, token=one)
-                    written += ids_of_first(one, store.kept(one) if made else None, batch.keys, made)
+            for ids in write_chunks(store, self._uuid, fields, checked_points(points), once, insert=insert):
+                written += ids
         except VecdbError as error:
             error.applied = len(written)
             raise
         return written
-
-    def _first(self, once: Token, ids: list[Id] | None) -> list[Id] | None:
-        """The ids that the first call with this token returned, if there was one. ids: those that are given now."""
-        kept = self._store.kept(once if ids is None else token_of(once, ids, ()))
-        if kept is None:
-            return None
-        if ids is not None:
-            return list(ids)
-        if kept.made is None:
-            raise once.refused(f"{once.call} of points with ids")
-        return [*series(*kept.made)]
 
     def prepare(self, ids: Any, vectors: Any, payloads: Any) -> Prepared:
         """Columns as in `upsert`, checked and if large on their way to disk, to be committed or released. For loaders.
@@ -392,7 +316,7 @@ class Collection:
         once = checked_token(token, "set_index" if field is None else f"set_index of {field!r}", self._uuid)
         if once is not None and self._writable().kept(once) is not None:
             return
-        name = self._field_name(self._fields(self._writable().state(self._uuid).schema), field)
+        name = field_named(self._fields(self._writable().state(self._uuid).schema), field)
         chosen = checked_index(index)
 
         def change(schema: dict[str, Any]) -> dict[str, Any]:
@@ -403,7 +327,7 @@ class Collection:
 
     def rebuild_index(self, field: str | None = None) -> None:
         """Builds the indexes of a field anew, in the background; those that are there serve until then."""
-        name = self._field_name(self._fields(self._writable().state(self._uuid).schema), field)
+        name = field_named(self._fields(self._writable().state(self._uuid).schema), field)
         assert self._indexer is not None
         self._indexer.rebuild(self._uuid, name)
 
@@ -446,9 +370,9 @@ class Collection:
         snapshot = self._snapshot()
         single = isinstance(ids, int | str)
         keys = asked_ids([ids] if single else ids)
+        shape = self._shape(snapshot, with_payload, with_vectors)
         return [
-            None if place is None else self._point(key, *place, with_vectors, with_payload)
-            for key, place in zip(keys, snapshot.find(keys), strict=True)
+            None if place is None else shape.point(key, *place) for key, place in zip(keys, snapshot.find(keys), strict=True)
         ]
 
     def count(self, where: Where = None) -> int:
@@ -464,27 +388,8 @@ class Collection:
     ) -> Iterator[Point]:
         """All points that match, in the order in which they were last written, as of the moment of the call."""
         limit = checked_limit(limit)
-        snapshot = self._snapshot()
-        expression = parse_filter(where)
-        self._checked_fields(with_vectors)
-        return self._scroll(snapshot, expression, with_vectors, with_payload, limit)
-
-    def _scroll(
-        self, snapshot: Snapshot, where: Expression | None, with_vectors: bool, with_payload: WithPayload, limit: int | None
-    ) -> Iterator[Point]:
-        passing: dict[int, Any] = {}
-        left = limit if limit is not None else snapshot.count
-        for part, rows in snapshot.in_order():
-            if where is not None:
-                if id(part) not in passing:
-                    passing[id(part)] = bitmaps.flags(bitmaps.passing(part, where), part.rows)
-                rows = rows[passing[id(part)][rows]]
-            rows = rows[: max(0, left)]
-            left -= len(rows)
-            for start in range(0, len(rows), 1024):
-                run = rows[start : start + 1024]
-                for key, row in zip(part.keys(run), run.tolist(), strict=True):
-                    yield self._point(key, part, row, with_vectors, with_payload)
+        snapshot, expression = self._snapshot(), parse_filter(where)
+        return self._shape(snapshot, with_payload, with_vectors).scroll(snapshot, expression, limit)
 
     def sample(
         self,
@@ -497,20 +402,8 @@ class Collection:
     ) -> list[Point]:
         """`count` points at random, or all where there are fewer; the same ones for the same seed and commit."""
         count = checked_k(count, "count")
-        self._checked_fields(with_vectors)
         snapshot, expression = self._snapshot(), parse_filter(where)
-        rows = [bitmaps.rows_of(bitmaps.allowed(part, expression), part.rows) for part in snapshot.parts]
-        total = sum(map(len, rows))
-        chosen = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
-        points, before = [], 0
-        for part, here in zip(snapshot.parts, rows, strict=True):
-            picked = here[chosen[np.searchsorted(chosen, before) : np.searchsorted(chosen, before + len(here))] - before]
-            keys = part.keys(picked)
-            points += [
-                self._point(key, part, row, with_vectors, with_payload) for key, row in zip(keys, picked.tolist(), strict=True)
-            ]
-            before += len(here)
-        return points
+        return self._shape(snapshot, with_payload, with_vectors).sample(snapshot, expression, count, seed)
 
     def search(
         self,
@@ -542,11 +435,11 @@ class Collection:
         `hits.plan`. timeout: seconds. Raises DimensionMismatch, InvalidVector, InvalidFilter, InvalidInput, Corruption,
         DeadlineExceeded.
         """
-        self._checked_fields(with_vectors)
+        shape = self._shape(self._snapshot(), with_payload, with_vectors)
         check_threshold(score_threshold)
         if group_by is not None:
             check_ungrouped(score)
-            return self._grouped(query, k, where, field, score_threshold, group_by, group_size, with_payload, with_vectors)
+            return self._grouped(query, k, where, field, score_threshold, group_by, group_size, shape)
         started = time.perf_counter()
         if field is None and isinstance(query, str):
             field = self.embedding.field
@@ -554,7 +447,7 @@ class Collection:
         found, declared, plan = self._search(
             vector, k, where, field, recall, exact, explain, started, timeout=timeout, score=score, least=score_threshold
         )
-        hits = self._hits(found[0], declared, score_threshold, with_payload, with_vectors)
+        hits = shape.hits(found[0], declared, score_threshold)
         hits.plan = plan
         if plan is not None:
             plan.stages["payloads"] = 1000 * (time.perf_counter() - started) - sum(plan.stages.values())
@@ -583,7 +476,7 @@ class Collection:
         started = time.perf_counter()
         if isinstance(queries, str):
             raise InvalidInput("give a list of texts; for a single one use search")
-        self._checked_fields(with_vectors)
+        shape = self._shape(self._snapshot(), with_payload, with_vectors)
         check_threshold(score_threshold)
         if field is None and is_texts(queries):
             field = self.embedding.field
@@ -603,7 +496,7 @@ class Collection:
         ids[:, :width][kept] = found.ids[kept]
 
         def hits_of(at: int) -> Hits:
-            return self._hits(found[at], declared, score_threshold, with_payload, with_vectors)
+            return shape.hits(found[at], declared, score_threshold)
 
         lengths = kept.sum(axis=1)
         return BatchHits(ids, scores, lengths, hits_of, lambda: found.payloads(lengths.tolist()), plan)
@@ -630,9 +523,9 @@ class Collection:
         The best 100 hits of each field, or three times k, take part. explain: fills `hits.plan`, a HybridPlan. Raises as
         `search`.
         """
-        self._checked_fields(with_vectors)
         asked, shares = checked_fusion(queries, fuse, weights)
         k, started, snapshot = checked_k(k), time.perf_counter(), self._snapshot()
+        shape = self._shape(snapshot, with_payload, with_vectors)
         ready = {name: self._query_vectors(query, name) for name, query in asked.items()}
         found = {
             name: self._search(
@@ -643,7 +536,7 @@ class Collection:
         lists = {name: answer[0] for name, (answer, _, _) in found.items()}
         plans = [plan for _, _, plan in found.values() if plan is not None]
         return Hits(
-            [self._hit(Hit(one.id, score), one, with_payload, with_vectors) for score, one in fused(lists, fuse, shares, k)],
+            [shape.hit(Hit(one.id, score), one) for score, one in fused(lists, fuse, shares, k)],
             HybridPlan(fuse, dict(shares), plans) if explain else None,
         )
 
@@ -659,7 +552,7 @@ class Collection:
             raise InvalidInput(f"give at least {_FEWEST_QUERIES} queries; {len(vectors)} say too little")
         store, snapshot = self._writable(), self._snapshot()
         fields = self._fields(snapshot.schema)
-        name = self._field_name(fields, field)
+        name = field_named(fields, field)
         ids = None if truth is None else self._checked_truth(truth, len(vectors), snapshot)
         curves = whole.of_queries(self._executor, snapshot, name, vectors, ids)
         if ids is None:
@@ -708,7 +601,7 @@ class Collection:
         positive, negative = checked_examples(positive, negative, options)
         snapshot = self._snapshot()
         fields = self._fields(snapshot.schema)
-        name = self._field_name(fields, field)
+        name = field_named(fields, field)
         wanted = self._examples(snapshot, fields[name], name, positive)
         query = centred(wanted, self._examples(snapshot, fields[name], name, negative))
         examples = {e for e in (*positive, *negative) if isinstance(e, int | str)}
@@ -721,7 +614,7 @@ class Collection:
         for example in examples:
             if isinstance(example, int | str) and not isinstance(example, bool):
                 place = snapshot.find(asked_ids([example]))[0]
-                vector = None if place is None else _vector(*place, name)
+                vector = None if place is None else vector_at(*place, name)
                 if vector is None:
                     raise NotFound(f"example {example!r} does not exist or has no vector in field {name!r}")
             else:
@@ -734,49 +627,10 @@ class Collection:
 
     def info(self) -> Info:
         """Figures about the collection, as of now."""
-        state = self._open_store().state(self._uuid)
         snapshot = self._snapshot()
-        segments = [part for part in snapshot.parts if isinstance(part, SegmentPart)]
-        memtable = [part for part in snapshot.parts if not isinstance(part, SegmentPart)]
         fields = self._fields(snapshot.schema)
-        return Info(
-            name=state.name,
-            rows=snapshot.count,
-            dead=sum(part.rows for part in snapshot.parts) - snapshot.count,
-            segments=len(segments),
-            memtable_rows=sum(part.live_rows for part in memtable),
-            bytes=sum(part.segment.file.size for part in segments),
-            seq=snapshot.seq,
-            fields=fields,
-            ids=snapshot.schema.get("ids"),
-            encoder=(snapshot.schema.get("embed") or {}).get("name"),
-            indexes={name: self._index_info(name, declared, segments, snapshot) for name, declared in fields.items()},
-            flush_error=None if self._store.flusher.error is None else str(self._store.flusher.error),
-        )
-
-    def _index_info(self, name: str, declared: Field, segments: list[SegmentPart], snapshot: Snapshot) -> IndexInfo:
-        mine = self._measured(snapshot, name)
-        indexed = [part for part in segments if name in part.indexes]
-        files = [part.segment.index(part.indexes[name]) for part in indexed]
-        arrays: Counter[str] = Counter()
-        for file in files:
-            arrays.update({each: file.unchecked(each).nbytes for each in file.names()})
-        largest = max(indexed, key=lambda part: part.rows, default=None)
-        building = None if self._indexer is None else self._indexer.share_of(self._uuid, name)
-        return IndexInfo(
-            why=why_auto(declared, max((part.rows for part in segments), default=0)),
-            segments=len(indexed),
-            rows=sum(part.rows for part in indexed),
-            bytes=sum(file.size for file in files),
-            building=None if building is None else round(building[1], 3),
-            paused=self._indexer is not None and self._indexer.paused,
-            error=None if self._indexer is None else self._indexer.error_of(self._uuid, name),
-            calibrated=None if mine is None else mine.rows,
-            outgrown=mine is not None and mine.outgrown_by(snapshot, name),
-            probed=None if self._prober is None else self._prober.of(self._uuid, name),
-            arrays=dict(arrays),
-            figures={} if largest is None else figures_of(largest, name),
-            advice="" if largest is None else advice_of(largest, name),
+        return info_of(
+            self._store, self._uuid, snapshot, fields, lambda name: self._measured(snapshot, name), self._indexer, self._prober
         )
 
     def verify(self, *, repair: bool = False, progress: Callable[[int, int], None] | None = None) -> Report:
@@ -844,20 +698,8 @@ class Collection:
             self._parsed = kept
         return kept[1]
 
-    def _checked_fields(self, names: bool | Sequence[str]) -> None:
-        """with_vectors= names fields that there are."""
-        if names is not True and names is not False:
-            fields = self._fields(self._snapshot().schema)
-            for name in [names] if isinstance(names, str) else names or ():
-                self._field_name(fields, name)
-
-    @staticmethod
-    def _field_name(fields: Mapping[str, Field], name: str | None) -> str:
-        if name is None:
-            return only_field(fields)
-        if name not in fields:
-            raise InvalidInput(f"no such field; this collection has {', '.join(fields)}", field=name)
-        return name
+    def _shape(self, snapshot: Snapshot, with_payload: WithPayload, with_vectors: WithVectors) -> Shape:
+        return Shape.of(self._fields(snapshot.schema), with_payload, with_vectors)
 
     def _matching(self, snapshot: Snapshot, where: Where) -> list[Id]:
         expression = parse_filter(where)
@@ -876,7 +718,7 @@ class Collection:
         if not batch and isinstance(queries, np.ndarray) and queries.ndim == 1 and queries.dtype.kind in "fiu":
             queries, batch = queries[None, :], True
         fields = self._fields(self._snapshot().schema)
-        name = self._field_name(fields, field)
+        name = field_named(fields, field)
         return checked_queries(queries if batch else [queries], fields[name], name)
 
     def _search(
@@ -902,7 +744,7 @@ class Collection:
         expression = parse_filter(where)
         snapshot = self._snapshot() if snapshot is None else snapshot
         fields = self._fields(snapshot.schema)
-        name = self._field_name(fields, field)
+        name = field_named(fields, field)
         told = Explained() if explain else None
         planned = time.perf_counter()
         # No more than there are, so that buffers fit the answer and not the wish.
@@ -945,104 +787,19 @@ class Collection:
         )  # fmt: skip
         return found, fields[name], plan
 
-    def _hits(
-        self, found: list[Found], declared: Field, threshold: float | None, with_payload: WithPayload, with_vectors: Any
-    ) -> Hits:
-        reported = bool(found) and found[0].reported is not None
-        if threshold is not None and not reported:  # of those that are, what is below was left out
-            found = within(found, declared, threshold)
-        if reported:
-            hits = [Hit(each.id, each.reported or 0.0, label=each.label) for each in found]
-        elif declared.metric == "cosine":  # the usual metric, without a call for each hit; see score_of
-            hits = [Hit(each.id, min(1.0, max(-1.0, each.key))) for each in found]
-        else:
-            hits = [Hit(each.id, score_of(each.key, declared)) for each in found]
-        if with_payload or with_vectors:
-            for hit, each in zip(hits, found, strict=True):
-                self._hit(hit, each, with_payload, with_vectors)
-        return Hits(hits)
-
-    def _hit(self, hit: Hit, found: Found, with_payload: WithPayload, with_vectors: Any) -> Hit:
-        """A hit with what is asked for."""
-        if with_payload:
-            hit.payload = _payload(found.part, found.row, with_payload)
-        if with_vectors:
-            hit.vectors = self._vectors(found.part, found.row, with_vectors)
-        return hit
-
-    def _vectors(self, part: Part, row: int, names: bool | Sequence[str]) -> dict[str, Any]:
-        fields = self._fields(self._snapshot().schema)
-        wanted = fields if names is True else [names] if isinstance(names, str) else names or ()
-        vectors = {name: _vector(part, row, name) for name in wanted}
-        return {name: vector for name, vector in vectors.items() if vector is not None}
-
-    def _point(self, key: Id, part: Part, row: int, with_vectors: Any, with_payload: WithPayload) -> Point:
-        payload = _payload(part, row, with_payload) if with_payload else None
-        return Point(key, self._vectors(part, row, with_vectors) if with_vectors else {}, payload)
-
     def _grouped(
-        self, query: Any, k: int, where: Where, field: str | None, threshold: float | None, path: str, size: int,
-        with_payload: WithPayload, with_vectors: Any,
-    ) -> list[Group]:  # fmt: skip
-        """The k groups with the best hits. Finds the groups first, each pass without those found; then fills each.
-
-        Points whose value at `path` is missing, null, an array or an object belong to no group.
-        """
+        self, query: Any, k: int, where: Where, field: str | None, threshold: float | None, path: str, size: int, shape: Shape
+    ) -> list[Group]:
+        """See `search.grouping`."""
         k, size = checked_k(k), checked_k(size, "group_size")
         path = checked_group_by(path)
         vector, expression = self._query_vectors(query, field), parse_filter(where)
-        values: list[Any] = []
-        fetch, total = 4 * k, self.count(expression)
-        while len(values) < k:
-            without = F(path).in_(values) if values else None
-            found, declared, _ = self._search(
-                vector, min(fetch, max(total, 1)), expression, field, None, True, False, 0.0, without
-            )
-            for hit in found[0]:
-                value = _value_at(parse(hit.part.payload(hit.row)), path)
-                known = any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
-                if value is not None and not known and len(values) < k:
-                    values.append(value)
-            if len(found[0]) < fetch:
-                break
-            fetch *= 2
-        groups = []
-        for value in values:
-            mine = F(path) == value
-            within = mine if expression is None else expression & mine
-            found, declared, _ = self._search(vector, size, within, field, None, True, False, 0.0)
-            hits = self._hits(found[0], declared, threshold, with_payload, with_vectors)
-            if hits:
-                groups.append(Group(value, hits))
-        return groups
+        fields = self._fields(self._snapshot().schema)
+        declared = fields[field_named(fields, field)]
 
+        def search(k: int, where: Expression | None, without: Expression | None) -> list[Found]:
+            return self._search(vector, k, where, field, None, True, False, 0.0, without)[0][0]
 
-def _payload(part: Part, row: int, wanted: WithPayload) -> Any:
-    """A payload, as it is asked for."""
-    stored = part.payload(row)
-    return stored if wanted == "json" else parse(stored) or {}
-
-
-def _value_at(payload: Any, path: str) -> Any:
-    """A value that can name a group, or None."""
-    from .filters import split_path
-
-    for key in split_path(path):
-        if not isinstance(payload, dict) or key not in payload:
-            return None
-        payload = payload[key]
-    return payload if isinstance(payload, str | int | float | bool) else None
-
-
-def _vector(part: Part, row: int, name: str) -> Any:
-    """A copy of one stored vector, an ndarray or a SparseVector, or None where the point lacks the field."""
-    stored = part.field(name)
-    if stored is None or (stored.present is not None and not int(stored.present[row >> 6]) >> (row & 63) & 1):
-        return None
-    vector = stored.vectors[row]
-    return SparseVector.of(vector) if isinstance(vector, SparseVectors) else vector.copy()
-
-
-def _call(insert: bool) -> str:
-    """What a token is used for."""
-    return "insert" if insert else "upsert"
+        return grouped(
+            search, lambda found: shape.hits(found, declared, threshold), k, size, path, expression, self.count(expression)
+        )

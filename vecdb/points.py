@@ -415,6 +415,15 @@ def only_field(fields: Mapping[str, Field]) -> str:
     raise InvalidInput(f"name the field, one of {', '.join(fields)}")
 
 
+def field_named(fields: Mapping[str, Field], name: str | None) -> str:
+    """The field that is meant; None for the only one. Raises InvalidInput."""
+    if name is None:
+        return only_field(fields)
+    if name not in fields:
+        raise InvalidInput(f"no such field; this collection has {', '.join(fields)}", field=name)
+    return name
+
+
 def _count(values: Any) -> int:
     """How many rows there are; SciPy's sparse matrices have no length."""
     return int(values.shape[0]) if hasattr(values, "tocsr") else len(values)

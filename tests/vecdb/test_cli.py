@@ -353,7 +353,7 @@ INTERRUPTED = """
 import os, signal
 from vecdb.cli import main
 from vecdb.index import Seismic
-from vecdb.collection import Prepared
+from vecdb.writes import Prepared
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which those that are started in the background ignore
 left, whole = 20, Prepared.commit
 def commit(self, *args, **kwargs):

@@ -38,7 +38,7 @@ def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> 
 
 
 class RemotePrepared:
-    """As `vecdb.collection.Prepared`."""
+    """As `vecdb.writes.Prepared`."""
 
     def __init__(self, remote: Prepared) -> None:
         self._remote, self.batch = remote, remote.batch

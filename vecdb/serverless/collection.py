@@ -24,7 +24,7 @@ from vecdb_storage.payloads import parse
 
 from .. import errors
 from ..arguments import Where, check_threshold, checked_k, checked_recall, checked_timeout, is_texts
-from ..collection import DEFAULT_RECALL, WithPayload
+from ..collection import DEFAULT_RECALL
 from ..errors import Closed, Corruption, DeadlineExceeded, InvalidInput, NotFound, ReadOnly, Unsupported
 from ..filters import parse as parse_filter
 from ..hits import BatchHits, Hit, Hits, check_places
@@ -37,6 +37,7 @@ from ..search.executor import Answer, Found, Task
 from ..search.keys import score_of, scores_of, within
 from ..search.plan import PartPlan, Plan, Transfer
 from ..search.planner import Asked, effort_of, lead_of
+from ..shape import WithPayload
 from .cache import LIMIT, RangeCache, cache_folder
 from .layout import MANIFEST, block_bytes, read_manifest
 from .reader import THREADS, ObjectReader
