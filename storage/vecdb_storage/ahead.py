@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from . import growing
 from .batch import LEVEL0_BYTES, Batch, FieldRows
-from .growing import Placing
+from .growing import DONE, Placing
 from .segment import Segment, SegmentWriter
 from .ulid import ulid
 
@@ -133,4 +133,5 @@ class Ahead:
             self._store.growing.release(self._uuid, placing)
         if self._writer is not None and self._writing is not None:
             self._writing.exception()
+            self._writing = DONE  # as in `growing.release`
             self._writer.abandon()

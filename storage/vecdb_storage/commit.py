@@ -375,7 +375,11 @@ class CommitQueue:
             if request.next is not None:
                 request.next.turn.release()
         if request.error is not None:
-            raise request.error
+            error, request.error = request.error, None
+            try:
+                raise error
+            finally:
+                del error  # its trace holds this frame: see `errors.without_trace`
         return request.result
 
     def _withdraw(self, request: Request) -> None:
@@ -428,8 +432,11 @@ class CommitQueue:
             request.finished, request.next = True, after
         if successor is not None:
             successor.turn.release()
-        if failure is not None and not isinstance(failure, VecdbError):
-            raise failure
+        try:
+            if failure is not None and not isinstance(failure, VecdbError):
+                raise failure
+        finally:
+            del failure  # as in `submit`
 
     def _gather(self) -> None:
         """When writers have been coming together, waits a moment for those that are on their way.

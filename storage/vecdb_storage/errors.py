@@ -19,7 +19,11 @@ class VecdbError(Exception):
 
 
 def without_trace(error: VecdbError) -> VecdbError:
-    """An error to keep: its trace would keep alive what the frames held, files that are mapped among it."""
+    """An error to keep: its trace would keep alive what the frames held, files that are mapped among it.
+
+    Of an error that is raised, no frame in its trace may hold it for the same reason, itself or in something else: frames and
+    error would wait for Python's collector together, and a full disk for the room of files that were deleted.
+    """
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
 

@@ -77,6 +77,10 @@ class Extent:
             files.close(fd)
 
 
+DONE: Future[None] = Future()
+DONE.set_result(None)
+
+
 class Placing:
     """Vectors (n, d) on their way to a growing file, which one thread writes while another does what it can without them.
 
@@ -267,6 +271,7 @@ class GrowingFiles:
     def release(self, uuid: bytes, placing: Placing) -> None:
         """The batch of an extent was committed or refused."""
         placing.written.exception()
+        placing.written = DONE  # an error that it told is not to be held by frames of its own trace
         growing = placing.growing
         if growing is None:
             return

@@ -17,6 +17,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -288,7 +289,7 @@ class Merger:
         for merged in filter(None, begun):
             merged.done.wait()
             if merged.error is not None:
-                raise merged.error
+                raise copy(merged.error)
 
     def _free(self, uuid: bytes, *, wait: bool = False) -> list[Candidate]:
         """The segments of a collection that are in no merge. wait: until those that are have been committed."""
@@ -367,7 +368,7 @@ class Merger:
 
     def commit(self, merged: Merged, indexes: Mapping[str, str]) -> bool:
         """Puts a merge in the place of its segments. indexes: field -> file. False when they were no longer there."""
-        store, error = self._store, None
+        store = self._store
         try:
             with store.commit_lock:
                 store.check_writable()
@@ -375,13 +376,11 @@ class Merger:
                 there = state is not None and state.damage is None and merged.names <= state.tombstones.keys()
                 if state is not None and there:
                     self._commit(state, merged, indexes)
-            return there
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            store.garbage.sweep()  # whoever waits for the merge may rely on it that its files are gone
+        except BaseException as error:
             self._settle(merged, error, indexes)
+            raise
+        self._settle(merged, None, indexes)
+        return there
 
     def _commit(self, state: CollectionState, merged: Merged, indexes: Mapping[str, str]) -> None:
         store, names = self._store, merged.names
@@ -415,6 +414,7 @@ class Merger:
     def _settle(self, merged: Merged, error: BaseException | None, indexes: Mapping[str, str] | None = None) -> None:
         """The merge was committed, discarded or failed: its segments are free, and its file is deleted if nothing names it."""
         store = self._store
+        store.garbage.sweep()  # whoever waits for the merge may rely on it that its files are gone
         if merged.segment is not None and getattr(error, "outcome", None) != "unknown" and store.closed is None:
             store.discard(merged.uuid, merged.segment, (indexes or {}).values())
         with self._state:
@@ -422,7 +422,7 @@ class Merger:
                 self._busy.pop(name, None)
             if merged.segment is not None:
                 self._written.discard(merged.segment.file.path)
-        merged.error = error
+        merged.error = copy(error)  # to be raised elsewhere, without the trace of this one, whose frames hold the merge
         merged.done.set()
 
     def give_up(self, merged: Merged, error: BaseException, indexes: Mapping[str, str]) -> None:

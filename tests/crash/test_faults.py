@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -19,6 +20,9 @@ from vecdb_storage.errors import StorageError
 from vecdb_storage.files import Files
 from vecdb_storage.payloads import parse
 from vecdb_storage.registry import open_store
+from vecdb_storage.segment import Segment
+from vecdb_storage.snapshot import Snapshot
+from vecdb_storage.state import CollectionState
 from vecdb_storage.store import Store
 from workload import Model, Subject, check_backup, check_whole, patiently, settle, steps
 
@@ -70,6 +74,24 @@ def test_a_fault_at_any_call_leaves_the_state_before_or_after(
     every = points(scratch, monkeypatch)
     befall(scratch, random.Random(1).sample(every, 75), monkeypatch)
     counted("faults in calls to the file system", 75)
+
+
+def test_errors_leave_no_segment_to_the_collector(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that is held by a frame of its own trace would keep all that these frames hold, deleted files among it."""
+    garbage: list[Any] = gc.garbage
+    for number, fault in random.Random(2).sample(points(scratch, monkeypatch), 50):
+        gc.collect()
+        gc.disable()
+        try:
+            befall(scratch, [(number, fault)], monkeypatch)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = {type(each) for each in garbage} & {Segment, CollectionState, Snapshot}
+        finally:
+            gc.set_debug(0)
+            garbage.clear()
+            gc.enable()
+        assert not left, f"{number} of {fault}"
 
 
 @pytest.mark.slow
