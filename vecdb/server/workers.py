@@ -139,7 +139,8 @@ class Supervisor:
         self._reserved = socket.socket(family)
         try:
             with socket.socket(family) as alone:
-                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # though connections of before are not forgotten
+                for each in (alone, self._reserved):  # though connections of before are not forgotten yet
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 alone.bind((place, port))
             self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._reserved.bind((place, port))
