@@ -247,9 +247,8 @@ class HNSWSearcher:
         if selectivity >= 1:
             return seconds + min(scored, len(self.rows)) * one
         most = self._most(k, ef, selectivity)
-        if scored <= most:
-            return seconds + scored * one
-        return seconds + most * one + self.exact.cost(k, 1.0, selectivity, queries)
+        in_vain = min(1.0, max(0.0, 2 * scored / max(1, most) - 1))  # how likely it is that rows are scanned after all
+        return seconds + min(scored, most) * one + in_vain * self.exact.cost(k, 1.0, selectivity, queries)
 
     def _walked(self, k: int, ef: int, selectivity: float) -> float:
         """About how many rows a walk scores, where those that are allowed lie anywhere."""
