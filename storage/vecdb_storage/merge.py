@@ -433,14 +433,20 @@ class Merger:
     # -- in the background -----------------------------------------------------------------------------
 
     def planned(self, uuid: bytes, name: str) -> int:
-        """The rows of the merge that a segment is in or is about to be; 0 where it is in none."""
+        """The rows of the merge that a segment is in or is about to be; 0 where it is in none, and while merges fail.
+
+        One that is about to be is begun, if it was not: a search may have made it worth its while since the last change.
+        """
         with self._state:
             if name in self._busy:
                 return self._busy[name]
         state = self._store.states.get(uuid)
-        segments = [] if state is None else candidates(state)
+        segments = [] if state is None or self.error is not None else candidates(state)
         chosen = self._choose(uuid, segments)
-        return sum(each.rows - each.dead for each in segments if each.name in chosen) if name in chosen else 0
+        if name not in chosen:
+            return 0
+        self.wake({uuid})
+        return sum(each.rows - each.dead for each in segments if each.name in chosen)
 
     def searched(self, uuid: bytes) -> None:
         """A collection was searched: call it now and then while it is."""
@@ -463,16 +469,18 @@ class Merger:
             return set(self._written)
 
     def wake(self, touched: set[bytes]) -> None:
-        """Collections were changed. Called under the commit lock, so it only takes note."""
+        """Collections were changed. Also called under the commit lock, so it only takes note."""
         states = self._store.states
         worth = [uuid for uuid in touched if uuid in states and _may_need_a_merge(states[uuid])]
-        if not worth or self._stopping.is_set():
+        if not worth:
             return
         with self._state:
+            if self._stopping.is_set():
+                return
             self._touched.update(worth)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="vecdb-merge", daemon=True)
-            self._thread.start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="vecdb-merge", daemon=True)
+                self._thread.start()
         self._wanted.set()
 
     def _run(self) -> None:
@@ -491,6 +499,8 @@ class Merger:
                     self.error = without_trace(
                         error if isinstance(error, VecdbError) else StorageError(f"merge failed: {error}")
                     )
+                    with self._store.commit_lock:  # whoever builds indexes waits for these merges no longer
+                        self._store.tell(touched)
 
     def _merge_what_should_be(self, uuid: bytes) -> None:
         while not self._stopping.is_set():
@@ -500,9 +510,10 @@ class Merger:
 
     def stop(self) -> None:
         """The store is about to be closed: what is being written is given up."""
-        self._stopping.set()
+        with self._state:
+            self._stopping.set()
+            thread = self._thread
         self._wanted.set()
-        thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 

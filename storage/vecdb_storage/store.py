@@ -614,8 +614,12 @@ class Store:
         self.garbage.add(section.dropped)
         if changed:
             self.merger.wake(section.touched)
-            for listener in list(self.listeners):
-                listener(section.touched)
+            self.tell(section.touched)
+
+    def tell(self, touched: set[bytes]) -> None:
+        """Listeners learn which collections something has changed for. Under the commit lock."""
+        for listener in list(self.listeners):
+            listener(touched)
 
     def recover(self, *, reopen: bool) -> None:
         """Memory as the disk has it; where that cannot be read, the store is as good as closed."""

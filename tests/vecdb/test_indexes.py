@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import sys
 import threading
@@ -16,11 +17,11 @@ import numpy as np
 import pytest
 from vecdb_index import registry
 from vecdb_index.flat.search import FlatSearcher
-from vecdb_storage import store
+from vecdb_storage import merge, store
 
 import vecdb
 from vecdb import Dense, F
-from vecdb.errors import DeadlineExceeded, InvalidInput
+from vecdb.errors import DeadlineExceeded, DiskFull, InvalidInput
 from vecdb.index import HNSW, Flat
 from vecdb.search import calibrate, copies, whole
 from vecdb.search.calibrate import Calibration, Curve
@@ -768,6 +769,27 @@ def test_a_merge_has_its_index_before_searches_find_it(
     found = docs.search_batch(vectors[:100], k=10, recall=0.95)
     assert 11 not in found.ids and np.mean([len(set(a) & set(b)) / 10 for a, b in zip(true.ids, found.ids, strict=True)]) > 0.9
     assert db.verify().damage == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_flush_waits_for_indexes_of_segments_that_are_about_to_be_merged(
+    db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """These get none of their own, for the merge will have one; unless it fails."""
+    begin = merge.Merger._begin
+
+    def late(merger: Any, uuid: bytes, names: Any) -> Any:
+        time.sleep(0.5)
+        if fails:
+            raise DiskFull("a merge may need more")
+        return begin(merger, uuid, names)
+
+    monkeypatch.setattr(merge.Merger, "_begin", late)
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index=HNSW()))
+    db._store.merger._searched[docs._uuid] = math.inf  # so that few segments are enough
+    segments_of(docs, vectors, merge.FAN_OF_SMALL)
+    assert docs.info().segments == (merge.FAN_OF_SMALL if fails else 1)
+    assert {way.split()[0] for way in ways(docs, vectors[7])} == {"index"}
 
 
 def test_a_merge_waits_for_no_index_while_indexing_is_paused(db: vecdb.Database, vectors: np.ndarray) -> None:

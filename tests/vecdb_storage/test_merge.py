@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -333,7 +335,10 @@ def test_a_collection_that_is_searched_is_merged_sooner(store: Store, schema: Sc
     assert {key for key, _, _ in content(store.snapshot(uuid))} == set(range(FAN_OF_SMALL))
 
 
-def test_the_rows_of_a_merge_are_known_before_and_while_it_is_made(store: Store, schema: Schema, rows_of: Rows) -> None:
+def test_the_rows_of_a_merge_are_known_before_and_while_it_is_made(
+    store: Store, schema: Schema, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store.merger, "wake", lambda touched: None)  # it is done by hand here
     uuid = store.create_collection("c", schema)
     some_flushed(store, uuid, rows_of, FAN_OF_SMALL)
     names = [segment.name for segment in store.state(uuid).segments]
@@ -347,6 +352,38 @@ def test_the_rows_of_a_merge_are_known_before_and_while_it_is_made(store: Store,
     assert [store.merger.planned(uuid, name) for name in names] == [FAN_OF_SMALL] * FAN_OF_SMALL
     store.merger.commit(taken[0], {})
     assert [store.merger.planned(uuid, name) for name in [*names, taken[0].segment.name]] == [0] * (FAN_OF_SMALL + 1)
+
+
+def test_a_merge_that_somebody_counts_on_begins(store: Store, schema: Schema, rows_of: Rows) -> None:
+    """Without another change: since the last one it was only searched."""
+    uuid = store.create_collection("c", schema)
+    some_flushed(store, uuid, rows_of, FAN_OF_SMALL)
+    store.merger._searched[uuid] = math.inf
+    assert store.merger.planned(uuid, store.state(uuid).segments[0].name) == FAN_OF_SMALL
+    waited(lambda: len(store.state(uuid).segments) == 1)
+
+
+def test_nobody_counts_on_merges_that_fail(
+    store: Store, schema: Schema, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = store.create_collection("c", schema)
+    told: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Files, "free_bytes", lambda self, path: 0)
+        some_flushed(store, uuid, rows_of, FAN_OF_SMALL)
+        names = [segment.name for segment in store.state(uuid).segments]
+        store.merger._searched[uuid] = math.inf
+        store.listeners.append(lambda touched: told.append(store.merger.planned(uuid, names[0])) if uuid in touched else None)
+        store.merger.planned(uuid, names[0])
+        waited(lambda: store.merger.error is not None and bool(told))
+    assert told == [0] and [store.merger.planned(uuid, name) for name in names] == [0] * FAN_OF_SMALL
+
+
+def waited(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.01)
 
 
 def some_flushed(store: Store, uuid: bytes, rows_of: Rows, count: int) -> None:

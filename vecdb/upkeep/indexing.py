@@ -16,6 +16,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -237,14 +238,21 @@ class Indexer:
 
     def _next(self, uuids: set[bytes], most: int | None = None) -> Job | None:
         """The largest segment of these collections that lacks an index. most: rows that it has, at most."""
-        jobs: list[tuple[int, Job]] = []
-        for one, state in self._states(uuids):
+        jobs = [
+            (rows, job)
+            for rows, job in self._lacking(uuids)
+            if (most is None or rows <= most) and not self._goes(job.uuid, job.segment, rows)
+        ]
+        return max(jobs, key=lambda each: each[0])[1] if jobs else None
+
+    def _lacking(self, uuids: set[bytes]) -> Iterator[tuple[int, Job]]:
+        """The indexes that segments of these collections lack, each with the segment's rows."""
+        for uuid, state in self._states(uuids):
             if state.damage is not None or state.snapshot is None:
                 continue
             for part in state.snapshot.parts:
-                if isinstance(part, SegmentPart) and (most is None or part.rows <= most):
-                    jobs += [(part.rows, job) for job in self._missing(one, part, state.schema)]
-        return max(jobs, key=lambda each: each[0])[1] if jobs else None
+                if isinstance(part, SegmentPart):
+                    yield from ((part.rows, job) for job in self._missing(uuid, part, state.schema))
 
     def _missing(self, uuid: bytes, part: SegmentPart, schema: dict[str, Any]) -> list[Job]:
         missing = []
@@ -255,8 +263,6 @@ class Indexer:
             job = Job(uuid, part.segment.name, name, params)
             failure = self._failed.get(job)
             if failure is not None and failure.again > time.monotonic():
-                continue
-            if self._goes(uuid, part.segment.name, part.rows):
                 continue
             if params is None:
                 if name in part.indexes:
@@ -428,9 +434,12 @@ class Indexer:
     # -- for the API --------------------------------------------------------------------------------
 
     def wait(self, uuid: bytes) -> None:
-        """Returns when all of a collection's segments have the indexes that they are to have, or cannot get them."""
+        """Returns when all of a collection's segments have the indexes that they are to have, or cannot get them.
+
+        For one that is about to be merged with others that is when the merge has its own.
+        """
         self.wake()
-        while not self._stopped and self._next({uuid}) is not None and self._control.going.is_set():
+        while not self._stopped and any(self._lacking({uuid})) and self._control.going.is_set():
             self.wake()
             with self._lock:
                 self._lock.wait(0.05)
