@@ -559,7 +559,7 @@ class Collection:
             whole.keep(store, self._uuid, name, curves, snapshot, whole.KEPT, vectors)
         else:
             whole.keep(store, self._uuid, name, curves, snapshot, whole.GONE)
-        return RecallReport(name, curves, snapshot.count, whole.segments_of(snapshot))
+        return RecallReport(name, curves, snapshot.count, len(snapshot.segments))
 
     def _checked_truth(self, truth: Any, queries: int, snapshot: Snapshot) -> list[list[Id]]:
         """A row of true ids for each query: ids that there are, no one twice."""
@@ -579,7 +579,7 @@ class Collection:
         if kept is None or kept[0] is not schema:
             kept = self._calibrated = (schema, whole.measured(schema))
         found = kept[1].get(name)
-        if found is not None and found.queries == whole.ROWS and whole.segments_of(snapshot) < 2:
+        if found is not None and found.queries == whole.ROWS and len(snapshot.segments) < 2:
             return None  # then the index itself knows better
         return found
 

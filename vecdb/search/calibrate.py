@@ -34,6 +34,7 @@ SELECTIVITIES = (1.0, 0.1, _BETWEEN, 0.01)
 EFFORTS = tuple(round(i / 16, 4) for i in range(17))
 QUERIES, FILTERED_QUERIES = 2000, 600
 _LEAST, _POINT = 300, 0.2  # a point of a curve is made of so many queries at least, and takes about so many seconds
+_FAR = 0.7  # of the queries of a point, where that many would be enough, are as good as all
 _WIDTH = 50  # characters of a bar
 _FEWEST = 20  # queries, below which nothing is measured
 ENOUGH = 0.9995  # recall beyond which no more effort is tried
@@ -326,18 +327,27 @@ def at_a_point(seconds: float) -> int:
     return max(_LEAST, int(_POINT / max(seconds, 1e-9)))
 
 
+def at_the_next(queries: int, seconds: float) -> int:
+    """How many queries the next point is made of, when one took so long at the last, which was made of so many.
+
+    As many, unless that would take far too long: only recalls of the same queries tell whether more effort finds more.
+    """
+    worth = at_a_point(seconds)
+    return queries if worth >= _FAR * queries else worth
+
+
 def curve_of(k: int, selectivity: float, queries: Queries, kth: Keys, find: Callable[[float, Any], Hits], most: float) -> Curve:
     """Recall of `find` at rising efforts, until it is as good as complete, or slower than an exact search: `most` seconds.
 
     kth: (m,) the k-th best key of each query. Where queries take long, a point is made of fewer of them.
     """
-    per, slower = 0.0, 0
+    per, slower, some = 0.0, 0, len(queries)
 
     def measure(effort: float) -> tuple[npt.NDArray[np.float64], float] | None:
-        nonlocal per, slower
+        nonlocal per, slower, some
         if slower >= _HOPELESS:
             return None
-        some = len(queries) if per == 0 else min(len(queries), at_a_point(per))
+        some = at_the_next(some, per)
         started = time.perf_counter()
         found = find(effort, queries[:some])
         per = (time.perf_counter() - started) / some

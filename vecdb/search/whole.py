@@ -13,8 +13,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from vecdb_storage.snapshot import Part, SegmentPart, Snapshot, live_rows
 from vecdb_storage.store import Store
 
 from ..schema import field_from_json
-from .calibrate import KS, Calibration, Curve, as_queries, at_a_point, curve
+from .calibrate import KS, Calibration, Curve, as_queries, at_a_point, at_the_next, curve
 from .indexes import index_of, rows_of
 from .planner import Asked, led
 
@@ -34,28 +34,29 @@ if TYPE_CHECKING:
 
 KEPT, GONE, ROWS = "kept", "gone", "rows"  # a user's queries, with answers that can be found again or not; rows of others
 SAMPLE = 2000  # rows that are searched for in other segments, at most
-VERSION = 2  # of what an effort means: 2 is that of the index with most rows
+VERSION = 3  # of what is kept: since 2 an effort is that of the index with most rows, since 3 it says how rows are spread
 _FEW = 100  # of these, by which it is told how long one takes
 _GROWTH = 1.25  # in rows, either way, that outgrows a calibration
-_SPREAD = 1.5  # likewise in segments
+_SPREAD = 1.5  # likewise in how they are spread
 _HOPELESS = 1.0  # times as long as an exact search, beyond which no more effort is tried
 
 Keys = npt.NDArray[np.float32]
+Recalls = npt.NDArray[np.float64]
 Search = Callable[[int, float | None], Keys]  # for k, with an effort or exactly: (m, k) keys
 
 
 @dataclass(frozen=True, eq=False)  # and the curves are read when a search first needs them, not at each commit
 class Measured:
-    """What was measured for a field when the collection had so many rows and segments, and so many rows had an index.
+    """What was measured for a field when the collection had so many rows, so spread, and so many of them had an index.
 
-    index: its parameters, as declared then.
+    spread: see `spread_of`. index: its parameters, as declared then.
     """
 
     version: int
     curves: Mapping[str, Any]
     queries: str
     rows: int
-    segments: int
+    spread: float
     indexed: int
     index: Any
 
@@ -67,7 +68,7 @@ class Measured:
         """Whether so much was added, removed or built otherwise since that it may not hold any more."""
         pairs = (
             (snapshot.count, self.rows, _GROWTH), (indexed_by(snapshot, name), self.indexed, _GROWTH),
-            (segments_of(snapshot), self.segments, _SPREAD),
+            (spread_of(snapshot), self.spread, _SPREAD),
         )  # fmt: skip
         grown = any(max(now, then, 1) > most * max(1, min(now, then)) for now, then, most in pairs)
         return grown or self.version != VERSION or bool(snapshot.schema["fields"][name]["index"] != self.index)
@@ -77,15 +78,20 @@ def measured(schema: dict[str, Any]) -> dict[str, Measured]:
     """What a schema holds, by field."""
     return {
         name: Measured(
-            each.get("version", 1), each, *(each[key] for key in ("queries", "rows", "segments", "indexed", "index"))
+            each.get("version", 1), each, each["queries"], each["rows"], each.get("spread", 1.0), each["indexed"], each["index"]
         )
         for name, each in schema.get("calibration", {}).items()
         if name in schema["fields"]
     }
 
 
-def segments_of(snapshot: Snapshot) -> int:
-    return len(snapshot.segments)
+def spread_of(snapshot: Snapshot) -> float:
+    """Of how many segments two live rows, drawn at random, are as rarely in the same one as here, were these of one size.
+
+    So a small segment beside a large one, which holds few of anybody's best rows, counts for little.
+    """
+    rows = [part.live_rows for part in snapshot.segments]
+    return sum(rows) ** 2 / max(1, sum(each * each for each in rows))
 
 
 def indexed_by(snapshot: Snapshot, name: str) -> int:
@@ -119,12 +125,21 @@ def of_queries(
 
 @dataclass
 class _Drawn:
-    """Some rows of a segment, as queries. others: the snapshot without it. own: (m, k) the best keys of its other rows."""
+    """Some rows of a segment, as queries.
+
+    others: the snapshot without it. own, best: (m, k) the best keys of its other rows, and of all.
+    """
 
     part: SegmentPart
     queries: Queries
     others: Snapshot
     own: Keys
+    best: Keys
+
+    def few(self, share: float) -> _Drawn:
+        """That share of them, and one at least."""
+        count = max(1, round(share * len(self.own)))
+        return replace(self, queries=self.queries[:count], own=self.own[:count], best=self.best[:count])
 
 
 def of_rows(executor: Executor, snapshot: Snapshot, name: str, control: Control | None = None) -> tuple[Curve, ...]:
@@ -134,6 +149,7 @@ def of_rows(executor: Executor, snapshot: Snapshot, name: str, control: Control 
     taken to be found as its index finds what it has not met: that was measured when it was built. So it does not matter whether
     segments are alike, or one holds most rows, or rows that nobody else is like.
     """
+    declared = field_from_json(snapshot.schema["fields"][name])
     rng, total = np.random.default_rng(0), sum(part.live_rows for part in snapshot.segments)
     chosen: list[tuple[SegmentPart, AnyRows, npt.NDArray[np.int64]]] = []
     for part in snapshot.segments:
@@ -144,46 +160,41 @@ def of_rows(executor: Executor, snapshot: Snapshot, name: str, control: Control 
             rows = rows[np.unpackbits(stored.present.view(np.uint8), count=part.rows, bitorder="little")[rows] > 0]
         some = rng.permutation(rows)[: max(1, round(SAMPLE * part.live_rows / max(1, total)))]
         if len(some):
-            chosen.append((part, rows_of(stored, field_from_json(snapshot.schema["fields"][name]).metric), some))
+            chosen.append((part, rows_of(stored, declared.metric), some))
     count = sum(len(some) for _, _, some in chosen)
     if count < 20:
         return ()
     part, stored_rows, some = max(chosen, key=lambda each: len(each[2]))
-    few = as_queries(stored_rows, np.sort(some[:_FEW]))
-    started = time.perf_counter()
-    _search(executor, _without(snapshot, part), name, few, KS[0], 0.0, control)
+    few = as_queries(stored_rows, some[:_FEW])
+    for _ in range(2):  # what is compiled or read for the first time takes longer
+        started = time.perf_counter()
+        _search(executor, _without(snapshot, part), name, few, KS[0], 0.0, control)
     share = min(1.0, at_a_point((time.perf_counter() - started) / len(few)) / count)
     started, drawn = time.perf_counter(), []
-    for part, stored_rows, some in chosen:
-        some = np.sort(some[: max(1, round(share * len(some)))])
-        queries = as_queries(stored_rows, some)
-        own = _own(executor, snapshot, part, name, queries, some, control)
-        drawn.append(_Drawn(part, queries, _without(snapshot, part), own))
-
-    def search(k: int, effort: float | None) -> Keys:
-        found = [
-            _wide(_search(executor, each.others, name, each.queries, k, effort, control, snapshot).keys, k) for each in drawn
-        ]
-        return np.concatenate(found)
-
-    ks = [k for k in KS if k <= min(each.others.count for each in drawn)]
+    ks = [k for k in KS if k <= min(_without(snapshot, part).count for part, _, _ in chosen)]
     if not ks:
         return ()
-    mine = np.concatenate([each.own for each in drawn])
-    best = -np.sort(-np.concatenate([mine, search(ks[-1], None)], axis=1), axis=1)
-    most = (time.perf_counter() - started) / len(mine)
+    for part, stored_rows, some in chosen:
+        some = some[: max(1, round(share * len(some)))]
+        queries, others = as_queries(stored_rows, some), _without(snapshot, part)
+        own = _own(executor, snapshot, part, name, queries, some, control)
+        beside = _wide(_search(executor, others, name, queries, ks[-1], None, control, snapshot).keys, ks[-1])
+        drawn.append(_Drawn(part, queries, others, own, -np.sort(-np.concatenate([own, beside], axis=1), axis=1)))
+    count = sum(len(each.own) for each in drawn)
+    most = (time.perf_counter() - started) / count
 
-    def in_own(k: int, effort: float) -> npt.NDArray[np.float64]:
-        """The share of the k best that is found in the query's own segment."""
-        asked = executor.with_lead(
-            Asked(name, field_from_json(snapshot.schema["fields"][name]), k, 0.5, effort=effort), snapshot
-        )
-        lows = [_low(each.part, asked, each.part.live_rows / max(1, snapshot.count)) for each in drawn]
-        found: npt.NDArray[np.float64] = np.repeat(lows, [len(each.queries) for each in drawn])
-        found *= np.minimum(1.0, np.count_nonzero(mine >= best[:, k - 1 : k], axis=1) / k)
-        return found
+    def recalls(k: int, effort: float, queries: int) -> Recalls:
+        asked = executor.with_lead(Asked(name, declared, k, 0.5, effort=effort), snapshot)
+        found = []
+        for each in (each.few(min(1.0, queries / count)) for each in drawn):
+            kth = each.best[:, k - 1 : k]
+            beside = _search(executor, each.others, name, each.queries, k, effort, control, snapshot).keys
+            of_own = np.minimum(1.0, np.count_nonzero(each.own >= kth, axis=1) / k)
+            low = _low(each.part, asked, each.part.live_rows / max(1, snapshot.count))
+            found.append(np.count_nonzero(beside >= kth, axis=1) / k + low * of_own)
+        return np.concatenate(found)
 
-    return tuple(_curve(k, search, best[:, k - 1], most, in_own) for k in ks)
+    return tuple(_curve(k, count, partial(recalls, k), most) for k in ks)
 
 
 def _own(
@@ -232,33 +243,37 @@ def _search(
 
 
 def _curves(search: Search, rows: int) -> tuple[Curve, ...]:
-    """For each k up to `rows`."""
+    """For each k up to `rows`, of all queries at each effort."""
     ks = [k for k in KS if k <= rows]
     if not ks:
         return ()
     started = time.perf_counter()
     true = search(ks[-1], None)
     most = (time.perf_counter() - started) / len(true)
-    return tuple(_curve(k, search, true[:, k - 1], most) for k in ks)
+
+    def recalls(k: int, effort: float, queries: int) -> Recalls:
+        found: Recalls = np.count_nonzero(search(k, effort) >= true[:, k - 1 : k], axis=1) / k
+        return found
+
+    return tuple(_curve(k, len(true), partial(recalls, k), most) for k in ks)
 
 
-def _curve(
-    k: int, search: Search, kth: Keys, most: float, besides: Callable[[int, float], npt.NDArray[np.float64]] | None = None
-) -> Curve:
-    """Up to the effort at which an exact search is as quick: `most` seconds. kth: (m,) the k-th best keys. besides: the share
-    of the k best that is found elsewhere, of each query.
+def _curve(k: int, count: int, recalls: Callable[[float, int], Recalls], most: float) -> Curve:
+    """Up to the effort at which an exact search is as quick: `most` seconds.
+
+    recalls: an effort, and of how many of the `count` queries it is worth while to know -> (m,) the recall of each.
     """
-    per = 0.0
+    per, queries = 0.0, count
 
-    def at(effort: float) -> tuple[npt.NDArray[np.float64], float] | None:
-        nonlocal per
+    def at(effort: float) -> tuple[Recalls, float] | None:
+        nonlocal per, queries
         if per > _HOPELESS * most:
             return None
         started = time.perf_counter()
-        found = search(k, effort)
+        queries = at_the_next(queries, per)
+        found = recalls(effort, queries)
         per = (time.perf_counter() - started) / len(found)
-        recalls = np.count_nonzero(found >= kth[:, None], axis=1) / k
-        return np.minimum(1.0, recalls if besides is None else recalls + besides(k, effort)), per
+        return np.minimum(1.0, found), per
 
     return curve(k, 1.0, at)
 
@@ -269,7 +284,7 @@ def keep(
     """With the collection, from now on. how: KEPT, with the queries; GONE or ROWS."""
     entry = {
         **Calibration(curves).to_json(), "version": VERSION, "queries": how, "rows": snapshot.count,
-        "segments": segments_of(snapshot), "indexed": indexed_by(snapshot, name),
+        "spread": spread_of(snapshot), "indexed": indexed_by(snapshot, name),
         "index": snapshot.schema["fields"][name]["index"],
     }  # fmt: skip
 
