@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import math
 import os
@@ -593,6 +594,25 @@ def test_with_several_segments_whole_searches_are_measured_and_deliver_what_is_a
     docs.set_index(HNSW(m=8))
     waited(lambda: not docs.info().indexes["vector"].outgrown and docs.info().indexes["vector"].building is None)
     assert docs._measured(docs._snapshot(), "vector").queries == "kept"
+
+
+def test_small_segments_beside_large_ones_do_not_outgrow_what_was_measured(db: vecdb.Database, vectors: np.ndarray) -> None:
+    """They hold few of anybody's best rows, however many they are; but where rows come to be spread otherwise, it is due."""
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index=HNSW()))
+    edges = [0, 4000, 4200, 4400, 4600, 4800]
+    for start, stop in itertools.pairwise(edges):
+        docs.upsert(ids=range(start, stop), vectors=vectors[start:stop])
+        docs.flush()
+        if stop == 4200:
+            waited(lambda: docs.info().indexes["vector"].calibrated is not None)
+    assert docs.info().segments == 5 and not docs.info().indexes["vector"].outgrown
+    found = docs._measured(docs._snapshot(), "vector")
+    assert found.rows == 4200 and found.spread == pytest.approx(4200**2 / (4000**2 + 200**2))
+    db.pause_indexing()
+    docs.upsert(ids=range(4800, 6000), vectors=vectors[4800:])
+    docs.delete(range(1200))
+    docs.flush(wait=False)
+    assert docs.count() == 4800 and docs.info().indexes["vector"].outgrown
 
 
 def test_a_calibration_before_the_index_is_there_does_not_count_for_it(

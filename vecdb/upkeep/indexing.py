@@ -32,7 +32,7 @@ from vecdb_storage.state import CollectionState
 from vecdb_storage.store import Store
 
 from ..errors import Closed, NotFound
-from ..memory import available
+from ..memory import available, give_back
 from ..schema import Dense, Field, Unregistered, field_from_json
 from ..search import whole
 from ..search.calibrate import Calibrating
@@ -197,6 +197,7 @@ class Indexer:
                         self._do(job)
                     else:
                         break
+                    give_back()
                 # What is due and was not tried is of segments or parameters that are gone.
                 now = time.monotonic()
                 self._failed = {job: failure for job, failure in self._failed.items() if failure.again > now}
