@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from vecdb_index.contract import Cancelled, DeadlineReached, Queries
@@ -63,6 +64,7 @@ from .points import (
 )
 from .schema import Field, checked_field, checked_index, field_from_json
 from .search import bitmaps, stopping, whole
+from .search.calibrate import Calibration
 from .search.calibrate import Report as RecallReport
 from .search.fuse import How, depth, fused
 from .search.grouping import grouped
@@ -98,6 +100,7 @@ class Collection:
         self._closed = False
         self._parsed: tuple[Any, dict[str, Field]] | None = None
         self._calibrated: tuple[Any, dict[str, whole.Measured]] | None = None
+        self._of_wholes: WeakKeyDictionary[Snapshot, dict[str, tuple[Calibration | None, bool]]] = WeakKeyDictionary()
         self._advised: set[str] = set()  # index files of which the user was told
 
     # -- writing ------------------------------------------------------------------------------------
@@ -270,8 +273,8 @@ class Collection:
     def flush(self, wait: bool = True) -> None:
         """Moves rows that are only in memory and in the log into a segment. Never needed for durability.
 
-        wait: also until the indexes of all segments are built; but not while indexing is paused, nor for one that failed
-        (`info().indexes` says so).
+        wait: also until these rows, and those before, are in the indexes that segments are to have; but not while indexing is
+        paused, nor for one that failed (`info().indexes` says so).
         """
         self._writable().flush(self._uuid)
         if wait and self._indexer is not None:
@@ -583,6 +586,16 @@ class Collection:
             return None  # then the index itself knows better
         return found
 
+    def _known_of_whole(self, snapshot: Snapshot, name: str) -> tuple[Calibration | None, bool]:
+        """The calibration of whole searches, and whether it is outgrown: found out once for each snapshot."""
+        known = self._of_wholes.get(snapshot)
+        if known is None:
+            known = self._of_wholes[snapshot] = {}
+        if name not in known:
+            mine = self._measured(snapshot, name)
+            known[name] = (None, False) if mine is None else (mine.calibration, mine.outgrown_by(snapshot, name))
+        return known[name]
+
     def recommend(
         self,
         positive: Sequence[Any],
@@ -750,10 +763,8 @@ class Collection:
         # No more than there are, so that buffers fit the answer and not the wish.
         best = min(k, max(1, snapshot.count))
         control = stopping.control_for(timeout)
-        mine = self._measured(snapshot, name)
-        wanted = Asked(name, fields[name], best, asked, expression, without, control)
-        if mine is not None and asked < 1:
-            wanted = replace(wanted, whole=mine.calibration, outgrown=mine.outgrown_by(snapshot, name))
+        of_whole, outgrown = (None, False) if asked >= 1 else self._known_of_whole(snapshot, name)
+        wanted = Asked(name, fields[name], best, asked, expression, without, control, of_whole, outgrown)
         try:
             found = self._executor.search(snapshot, wanted, vectors, batch=batch, explain=told)
             searched = time.perf_counter()

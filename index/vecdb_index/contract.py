@@ -146,16 +146,26 @@ class Control:
         return most
 
 
+Room = Callable[[int, bool], npt.NDArray[np.uint8]]
+
+
+def in_memory(size: int, once: bool) -> npt.NDArray[np.uint8]:
+    """See Budget."""
+    return np.zeros(size, np.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What a build may use. threads: 1 or more, of which `control.threads(threads)` should work just now. memory: bytes beside
-    the rows, None for no limit. seed: of all chance. control: to be polled between steps.
+    the rows, None for no limit. seed: of all chance. control: to be polled between steps. room: (size,) zeros for the large
+    arrays of a build, where its caller wants them to lie; once: they are filled in at the beginning and not changed later.
     """
 
     threads: int = 1
     memory: int | None = None
     seed: int = 0
     control: Control = field(default_factory=Control)
+    room: Room = in_memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,16 @@ def _allocate(fd: int, length: int) -> None:
         os.ftruncate(fd, length)
 
 
+def _mapped(fd: int, length: int, protection: int, offset: int) -> ctypes.Array[ctypes.c_ubyte]:
+    address = _mmap(None, length, protection, mmap.MAP_SHARED, fd, offset)
+    if address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    memory = (ctypes.c_ubyte * length).from_address(address)
+    weakref.finalize(memory, _munmap, address, length).atexit = False  # at the end, threads may still read it
+    return memory
+
+
 class Files:
     """The operating system's files. Methods raise StorageError, DiskFull or NotFound. written: bytes so far, for metrics."""
 
@@ -238,13 +248,22 @@ class Files:
         if not length:
             return memoryview(b"")
         with typed(path, "map"):
-            address = _mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
-            if address == _MAP_FAILED:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
-        memory = (ctypes.c_ubyte * length).from_address(address)
-        weakref.finalize(memory, _munmap, address, length).atexit = False  # at the end, threads may still read it
-        return memoryview(memory).toreadonly()
+            return memoryview(_mapped(fd, length, mmap.PROT_READ, offset)).toreadonly()
+
+    def scratch(self, folder: Path, length: int) -> memoryview:
+        """Zeros that may be written to, in a file without a name; gone when nobody refers to them any more.
+
+        A StorageError where the system has no such files.
+        """
+        with typed(folder, "make room in"):
+            if not hasattr(os, "O_TMPFILE"):
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                _allocate(fd, length)  # and not as it is written, where a full disk would end the process
+                return memoryview(_mapped(fd, length, mmap.PROT_READ | mmap.PROT_WRITE, 0))
+            finally:
+                os.close(fd)
 
     def read(self, path: Path) -> bytes:
         fd = self.open(path)

@@ -33,7 +33,7 @@ from vecdb_storage.files import Files
 BLOCK = 4096
 READING = ("open", "map", "read_at", "size", "names")
 WRITING = ("write", "write_through")
-TAKING_SPACE = ("create", *WRITING, "sync", "sync_directory", "rename", "link", "make_directory", "extend")
+TAKING_SPACE = ("create", *WRITING, "sync", "sync_directory", "rename", "link", "make_directory", "extend", "scratch")
 FREEING = ("unlink", "remove_directory")
 FAILING = (*READING, *TAKING_SPACE, *FREEING)
 

@@ -18,6 +18,7 @@ BENEATH: dict[str, str] = {
     "test_builds_leave_a_core_to_searches_and_take_it_back": "looks at what is known inside",
     "test_small_segments_beside_large_ones_do_not_outgrow_what_was_measured": "looks at what is known inside",
     "test_a_flush_waits_for_indexes_of_segments_that_are_about_to_be_merged": "makes a merge late inside",
+    "test_a_flush_does_not_wait_for_what_is_written_after_it": "looks at what is known inside",
     "test_a_short_build_comes_between_the_steps_of_a_long_one": "looks at what is built inside",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -163,6 +164,23 @@ def test_a_worker_that_is_stopped_does_not_keep_the_figures_of_the_others(proces
     finally:
         os.kill(reader, signal.SIGCONT)
     assert soon(lambda: told() == {"0", "1"})
+
+
+def test_of_two_that_start_at_once_one_gets_the_port() -> None:
+    """Also before any worker of the first one listens."""
+    first, second = object.__new__(Supervisor), object.__new__(Supervisor)
+    try:
+        port = first._reserve("127.0.0.1", 0)
+        with pytest.raises(errors.StorageError, match=f"{port} cannot be listened on; is another server there"):
+            second._reserve("127.0.0.1", port)
+        with socket.socket() as worker:  # as gRPC does it
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                worker.setsockopt(socket.SOL_SOCKET, option, 1)
+            worker.bind(("127.0.0.1", port))
+            worker.listen()
+    finally:
+        for each in (first, second):
+            each._reserved.close()
 
 
 def test_a_port_that_another_server_has_is_refused_and_not_shared(process: Any, clients: Any, tmp_path: Path) -> None:

@@ -738,6 +738,7 @@ def test_a_short_build_comes_between_the_steps_of_a_long_one(
     monkeypatch.setattr(indexing.Indexer, "_progress", first)
     docs.upsert(ids=range(len(vectors)), vectors=vectors)
     docs.flush()
+    docs.flush()  # the first one does not wait for what was written meanwhile
     segments = {part.segment.name: part.rows for part in docs._snapshot().segments}
     assert [segments[name] for name in built] == ([rows, 6000] if between else [6000, rows])
     assert len(ways(docs, vectors[7])) == 2 and set(ways(docs, vectors[7])) == {"index"}
@@ -810,6 +811,38 @@ def test_a_flush_waits_for_indexes_of_segments_that_are_about_to_be_merged(
     segments_of(docs, vectors, merge.FAN_OF_SMALL)
     assert docs.info().segments == (merge.FAN_OF_SMALL if fails else 1)
     assert {way.split()[0] for way in ways(docs, vectors[7])} == {"index"}
+
+
+def test_a_flush_does_not_wait_for_what_is_written_after_it(
+    db: vecdb.Database, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a writer that is quicker than the indexes there is always a segment that lacks its own."""
+    built, done, flushes = indexing.Indexer._built, threading.Event(), [0]
+
+    def slow(*about: Any) -> Any:
+        time.sleep(0.05)
+        return built(*about)
+
+    monkeypatch.setattr(indexing.Indexer, "_built", slow)
+    monkeypatch.setattr(merge, "choose", lambda segments, searched=False: [])
+    docs = db.create_collection("docs", Dense(DIM, metric="l2", index=HNSW()))
+    docs.upsert(ids=range(100), vectors=vectors[:100])
+
+    def write() -> None:
+        while not done.is_set() and flushes[0] < 200:
+            flushes[0] += 1
+            docs.upsert(ids=range(100 * flushes[0], 100 * flushes[0] + 20), vectors=vectors[:20])
+            docs.flush(wait=False)
+
+    writer = threading.Thread(target=write)
+    docs.flush(wait=False)
+    writer.start()
+    docs.flush()
+    done.set()
+    writer.join()
+    assert 0 < flushes[0] < 200
+    there = next(part for part in docs._snapshot().segments if part.rows == 100)
+    assert "vector" in there.indexes
 
 
 def test_a_merge_waits_for_no_index_while_indexing_is_paused(db: vecdb.Database, vectors: np.ndarray) -> None:

@@ -47,3 +47,31 @@ def test_a_graph_is_the_same_however_many_threads_are_left_to_its_build() -> Non
     assert built[0].keys() == built[1].keys()
     for name, array in built[0].items():
         assert array.tobytes() == built[1][name].tobytes(), name
+
+
+def test_the_large_arrays_of_a_build_lie_where_its_caller_wants_them() -> None:
+    """And what is said to be filled in once is not changed while links are."""
+    vectors = np.random.default_rng(0).standard_normal((6000, 64)).astype(np.float32)
+    rows = Rows(vectors, np.linalg.norm(vectors, axis=1).astype(np.float32), "l2")
+    given: list[tuple[np.ndarray, bool]] = []
+    seen: list[list[bytes]] = []
+
+    def room(size: int, once: bool) -> np.ndarray:
+        given.append((np.zeros(size, np.uint8), once))
+        return given[-1][0]
+
+    def progress(share: float) -> None:
+        if share > 0.02:
+            seen.append([array.tobytes() for array, once in given if once])
+
+    here, there = (
+        BACKEND.build(rows, {}, HNSW(), budget, shown)
+        for budget, shown in ((Budget(), lambda _: None), (Budget(room=room), progress))
+    )
+    assert {name for name, array in there.items() if any(np.shares_memory(array, mine) for mine, _ in given)} == {
+        "codes", "near", "adj"
+    }  # fmt: skip
+    assert [once for _, once in given].count(True) == 2 and len(seen) > 3
+    assert all(each == seen[0] for each in seen)
+    for name, array in here.items():
+        assert array.tobytes() == there[name].tobytes(), name

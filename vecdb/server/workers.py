@@ -135,15 +135,13 @@ class Supervisor:
 
         Raises StorageError where somebody has it: workers share theirs with whoever else lets them, and callers with it.
         """
-        place, family = host.strip("[]"), socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._reserved = socket.socket(family)
+        self._reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
-            with socket.socket(family) as alone:
-                for each in (alone, self._reserved):  # though connections of before are not forgotten yet
-                    each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                alone.bind((place, port))
+            # Alone there, though connections of before are not forgotten yet; then with workers, and with nobody who is not.
+            self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._reserved.bind((host.strip("[]"), port))
+            self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            self._reserved.bind((place, port))
         except OSError as error:
             raise StorageError(f"{host}:{port} cannot be listened on; is another server there? ({error.strerror})") from None
         return int(self._reserved.getsockname()[1])

@@ -19,11 +19,13 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from vecdb_index import registry
 from vecdb_index.contract import Arrays, Budget, Cancelled, Control, NeedsMemory, Part
+from vecdb_storage import scratch
 from vecdb_storage.merge import Merged
 from vecdb_storage.priority import give_way
 from vecdb_storage.segment import Segment
@@ -240,20 +242,20 @@ class Indexer:
     def _next(self, uuids: set[bytes], most: int | None = None) -> Job | None:
         """The largest segment of these collections that lacks an index. most: rows that it has, at most."""
         jobs = [
-            (rows, job)
-            for rows, job in self._lacking(uuids)
-            if (most is None or rows <= most) and not self._goes(job.uuid, job.segment, rows)
+            (part.rows, job)
+            for part, job in self._lacking(uuids)
+            if (most is None or part.rows <= most) and not self._goes(job.uuid, job.segment, part.rows)
         ]
         return max(jobs, key=lambda each: each[0])[1] if jobs else None
 
-    def _lacking(self, uuids: set[bytes]) -> Iterator[tuple[int, Job]]:
-        """The indexes that segments of these collections lack, each with the segment's rows."""
+    def _lacking(self, uuids: set[bytes]) -> Iterator[tuple[SegmentPart, Job]]:
+        """The indexes that segments of these collections lack."""
         for uuid, state in self._states(uuids):
             if state.damage is not None or state.snapshot is None:
                 continue
             for part in state.snapshot.parts:
                 if isinstance(part, SegmentPart):
-                    yield from ((part.rows, job) for job in self._missing(uuid, part, state.schema))
+                    yield from ((part, job) for job in self._missing(uuid, part, state.schema))
 
     def _missing(self, uuid: bytes, part: SegmentPart, schema: dict[str, Any]) -> list[Job]:
         missing = []
@@ -319,7 +321,9 @@ class Indexer:
             return None
         rows = rows_of(vectors, declared.metric)
         backend = registry.backend(job.params.backend)
-        budget = Budget(threads=self._threads, memory=self._memory_limit or available() // 2, control=control)
+        memory = self._memory_limit or available() // 2
+        room = partial(scratch.room, self._store.files, self._store.folder(job.uuid))
+        budget = Budget(threads=self._threads, memory=memory, control=control, room=room)
         known = self._known(job)
         before = max(known, key=lambda each: each[0].rows, default=None)
         trained = backend.train(rows, job.params, budget, None if before is None else before[2])
@@ -435,12 +439,16 @@ class Indexer:
     # -- for the API --------------------------------------------------------------------------------
 
     def wait(self, uuid: bytes) -> None:
-        """Returns when all of a collection's segments have the indexes that they are to have, or cannot get them.
+        """Returns when all rows that a collection's segments hold now are in the indexes that these are to have, or cannot get.
 
-        For one that is about to be merged with others that is when the merge has its own.
+        For a segment that is about to be merged with others that is when the merge has its own. Segments of rows that are
+        written meanwhile are not waited for: there may always be one.
         """
+        seq = self._store.snapshot(uuid).seq
         self.wake()
-        while not self._stopped and any(self._lacking({uuid})) and self._control.going.is_set():
+        while not self._stopped and self._control.going.is_set():
+            if all(part.segment.min_seq > seq for part, _ in self._lacking({uuid})):
+                break
             self.wake()
             with self._lock:
                 self._lock.wait(0.05)

@@ -30,7 +30,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ..contract import Arrays, Damaged, Rows
+from ..contract import Arrays, Damaged, Room, Rows, in_memory
 from ..kernels.compile import brief, intrinsic, kernel
 from ..kernels.distances import COSINE, IP, L2, fetch, load, normalise, pointer, read_only
 from ..kernels.product import AVX2, magnitude
@@ -85,7 +85,9 @@ class Int4:
         self._centre, self._unit, self._metric = full.centre, full.unit, full.metric
 
     @staticmethod
-    def of(full: Codes, stride: int, axes: npt.NDArray[np.float32], seed: int, rows: int | None = None) -> Int4:
+    def of(
+        full: Codes, stride: int, axes: npt.NDArray[np.float32], seed: int, rows: int | None = None, room: Room = in_memory
+    ) -> Int4:
         """Codes with room for all rows of `full`, or as many as said; none filled in yet.
 
         axes: (d, m) from `principal`, m at most `numbers_in(stride)`.
@@ -97,7 +99,7 @@ class Int4:
         steps = np.maximum(np.abs(turned).max(axis=1), 1e-9) / (_MIDDLE - 1)
         directions = np.full((-(-m // 4) * 4, -(-d // _CHUNK) * _CHUNK), _MIDDLE, np.uint8)
         directions[:m, :d] = _MIDDLE + np.rint(turned / steps[:, None])
-        return Int4(by_lines((n, stride), np.uint8), directions, steps.astype(np.float32), full)
+        return Int4(by_lines((n, stride), np.uint8, room, once=True), directions, steps.astype(np.float32), full)
 
     def fill(self, full: Codes, start: int, stop: int, rows: npt.NDArray[np.int64] | None = None) -> None:
         """Codes of rows start..stop of `full`, or of rows[start:stop] there."""
@@ -147,12 +149,15 @@ class Int4:
         return {L2: self._unit**2, COSINE: 0.5, IP: self._unit}[self._metric]
 
 
-def by_lines(shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Zeros that begin with a cache line, as arrays in files do: a record that straddles one more costs a miss more."""
+def by_lines(shape: tuple[int, int], dtype: npt.DTypeLike, room: Room = in_memory, once: bool = False) -> npt.NDArray[Any]:
+    """Zeros that begin with a cache line, as arrays in files do: a record that straddles one more costs a miss more.
+
+    room, once: see `contract.Budget`.
+    """
     size = shape[0] * shape[1] * np.dtype(dtype).itemsize
-    room = np.zeros(size + LINE, np.uint8)
-    first = -room.ctypes.data % LINE
-    return room[first : first + size].view(dtype).reshape(shape)
+    zeros = room(size + LINE, once)
+    first = -zeros.ctypes.data % LINE
+    return zeros[first : first + size].view(dtype).reshape(shape)
 
 
 def principal(full: Codes, rows: npt.NDArray[np.int64], widest: int, seed: int) -> npt.NDArray[np.float32]:

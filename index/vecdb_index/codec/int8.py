@@ -30,7 +30,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ..contract import Arrays, Damaged, Rows
+from ..contract import Arrays, Damaged, Room, Rows, in_memory
 from ..kernels.compile import brief, intrinsic, kernel
 from ..kernels.distances import COSINE, IP, L2, METRICS, load, normalise, pair, pointer, read_only
 from ..kernels.product import AVX2, magnitude, rounded, widen
@@ -52,12 +52,12 @@ class Codes:
     def __init__(
         self, codes: npt.NDArray[np.int8], centre: npt.NDArray[np.float32], unit: float, longest: float, metric: str
     ) -> None:
-        self.codes, self.centre = read_only(codes), read_only(centre)
+        self.codes, self.centre, self._own = read_only(codes), read_only(centre), codes
         self.unit, self.longest = unit, longest
         self.metric = METRICS[metric]
 
     @staticmethod
-    def of(rows: Rows, capacity: int = 0) -> Codes:
+    def of(rows: Rows, capacity: int = 0, room: Room = in_memory) -> Codes:
         """Codes with room for the rows, or for more; none filled in yet. The centre and the unit are those of these rows."""
         d = rows.vectors.shape[1]
         some = np.linspace(0, max(0, len(rows) - 1), min(len(rows), _SAMPLE)).astype(np.int64)
@@ -68,7 +68,8 @@ class Codes:
         centre = np.zeros(d, np.float64)
         for start in range(0, len(there), 256):
             centre += (rows.vectors[there[start : start + 256]] / lengths[start : start + 256, None]).sum(axis=0)
-        codes = np.zeros((max(capacity, len(rows)), width_of(d)), np.int8)
+        n, width = max(capacity, len(rows)), width_of(d)
+        codes = room(n * width, True).view(np.int8).reshape(n, width)
         return Codes(codes, (centre / max(1, len(there))).astype(np.float32), unit, longest, rows.metric)
 
     def fill(self, rows: Rows, start: int, stop: int) -> None:
@@ -76,10 +77,8 @@ class Codes:
         if self.metric != COSINE:
             self.longest = max(self.longest, float(rows.norms[start:stop].max(initial=0)))
         bits = rows.vectors.view(np.uint16) if rows.vectors.dtype == np.float16 else rows.vectors
-        own = self.codes.base
-        assert own is not None
         heads = np.zeros((stop - start, 4), np.float32)
-        codes = own.view(np.uint8)
+        codes = self._own.view(np.uint8)
         about = read_only(bits), read_only(rows.norms), self.metric, self.centre, self.unit
         _fill(*about, codes, heads, start, stop)
         codes[start:stop, :HEAD] = heads.view(np.uint8)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from ..codec import int4
 from ..codec.int4 import Int4, by_lines, numbers_in, principal, query_of, strides_of
 from ..codec.int8 import HEAD, Codes, estimate, head, width_of
-from ..contract import Arrays, Budget, NeedsMemory, Progress, Rows, Trial
+from ..contract import Arrays, Budget, NeedsMemory, Progress, Room, Rows, Trial
 from ..flat.search import FlatSearcher
 from ..kernels.compile import kernel
 from ..kernels.distances import prefetch, read_only
@@ -81,14 +81,14 @@ class _Scratch(NamedTuple):
 class Graph:
     """A graph while it is built."""
 
-    def __init__(self, rows: Rows, params: HNSW) -> None:
+    def __init__(self, rows: Rows, params: HNSW, room: Room) -> None:
         n = len(rows)
-        self.codes = Codes.of(rows)
+        self.codes = Codes.of(rows, room=room)
         self.small = Int4.none(n, self.codes)
         self.factor, self.slack = (np.float32(1), np.float32(1)) if rows.metric == "ip" else (np.float32(2), _SLACK)
         self.degree = min(params.degree, max(1, n - 1))
         self.width = max(params.ef_construction, self.degree)
-        self.adj = by_lines((n, int(self.degree * _ROOM) + 1), np.uint32)
+        self.adj = by_lines((n, int(self.degree * _ROOM) + 1), np.uint32, room)
         self.deg = np.zeros(n, np.uint16)
         self.entries = np.zeros(0, np.uint32)  # from which walks begin while it is built; scratch has room for as many
         self.islands = np.zeros(0, np.uint32)  # rows to which no walk from them leads, and so entries of searches, too
@@ -149,7 +149,7 @@ def build(rows: Rows, params: HNSW, budget: Budget, progress: Progress, trial: T
         last = np.isin(order, trial.rows)
         order, held = np.concatenate([order[~last], order[last]]), int(last.sum())
     budget.control.poll()
-    graph = Graph(rows, params)
+    graph = Graph(rows, params, budget.room)
     with _Team(budget) as team:
         team.run(n, lambda a, b, s: graph.codes.fill(rows, a, b), 1024)
         progress(0.01)
@@ -200,7 +200,7 @@ def _half_bytes(full: Codes, rows: Rows, there: npt.NDArray[np.int64], budget: B
             look(read_only(words), q * words.shape[1], t, b, f, full.codes, tried.codes, near, _AROUND, guess)
             hits += int((np.argsort(-guess[:_AROUND], kind="stable")[:_AMONG] < _NEAREST).sum())
         if hits >= _TOLD_APART * _PROBES * _NEAREST:
-            return Int4.of(full, stride, axes, budget.seed)
+            return Int4.of(full, stride, axes, budget.seed, room=budget.room)
     return Int4.none(len(rows), full)
 
 
