@@ -615,6 +615,16 @@ def test_small_segments_beside_large_ones_do_not_outgrow_what_was_measured(db: v
     assert docs.count() == 4800 and docs.info().indexes["vector"].outgrown
 
 
+def test_points_of_a_curve_are_of_the_same_queries_unless_these_take_far_too_long() -> None:
+    """And a machine that was busy for a moment costs one point its queries, not all that follow."""
+    seconds = [0.0, 1e-4, 1.3e-4, 1e-3, 6e-4, 1e-4]
+    queries, seen = 2000, []
+    for each in seconds:
+        queries = calibrate.at_the_next(queries, each, 2000)
+        seen.append(queries)
+    assert seen == [2000, 2000, 2000, 300, 300, 2000]
+
+
 def test_a_calibration_before_the_index_is_there_does_not_count_for_it(
     db: vecdb.Database, vectors: np.ndarray, queries: np.ndarray
 ) -> None:

@@ -34,7 +34,7 @@ SELECTIVITIES = (1.0, 0.1, _BETWEEN, 0.01)
 EFFORTS = tuple(round(i / 16, 4) for i in range(17))
 QUERIES, FILTERED_QUERIES = 2000, 600
 _LEAST, _POINT = 300, 0.2  # a point of a curve is made of so many queries at least, and takes about so many seconds
-_FAR = 0.7  # of the queries of a point, where that many would be enough, are as good as all
+_FAR = 0.7  # times as many queries, or as few, make the points of a curve too long or too poor
 _WIDTH = 50  # characters of a bar
 _FEWEST = 20  # queries, below which nothing is measured
 ENOUGH = 0.9995  # recall beyond which no more effort is tried
@@ -327,13 +327,13 @@ def at_a_point(seconds: float) -> int:
     return max(_LEAST, int(_POINT / max(seconds, 1e-9)))
 
 
-def at_the_next(queries: int, seconds: float) -> int:
-    """How many queries the next point is made of, when one took so long at the last, which was made of so many.
+def at_the_next(queries: int, seconds: float, most: int) -> int:
+    """How many queries the next point is made of, of `most`, when one took so long at the last, which was made of so many.
 
-    As many, unless that would take far too long: only recalls of the same queries tell whether more effort finds more.
+    As many, unless far fewer or far more are worth it: only recalls of the same queries tell whether more effort finds more.
     """
     worth = at_a_point(seconds)
-    return queries if worth >= _FAR * queries else worth
+    return queries if _FAR * queries <= worth <= queries / _FAR else min(most, worth)
 
 
 def curve_of(k: int, selectivity: float, queries: Queries, kth: Keys, find: Callable[[float, Any], Hits], most: float) -> Curve:
@@ -347,7 +347,7 @@ def curve_of(k: int, selectivity: float, queries: Queries, kth: Keys, find: Call
         nonlocal per, slower, some
         if slower >= _HOPELESS:
             return None
-        some = at_the_next(some, per)
+        some = at_the_next(some, per, len(queries))
         started = time.perf_counter()
         found = find(effort, queries[:some])
         per = (time.perf_counter() - started) / some

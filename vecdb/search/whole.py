@@ -270,7 +270,7 @@ def _curve(k: int, count: int, recalls: Callable[[float, int], Recalls], most: f
         if per > _HOPELESS * most:
             return None
         started = time.perf_counter()
-        queries = at_the_next(queries, per)
+        queries = at_the_next(queries, per, count)
         found = recalls(effort, queries)
         per = (time.perf_counter() - started) / len(found)
         return np.minimum(1.0, found), per
