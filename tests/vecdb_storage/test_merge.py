@@ -354,10 +354,14 @@ def test_the_rows_of_a_merge_are_known_before_and_while_it_is_made(
     assert [store.merger.planned(uuid, name) for name in [*names, taken[0].segment.name]] == [0] * (FAN_OF_SMALL + 1)
 
 
-def test_a_merge_that_somebody_counts_on_begins(store: Store, schema: Schema, rows_of: Rows) -> None:
+def test_a_merge_that_somebody_counts_on_begins(
+    store: Store, schema: Schema, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without another change: since the last one it was only searched."""
     uuid = store.create_collection("c", schema)
-    some_flushed(store, uuid, rows_of, FAN_OF_SMALL)
+    with monkeypatch.context() as patched:
+        patched.setattr(store.merger, "wake", lambda touched: None)  # as if it had looked at these, and found nothing to do
+        some_flushed(store, uuid, rows_of, FAN_OF_SMALL)
     store.merger._searched[uuid] = math.inf
     assert store.merger.planned(uuid, store.state(uuid).segments[0].name) == FAN_OF_SMALL
     waited(lambda: len(store.state(uuid).segments) == 1)
