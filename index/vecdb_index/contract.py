@@ -193,11 +193,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A segment that is merged. moved: (n,) int64, where each of its rows is in the merged one, -1 for rows left out."""
+    """A segment that is merged. moved: (n,) integers, where each of its rows is in the merged one, -1 for rows left out."""
 
     rows: AnyRows
     arrays: Arrays
-    moved: npt.NDArray[np.int64]
+    moved: npt.NDArray[np.integer[Any]]
 
 
 class Searcher(Protocol):

@@ -146,11 +146,12 @@ def candidates(state: CollectionState) -> list[Candidate]:
 
 @dataclass
 class _Source:
-    """A segment that is merged. part: it with its tombstones, when the merge began. kept: its rows that were alive."""
+    """A segment that is merged. part: it with its tombstones, when the merge began. into: (rows,) int32, the row that each row
+    becomes, -1 for one that was dead.
+    """
 
     part: SegmentPart
-    kept: Rows
-    into: Rows = field(default_factory=lambda: np.zeros(0, np.int64))  # the row that each row becomes, or -1
+    into: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def name(self) -> str:
@@ -183,16 +184,17 @@ class _Writer:
     def __init__(self, sources: Sequence[_Source], layout: Layout, pause: Callable[[], None]) -> None:
         """pause: called between pieces; it may wait, or raise to give up."""
         self._sources, self._layout, self._pause = sources, layout, pause
-        counts = [len(source.kept) for source in sources]
+        self._kept = [live_rows(source.part) for source in sources]
+        counts = [len(kept) for kept in self._kept]
         self.rows = sum(counts)
-        seqs = np.concatenate([np.zeros(0, np.uint64), *(s.part.seqs(s.kept) for s in sources)])
+        seqs = np.concatenate([np.zeros(0, np.uint64), *(s.part.seqs(k) for s, k in zip(sources, self._kept, strict=True))])
         self._order: Rows | None = None
-        self._runs = [(at, source.kept) for at, source in enumerate(sources)]
+        self._runs = list(enumerate(self._kept))
         if np.any(seqs[1:] < seqs[:-1]):
             self._order = np.argsort(seqs, kind="stable")
             seqs = seqs[self._order]
             owner = np.repeat(np.arange(len(sources)), counts)[self._order]
-            rows = np.concatenate([source.kept for source in sources])[self._order]
+            rows = np.concatenate(self._kept)[self._order]
             edges = np.flatnonzero(np.diff(owner)) + 1
             owners = owner[np.concatenate([[0], edges])].tolist()
             self._runs = list(zip(owners, np.split(rows, edges), strict=True))
@@ -200,9 +202,9 @@ class _Writer:
         places = np.arange(self.rows)
         if self._order is not None:
             places[self._order] = np.arange(self.rows)
-        for source, part in zip(sources, np.split(places, np.cumsum(counts)[:-1]), strict=True):
-            source.into = np.full(source.part.rows, -1, np.int64)
-            source.into[source.kept] = part
+        for source, kept, part in zip(sources, self._kept, np.split(places, np.cumsum(counts)[:-1]), strict=True):
+            source.into = np.full(source.part.rows, -1, np.int32)
+            source.into[kept] = part
 
     def write(self, writer: SegmentWriter) -> int:
         """Returns the file's length."""
@@ -210,7 +212,7 @@ class _Writer:
         writer.add_gathered({name: self._field(name, form) for name, form in self._layout.items()})
         ids = concat([segments[at].ids.take(rows) for at, rows in self._runs])
         self._pause()
-        hashes, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+        hashes, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
         for source, segment in zip(self._sources, segments, strict=True):
             new = source.into[segment.table.row]
             hashes.append(segment.table.hash[new >= 0])
@@ -219,7 +221,8 @@ class _Writer:
         order = np.argsort(np.concatenate(hashes), kind="stable")
         table = IdTable.of(ids, np.concatenate(hashes)[order], np.concatenate(rows)[order].astype(np.uint32))
         self._pause()
-        columns = merge_columns([(s.part.segment.columns, s.kept) for s in self._sources], self._order, self._pause)
+        parts = [(segment.columns, kept) for segment, kept in zip(segments, self._kept, strict=True)]
+        columns = merge_columns(parts, self._order, self._pause)
         self._pause()
         lengths = [np.zeros(1, np.uint64), *(np.diff(segments[at].payload_offsets)[rows] for at, rows in self._runs)]
         offsets = np.cumsum(np.concatenate(lengths), dtype=np.uint64)
@@ -322,7 +325,7 @@ class Merger:
                     if len(parts) != len(set(names)) or self._busy.keys() & set(names):
                         return None
                     self._busy |= dict.fromkeys(names, sum(part.live_rows for part in parts))
-            sources = [_Source(p, live_rows(p)) for p in sorted(parts, key=lambda p: (p.segment.min_seq, p.segment.max_seq))]
+            sources = [_Source(p) for p in sorted(parts, key=lambda p: (p.segment.min_seq, p.segment.max_seq))]
             merged = Merged(uuid, sources, None, 0, schema)
             try:
                 self._write(merged, layout)
@@ -341,7 +344,7 @@ class Merger:
         if not work.rows:
             return
         path = store.segment_path(merged.uuid, ulid())
-        needed = sum(s.part.segment.file.size * len(s.kept) // max(1, s.part.rows) for s in merged.sources)
+        needed = sum(s.part.segment.file.size * s.part.live_rows // max(1, s.part.rows) for s in merged.sources)
         free = store.files.free_bytes(path.parent)
         if free < needed:
             raise DiskFull(f"a merge may need {needed:,} bytes, and {free:,} are free; free some space", file=str(path))
@@ -385,11 +388,11 @@ class Merger:
     def _commit(self, state: CollectionState, merged: Merged, indexes: Mapping[str, str]) -> None:
         store, names = self._store, merged.names
         replaced = [entry for entry in state.manifest.segments if entry.name in names]
-        kept = [entry for entry in state.manifest.segments if entry.name not in names]
-        died = [np.zeros(0, np.int64)]
+        entries = [entry for entry in state.manifest.segments if entry.name not in names]
+        died = [np.zeros(0, np.int32)]
         for source in merged.sources:
-            now = source.into[source.kept[state.tombstones[source.name].is_dead(source.kept)]]
-            died.append(now)
+            kept = np.flatnonzero(source.into >= 0)
+            died.append(source.into[kept[state.tombstones[source.name].is_dead(kept)]])
             del state.tombstones[source.name]
             state.committed.pop(source.name, None)
         state.segments = [segment for segment in state.segments if segment.name not in names]
@@ -397,13 +400,13 @@ class Merger:
         if segment is not None:
             dead = np.concatenate(died)
             tombstones = Tombstones(segment.rows)
-            state.attach(segment, tombstones.with_dead(dead) if len(dead) else tombstones)
-            kept.append(SegmentEntry(segment.name, segment.rows, None, merged.length, dict(indexes)))
+            state.attach(segment, tombstones.with_dead(dead.astype(np.int64)) if len(dead) else tombstones)
+            entries.append(SegmentEntry(segment.name, segment.rows, None, merged.length, dict(indexes)))
         folder = f"segments/{state.uuid.hex()}"
 
         def run(txn: Transaction) -> Section:
             section = Section(store.environment, txn, store.states, store.seq)
-            section.put_manifest(state, Manifest(state.manifest.flushed, tuple(kept)))
+            section.put_manifest(state, Manifest(state.manifest.flushed, tuple(entries)))
             for entry in replaced:
                 store.environment.delete_prefix(txn, "tombstones", entry.name.encode())
                 section.drop_files(f"{folder}/{file}" for file in entry.files)

@@ -39,7 +39,9 @@ def test_what_was_freed_between_what_is_kept_goes_back() -> None:
     assert kept == 100_000 and freed > 0.6 * 60_000 * 1000 / 1024
 
 
-def test_it_does_after_each_build(db: vecdb.Database, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_does_after_each_build_and_when_a_merge_is_written(
+    db: vecdb.Database, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[Any] = []
     monkeypatch.setattr(indexing, "give_back", lambda: given.append(docs.info().indexes["vector"].segments))
     docs = db.create_collection("docs", Dense(8, index=HNSW()))
@@ -48,6 +50,6 @@ def test_it_does_after_each_build(db: vecdb.Database, rng: np.random.Generator, 
         docs.flush()
     docs.merge()
     until = time.monotonic() + 60
-    while len(given) < 3 and time.monotonic() < until:  # who waits for an index is told of it before
+    while len(given) < 4 and time.monotonic() < until:  # who waits for an index is told of it before
         time.sleep(0.01)
-    assert given == [1, 2, 1]
+    assert given == [1, 2, 2, 1]

@@ -199,7 +199,6 @@ class Indexer:
                         self._do(job)
                     else:
                         break
-                    give_back()
                 # What is due and was not tried is of segments or parameters that are gone.
                 now = time.monotonic()
                 self._failed = {job: failure for job, failure in self._failed.items() if failure.again > now}
@@ -298,6 +297,7 @@ class Indexer:
             with self._lock:
                 self._current = None
                 self._lock.notify_all()
+            give_back()
 
     def _build(self, job: Job) -> None:
         store = self._store
@@ -407,6 +407,7 @@ class Indexer:
         """Builds the indexes of a merge and commits it; one that cannot be built is left for later."""
         files: dict[str, str] = {}
         assert merged.segment is not None
+        give_back()  # what writing it took
         try:
             for job, declared in self._jobs_of(merged):
                 with self._lock:
@@ -427,6 +428,7 @@ class Indexer:
             with self._lock:
                 self._current = None
                 self._lock.notify_all()
+            give_back()
 
     def _give_merges_back(self) -> None:
         while self._merged:

@@ -125,9 +125,9 @@ class Graph:
 
 def memory_of(n: int, d: int, params: HNSW, threads: int) -> int:
     """About how many bytes a build takes beside its rows."""
-    row = (int(params.degree * _ROOM) + 1) * 4 + width_of(d) + max(strides_of(d), default=0) + 26
+    row = (int(params.degree * _ROOM) + 1) * 4 + width_of(d) + max(strides_of(d), default=0) + 18
     before = int4.memory_of(d) if n >= LEAST_IN_HALF_BYTES else 0  # and given back
-    turned = min(n, _most_together(n)) * params.degree * 24
+    turned = min(n, _most_together(n)) * params.degree * 8
     return max(before, n * row + turned + threads * (2 * n + params.degree * d * 2)) + (1 << 20)
 
 
@@ -271,23 +271,16 @@ def _insert(graph: Graph, before: npt.NDArray[np.int64], batch: npt.NDArray[np.i
         return
     entries = graph.entries[: len(before)]  # they were the first rows of all
     team.run(len(batch), lambda a, b, s: _link(graph.lists, read_only(entries), batch[a:b], s))
-    degrees = graph.deg[batch]
-    source = np.repeat(batch.astype(np.uint32), degrees)
-    target = graph.adj[batch][np.arange(graph.adj.shape[1]) < degrees[:, None]]
-    if not len(target):
-        return
-    by_target = np.argsort(target, kind="stable")
-    source, target = source[by_target], target[by_target]
-    del by_target
-    first = np.flatnonzero(np.append(True, target[1:] != target[:-1]))
-    ends = np.append(first, len(target))
-    team.run(len(first), lambda a, b, s: _link_back(graph.lists, target[first[a:b]], ends[a : b + 1], source, s))
+    turned = np.empty(int(graph.deg[batch].sum()), np.uint64)
+    _turn(graph.adj, graph.deg, batch, turned)
+    turned.sort()
+    team.run(len(turned), lambda a, b, s: _link_back(graph.lists, turned, a, b, s), _TASK * graph.degree)
 
 
 def _connect(graph: Graph, order: npt.NDArray[np.int64], team: _Team) -> None:
     """Links rows that no walk from an entry could reach."""
-    through = np.full(len(graph.deg), -1, np.int64)  # by which row each was reached first, an entry by itself
-    stack = np.empty(len(graph.deg), np.int64)
+    through = np.full(len(graph.deg), -1, np.int32)  # by which row each was reached first, an entry by itself
+    stack = np.empty(len(graph.deg), np.int32)
     islands: list[np.int64] = []
     _reach(graph.adj, graph.deg, graph.entries.astype(np.int64), through, stack)
     for row in order[through[order] < 0]:
@@ -388,16 +381,32 @@ def _link(graph, entries, batch, scratch):
 
 
 @kernel
-def _link_back(graph, targets, ends, source, scratch):
-    """Adds to each target the rows that link to it: source[ends[i]:ends[i + 1]]."""
-    for i in range(len(targets)):
-        row = np.int64(targets[i])
-        for j in range(ends[i], ends[i + 1]):
-            if np.int64(graph.deg[row]) == graph.adj.shape[1]:
-                _repick(graph, row, scratch)
-            count = np.int64(graph.deg[row])
-            graph.adj[row, count] = source[j]
-            graph.deg[row] = np.uint16(count + 1)
+def _turn(adj, deg, batch, turned):
+    """The links of some rows, each as where it leads << 32 | where it comes from."""
+    at = 0
+    for i in range(len(batch)):
+        row = np.int64(batch[i])
+        for j in range(np.int64(deg[row])):
+            turned[at] = np.uint64(adj[row, j]) << np.uint64(32) | np.uint64(row)
+            at += 1
+
+
+@kernel
+def _link_back(graph, turned, start, stop, scratch):
+    """Links each row to those that chose it, see `_turn`, if the first of them is among turned[start:stop]."""
+    half = np.uint64(32)
+    while 0 < start < stop and turned[start] >> half == turned[start - 1] >> half:
+        start += 1
+    if start == stop:
+        return
+    while start < len(turned) and (start < stop or turned[start] >> half == turned[start - 1] >> half):
+        row = np.int64(turned[start] >> half)
+        if np.int64(graph.deg[row]) == graph.adj.shape[1]:
+            _repick(graph, row, scratch)
+        count = np.int64(graph.deg[row])
+        graph.adj[row, count] = np.uint32(turned[start])
+        graph.deg[row] = np.uint16(count + 1)
+        start += 1
 
 
 @kernel

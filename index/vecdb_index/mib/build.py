@@ -281,7 +281,7 @@ def merge(
         budget.control.poll()
         _, bits = opened(part.arrays, trained, part.rows)
         old = np.flatnonzero(part.moved >= 0)
-        new = part.moved[old]
+        new = part.moved[old].astype(np.int64)
         copy_rows(bits.codes, bits.factors, old, codes, factors, new)
         if deeper is not None:
             _, planes, scales = more_bits_in(part.arrays, part.rows, encoder)
