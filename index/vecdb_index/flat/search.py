@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from ..codec.int8 import Codes
 from ..contract import Bitmap, Control, Hits, Keys, Rows
-from ..kernels.bitmap import both
+from ..kernels.bitmap import ALL, both
 from ..kernels.distances import METRICS, prepared, read_only
 from ..kernels.scan import scan, scan_briefly, with_key
-from ..kernels.select import settle
+from ..kernels.select import NO_FLOOR, settle
 from ..kernels.tile import search_tiles, tiles_of
 from .coded import scan_codes, scan_codes_briefly
 
@@ -29,10 +29,6 @@ STREAMED = 4  # queries up to which streaming beats multiplying
 _CODED = 8  # likewise, over codes
 _POLL_BYTES = 64 << 20  # of vectors, for each 64 queries, between two looks at the deadline
 _BRIEF = 1 << 20  # bytes that are read sooner than a thread would get the interpreter back, had it let go of it
-_NO_BITMAP = np.zeros(0, np.uint64)
-_NO_BITMAP.flags.writeable = False
-_NO_FLOOR = np.full(1, -np.inf, np.float32)
-_NO_FLOOR.flags.writeable = False
 
 
 class FlatSearcher:
@@ -62,7 +58,7 @@ class FlatSearcher:
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)  # of which `sizes` are in use
         sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
         words = self._words(allowed)
-        lowest = np.repeat(_NO_FLOOR, m) if floor is None and m != 1 else _NO_FLOOR if floor is None else read_only(floor)
+        lowest = NO_FLOOR if floor is None else read_only(floor)
         scored, read = 0, 0
         if n and m and k:
             codes, few = self.codes if m <= _CODED else None, m <= STREAMED
@@ -129,5 +125,5 @@ class FlatSearcher:
     def _words(self, allowed: Bitmap | None) -> Bitmap:
         present = self.rows.present
         if allowed is None:
-            return _NO_BITMAP if present is None else read_only(present)
+            return ALL if present is None else read_only(present)
         return read_only(allowed if present is None else both(allowed, present))

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import Bitmap, Control, Hits, Keys, SparseRows
+from ..kernels.bitmap import ALL
 from ..kernels.distances import read_only
-from ..kernels.select import settle
+from ..kernels.select import NO_FLOOR, settle
 from ..kernels.sparse import scan_sparse, slots_for, with_product
 
 _POLL = 1 << 20  # components of rows that are looked at, for each query, between two looks at the deadline
-_NO_BITMAP = read_only(np.zeros(0, np.uint64))
-_NO_FLOOR = read_only(np.full(1, -np.inf, np.float32))
 
 
 class SparseSearcher:
@@ -46,7 +45,7 @@ class SparseSearcher:
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
         words = self._words(allowed)
-        lowest = np.repeat(_NO_FLOOR, m) if floor is None else read_only(floor)
+        lowest = read_only(np.repeat(NO_FLOOR, m) if floor is None else floor)
         scored = 0
         if n and m and k:
             asked = read_only(queries.offsets), read_only(queries.indices), read_only(queries.weights)
@@ -96,5 +95,5 @@ class SparseSearcher:
     def _words(self, allowed: Bitmap | None) -> Bitmap:
         present = self.rows.present
         if allowed is None:
-            return _NO_BITMAP if present is None else read_only(present)
+            return ALL if present is None else read_only(present)
         return read_only(allowed if present is None else allowed & present)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from .compile import brief, kernel
 from .distances import read_only
 
+ALL = read_only(np.zeros(0, np.uint64))  # of rows, to kernels
+
 
 def ones(words: npt.NDArray[np.uint64]) -> int:
     """How many rows are in it."""

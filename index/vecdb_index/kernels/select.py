@@ -17,9 +17,11 @@ from llvmlite import ir
 from numba import types
 
 from .compile import brief, intrinsic, kernel
+from .distances import read_only
 
 MAX_ROWS = 1 << 31  # in one segment, where rows are in entries
 _ROW = np.uint64(0x7FFF_FFFF)
+NO_FLOOR = read_only(np.full(1, -np.inf, np.float32))  # of any query
 
 
 @kernel
@@ -96,7 +98,7 @@ def settle(keys, rows, sizes, dropped, floors, tied):
             key, row = keys[q, end], rows[q, end]
             keys[q, end], rows[q, end] = keys[q, 0], rows[q, 0]
             _replace_worst(keys, rows, q, end, key, row)
-        while size > 0 and keys[q, size - 1] < floors[q]:
+        while size > 0 and keys[q, size - 1] < floors[q % len(floors)]:
             size -= 1
             tied[q] = False
         sizes[q] = size

@@ -37,7 +37,7 @@ from ..contract import Arrays, Bitmap, Control, Hits, Keys, Rows
 from ..cores import usable
 from ..crew import Crew
 from ..flat.search import FlatSearcher
-from ..kernels.bitmap import ones
+from ..kernels.bitmap import ALL, ones
 from ..kernels.distances import METRICS, read_only
 from .gate import LATER, NEAREST, RECALLS, Verdict, best_of, verdict_of
 from .layout import LISTS, TRIED, entropy_in, measured_in, more_bits_in, opened
@@ -57,7 +57,6 @@ _RANGES = 4  # of codes to a thread, so that those who begin late leave some to 
 _POLL = 1 << 22  # rows times queries between two looks at the deadline
 _LOOKED_AT, _PAIRS = 1024, 2000  # rows whose bits are looked at for `figures`, and pairs of them
 _ENTROPIES = (0.5, 0.9, 0.99, 1.0)  # of bits, that are counted apart
-_NO_BITMAP = read_only(np.zeros(0, np.uint64))
 
 
 @dataclass(frozen=True)
@@ -284,7 +283,7 @@ class MIBSearcher:
         queries: npt.NDArray[np.float32],
         k: int,
         short: int,
-        words: Bitmap = _NO_BITMAP,
+        words: Bitmap = ALL,
         floor: Keys | None = None,
         control: Control | None = None,
     ) -> Hits:
@@ -391,7 +390,7 @@ class MIBSearcher:
         """The bitmap that kernels go by, and how many rows it has."""
         present = self.rows.present
         if allowed is None:
-            return (_NO_BITMAP if present is None else read_only(present)), self._count
+            return (ALL if present is None else read_only(present)), self._count
         both = read_only(allowed if present is None else allowed & present)
         return both, self._among(both)
 

@@ -24,7 +24,7 @@ from numba import types
 
 from ..contract import Arrays, Bitmap, Budget, Control, Damaged, Hits, Keys, SparseRows
 from ..flat.sparse import SparseSearcher
-from ..kernels.bitmap import ones
+from ..kernels.bitmap import ALL, ones
 from ..kernels.compile import intrinsic, kernel
 from ..kernels.distances import load, pointer, read_only
 from ..kernels.select import offer, settle
@@ -42,7 +42,6 @@ _SAFE = 1 + 1e-5  # beyond the rounding of sums
 _REST = 0.2  # of the key to be reached: what lists that are not read may add to it
 _EFFORT = 0.3  # of the search that finds about where the k-th best key is
 _SCRATCH = 8
-_NO_BITMAP = read_only(np.zeros(0, np.uint64))
 
 
 def bytes_of(components: int) -> int:
@@ -140,13 +139,13 @@ class ExactSearcher:
         guess = self._near.nearly(queries, k, _EFFORT, allowed, floor, control)
         keys, rows = np.empty((m, k), np.float32), np.empty((m, k), np.int64)
         sizes, dropped, tied = np.zeros(m, np.int64), np.full(m, np.nan, np.float32), np.empty(m, np.bool_)
-        lowest = np.full(m, -np.inf, np.float32) if floor is None else np.ascontiguousarray(floor)
+        lowest = read_only(np.full(m, -np.inf, np.float32) if floor is None else floor)
         known = np.where(guess.lengths == k, guess.keys[:, -1], -np.inf) if k else lowest
         known = read_only(np.maximum(known, lowest).astype(np.float32))
         present = self.rows.present
         if present is not None:
             allowed = present if allowed is None else allowed & present
-        words = _NO_BITMAP if allowed is None else read_only(allowed)
+        words = ALL if allowed is None else read_only(allowed)
         asked = read_only(queries.offsets), read_only(queries.indices), read_only(queries.weights)
         weights = read_only(self.rows.offsets), read_only(self.rows.indices), read_only(self.rows.weights)
         most = int(np.diff(queries.offsets).max(initial=0))

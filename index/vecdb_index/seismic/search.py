@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from ..contract import Arrays, Bitmap, Control, Hits, Keys, SparseRows
 from ..flat.sparse import SparseSearcher
-from ..kernels.bitmap import ones
+from ..kernels.bitmap import ALL, ones
 from ..kernels.compile import kernel
 from ..kernels.distances import prefetch, read_only
-from ..kernels.select import insert
+from ..kernels.select import NO_FLOOR, insert
 from ..kernels.sparse import LEAST_SLOTS, lay_out, product, shift_of, slots_for
 from .full import ExactSearcher
 from .layout import HEAD, NONE, SLOTS, Index, alike, has_tail, head_score, lowest, opened, tail_score, term_of
@@ -41,9 +41,7 @@ _BUCKETS = 512  # of the scores of blocks
 _FIRST = np.int32(1 << 30)  # the score of a block without a summary
 _ROUNDING = 0.97  # by which scores in codes may be too low
 _SHARES = {"median": 50, "95 %": 95, "longest": 100}
-_NO_BITMAP = read_only(np.zeros(0, np.uint64))
 _NONE = read_only(np.zeros(0, np.int64))
-_NO_FLOOR = read_only(np.full(1, -np.inf, np.float32))
 
 
 class Settings(NamedTuple):
@@ -164,8 +162,8 @@ class SeismicSearcher:
         scored, read, fewer, lists, blocks, visited = 0, 0, 0, 0, 0, 0
         if n and m and wanted:
             scratch = self._borrow(queries, looked_at(k))
-            words = _NO_BITMAP if allowed is None else read_only(allowed)
-            lowest = _NO_FLOOR if floor is None else read_only(floor)
+            words = ALL if allowed is None else read_only(allowed)
+            lowest = NO_FLOOR if floor is None else read_only(floor)
             asked = read_only(queries.offsets), read_only(queries.indices), read_only(queries.weights)
             step = m if control is None else _POLL
             for start in range(0, m, step):
