@@ -13,6 +13,7 @@ from vecdb_index.coalesce import Coalescer
 from vecdb_index.conformance import bitmap, drawn, same, stored
 from vecdb_index.contract import Budget, Cancelled, Control, DeadlineReached
 from vecdb_index.crew import Crew
+from vecdb_index.kernels.bitmap import ALL
 from vecdb_index.kernels.distances import METRICS
 from vecdb_index.mib import search
 from vecdb_index.mib.backend import BACKEND
@@ -149,7 +150,7 @@ def test_a_crew_finds_what_one_thread_finds(
     assert searcher.lists.decline.falls
     words = bitmap(np.arange(6000) % 7 < 3)
     for short in (10, 60, 700):
-        for words_, control in ((search._NO_BITMAP, None), (words, Control())):
+        for words_, control in ((ALL, None), (words, Control())):
             alone = searcher.look(queries, 5, short, words_, None, control)
             seen = Scans(3, monkeypatch)
             found = searcher.over(crew).look(queries, 5, short, words_, None, control)
@@ -173,9 +174,9 @@ def test_what_a_crew_does_can_be_cancelled(crew: Crew) -> None:
     searcher, control = opened(stored(drawn(6000, 96), "l2")), Control()
     control.cancel()
     with pytest.raises(Cancelled):
-        searcher.over(crew).look(drawn(1, 96), 5, 60, search._NO_BITMAP, None, control)
+        searcher.over(crew).look(drawn(1, 96), 5, 60, ALL, None, control)
     with pytest.raises(DeadlineReached):
-        searcher.over(crew).look(drawn(1, 96), 5, 60, search._NO_BITMAP, None, Control(time.monotonic() - 1))
+        searcher.over(crew).look(drawn(1, 96), 5, 60, ALL, None, Control(time.monotonic() - 1))
 
 
 def test_nobody_waits_for_threads_that_are_busy() -> None:
