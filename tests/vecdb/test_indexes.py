@@ -566,9 +566,17 @@ def test_a_memory_limit_of_the_user_is_kept_and_a_failed_build_is_tried_again(
         docs = filled(db, vectors)
         assert "1,000" in docs.info().indexes["vector"].error
         assert ways(docs, vectors[0]) == ["exact scan"]
+        store, told = docs._indexer._store, []
+        add = store.add_index
+
+        def added(*args: Any) -> None:
+            add(*args)
+            told.append(docs.info().indexes["vector"])  # as soon as it is there
+
+        monkeypatch.setattr(store, "add_index", added)
         docs._indexer._memory_limit = None
-        waited(lambda: docs.info().indexes["vector"].segments == 1)
-        assert docs.info().indexes["vector"].error is None
+        waited(lambda: told)
+        assert told[0].segments == 1 and told[0].error is None
     with pytest.raises(InvalidInput, match="memory_limit"):
         vecdb.open(tmp_path / "other", memory_limit=-1)
 

@@ -278,9 +278,9 @@ class Indexer:
     def _do(self, job: Job) -> None:
         with self._lock:
             self._current = (job, 0.0)
+        before = self._failed.get(job)
         try:
             self._build(job)
-            self._failed.pop(job, None)
         except Cancelled:
             raise
         except (NotFound, _Abandoned):
@@ -289,7 +289,7 @@ class Indexer:
             why = str(error)
             if isinstance(error, NeedsMemory):
                 why += "; open the database with a larger memory_limit=, or free memory"
-            times = self._failed[job].times + 1 if job in self._failed else 1
+            times = 1 if before is None else before.times + 1
             self._failed[job] = _Failure(why, times, time.monotonic() + min(_LONGEST, _AGAIN * 2 ** (times - 1)))
             _log.warning("index of field %r, segment %s: %s", job.field, job.segment, why)
         finally:
@@ -305,11 +305,12 @@ class Indexer:
         part = next((p for p in snapshot.parts if isinstance(p, SegmentPart) and p.segment.name == job.segment), None)
         if part is None:
             raise NotFound(f"segment {job.segment} is gone")
+        declared = field_from_json(snapshot.schema["fields"][job.field])
+        built = None if job.params is None else self._built(job, part.segment, declared, self._control)
+        self._failed.pop(job, None)  # so that nobody is told of it beside the index
         if job.params is None:
             store.drop_index(job.uuid, job.segment, job.field)
-            return
-        declared = field_from_json(snapshot.schema["fields"][job.field])
-        if (built := self._built(job, part.segment, declared, self._control)) is not None:
+        elif built is not None:
             store.add_index(job.uuid, job.segment, job.field, *built)
 
     def _built(
