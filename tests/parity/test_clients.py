@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vecdb import Dense
+from vecdb.client import channel
 from vecdb.client import collection as client
-from vecdb.errors import AlreadyExists, InvalidInput
+from vecdb.errors import AlreadyExists, DeadlineExceeded, InvalidInput
 
 
 def test_an_error_in_a_stream_says_how_many_points_are_in(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +58,11 @@ def test_a_wrong_row_of_a_large_write_is_named_and_nothing_is_sent(db: Any) -> N
     with pytest.raises(InvalidInput, match="point 49999"):
         docs.upsert(ids=range(50_000), vectors=vectors)
     assert docs.count() == 0
+
+
+def test_a_call_whose_time_is_over_is_not_sent(db: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = db.create_collection("docs", Dense(2))
+    for kind in (channel.Blocking, channel.Waiting):
+        monkeypatch.setattr(kind, "_once", lambda *_: pytest.fail("it was sent"))
+    with pytest.raises(DeadlineExceeded, match="took longer than 1e-09 s"):
+        docs.search([1, 2], timeout=1e-9)

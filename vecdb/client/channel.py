@@ -161,16 +161,18 @@ class Channel:
         pause = _FIRST
         for left in range(self.address.retries, -1, -1):
             self.check_open()
+            rest = None if until is None else until - time.monotonic()
+            if timeout is not None and rest is not None and rest <= 0:  # which gRPC would round up, and might answer in time
+                raise _late(timeout)
             try:
-                rest = None if until is None else max(0.001, until - time.monotonic())
-                return await call(rest)
+                return await call(None if rest is None else max(0.001, rest))
             except grpc.RpcError as failed:
                 error = error_of(failed)
             # What was sent away was not begun; what is unavailable may have been.
             worth = isinstance(error, Overloaded) and error.retry_after is not None
             worth = worth or (isinstance(error, Unavailable) and again)
             if isinstance(error, DeadlineExceeded) and timeout is not None:
-                error = DeadlineExceeded(f"the call took longer than {timeout:g} s; give it more time, or ask for less")
+                error = _late(timeout)
             if not worth or not left:
                 raise error from None
             wait = max(getattr(error, "retry_after", None) or 0.0, pause * random.uniform(0.5, 1))
@@ -283,6 +285,10 @@ def error_of(failed: Any) -> VecdbError:
     if isinstance(error, DeadlineExceeded) and failed.code().name == str(error):
         return DeadlineExceeded("no answer came within the timeout")
     return error
+
+
+def _late(timeout: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the call took longer than {timeout:g} s; give it more time, or ask for less")
 
 
 def _of_stream(error: VecdbError) -> VecdbError:
