@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from vecdb_index.contract import Budget, Control, Rows, Trial
+from vecdb_index.hnsw import build
 from vecdb_index.hnsw.backend import BACKEND
 from vecdb_index.hnsw.params import HNSW
 
@@ -75,3 +77,15 @@ def test_the_large_arrays_of_a_build_lie_where_its_caller_wants_them() -> None:
     assert all(each == seen[0] for each in seen)
     for name, array in here.items():
         assert array.tobytes() == there[name].tobytes(), name
+
+
+def test_a_graph_is_the_same_wherever_its_work_is_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows are so long that each is linked to by more rows of a batch than a task has."""
+    vectors = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)
+    vectors[:20] *= 10
+    rows = Rows(vectors, np.linalg.norm(vectors, axis=1).astype(np.float32), "ip")
+    made = []
+    for task, threads in ((10**6, 1), (64, 1), (1, 1), (1, 2)):
+        monkeypatch.setattr(build, "_TASK", task)
+        made.append(BACKEND.build(rows, {}, HNSW(m=8), Budget(threads=threads), lambda share: None))
+    assert all(np.array_equal(made[0][name], each[name]) for each in made[1:] for name in made[0])

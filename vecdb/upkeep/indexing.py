@@ -208,7 +208,7 @@ class Indexer:
             except Exception as error:
                 # The store was closed, the disk is in trouble, or a backend went: the next commit tries again.
                 if not self._stopped:
-                    _log.warning("indexing stopped for now: %s", error)
+                    _log.warning("indexing stopped, and goes on at the next commit: %s", error)
             with self._lock:
                 self._lock.notify_all()
 
